@@ -1,0 +1,46 @@
+# Each target sets up .venv by itself: a machine with Python >= 3.11 and make is enough.
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/digits
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-slow lint format bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# A stamp per set of extras: made again when the dependencies change.
+$(VENV)/.train: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,test]'
+	@touch $@ $(VENV)/.train
+
+train: $(VENV)/.train ## Train a PSConv network on handwritten digits (about a minute)
+	$(BIN)/python -m train --config=configs/ps_resnet_digits.py --workdir=$(WORKDIR)
+
+test: $(VENV)/.test ## Run the tests (minutes)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: $(VENV)/.test ## Run the long sweeps
+	$(BIN)/python -m pytest -n 2 -m slow
+
+lint: $(VENV)/.test ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.test ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test ## Time the operators over the plain convolution
+	$(BIN)/python -m benchmarks.operators
+
+clean: ## Remove the environment and caches (not your runs)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,5 @@
+"""Multi-scale convolutions for JAX and Flax."""
+
+from msconv_jax.lattice import KernelLattice, Tile
+
+__all__ = ["KernelLattice", "Tile"]
