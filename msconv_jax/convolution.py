@@ -1,0 +1,439 @@
+"""Convolution with a kernel lattice: the only place of the library that calls XLA's convolution.
+
+:func:`lattice_convolve` carries out the plan that :mod:`msconv_jax.lowering` chooses, :func:`convolve` is the
+plain (grouped) case. Everything is made of ordinary differentiable operations.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from msconv_jax import lowering as lowering_room
+from msconv_jax.channels import take_channels
+from msconv_jax.lattice import KernelLattice, Tile, per_axis
+from msconv_jax.lowering import LayerKey, Lowering, Plan, Step
+
+Padding = str | int | Sequence[int | tuple[int, int]]
+Pads = tuple[tuple[int, int], ...]
+
+
+def lattice_convolve(
+    x: ArrayLike,
+    kernels: ArrayLike | Sequence[ArrayLike],
+    lattice: KernelLattice,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    *,
+    lowering: Lowering = "auto",
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> jax.Array:
+    """Convolves with a kernel lattice; equals one convolution with ``lattice.expand(kernels)``.
+
+    A correlation without kernel flip, zero outside the image, as Eq. (3) of the PSConv paper.
+
+    Args:
+      x: ``(*batch, *spatial, in_features)``, any number of batch axes, also none.
+      kernels: the lattice's kernels, one array per tile or packed: see :class:`KernelLattice`.
+      lattice: the kernel lattice.
+      strides: pixels between outputs, one int or one per spatial axis.
+      padding: "SAME", "SAME_LOWER", "VALID", an int for every side, or for each axis an int or a pair
+        (before, after). It speaks of the lattice's base kernel; each tile is padded further by half of its
+        extra extent, so that all tiles give the size that the base kernel gives.
+      lowering: how to compute it: "tiles", "packs", "grouped", "dense", "shifts" (see
+        :mod:`msconv_jax.lowering`), or "auto" for the cheapest on JAX's default backend.
+      precision: of the products, as in ``jax.lax.conv_general_dilated``.
+      preferred_element_type: dtype of the result, as in ``jax.lax.conv_general_dilated``.
+
+    Returns:
+      ``(*batch, *output_spatial, out_features)``. The computation's dtype is that of `x` if it is a
+      half-precision one, else what `x` and the kernels promote to.
+
+    Raises:
+      ValueError: if shapes do not fit the lattice, or an argument is not one of the above.
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> from msconv_jax import KernelLattice, Tile, lattice_convolve
+      >>> lattice = KernelLattice(4, 4, (
+      ...     Tile(slice(0, 2), slice(0, 4), (3, 3)),
+      ...     Tile(slice(2, 4), slice(0, 4), (3, 3), dilation=2),
+      ... ))
+      >>> lattice_convolve(jnp.ones((1, 9, 9, 4)), jnp.ones((3, 3, 4, 4)), lattice, padding=1).shape
+      (1, 9, 9, 4)
+    """
+    lowering_room.check_lowering(lowering)
+    ndim = lattice.ndim
+    x = jnp.asarray(x)
+    if x.ndim < ndim + 1 or x.shape[-1] != lattice.in_features:
+        raise ValueError(
+            f"x has shape {x.shape}: expected (*batch, {ndim} spatial axes, {lattice.in_features} channels)."
+        )
+    arrays = lattice.pack(kernels)  # type: ignore[arg-type]
+    dtype = compute_dtype(x, *arrays)
+    batch, spatial = x.shape[: -ndim - 1], x.shape[-ndim - 1 : -1]
+    strides = per_axis("strides", strides, ndim)
+    pads = base_pads(padding, spatial, lattice.base_extent, strides)
+    y = _convolve(
+        x.astype(dtype).reshape((math.prod(batch), *x.shape[-ndim - 1 :])),
+        tuple(array.astype(dtype) for array in arrays),
+        lattice=lattice,
+        strides=strides,
+        pads=pads,
+        lowering=lowering,
+        backend=_backend(),
+        precision=precision,
+        preferred_element_type=None if preferred_element_type is None else jnp.dtype(preferred_element_type),
+    )
+    return y.reshape((*batch, *y.shape[1:]))
+
+
+def convolve(
+    x: ArrayLike,
+    kernel: ArrayLike,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    *,
+    kernel_dilation: int | Sequence[int] | None = 1,
+    feature_group_count: int = 1,
+    lowering: Lowering = "auto",
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> jax.Array:
+    """The plain convolution, grouped or not, with a lowering that is fast on every backend.
+
+    Args:
+      x: ``(*batch, *spatial, in_features)``.
+      kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
+      strides: as in :func:`lattice_convolve`.
+      padding: as in :func:`lattice_convolve`; speaks of the dilated kernel, as ``nnx.Conv``'s does.
+      kernel_dilation: pixels between taps, one int or one per spatial axis.
+      feature_group_count: number of groups of channels.
+      lowering: as in :func:`lattice_convolve`.
+      precision: as in :func:`lattice_convolve`.
+      preferred_element_type: as in :func:`lattice_convolve`.
+
+    Returns:
+      ``(*batch, *output_spatial, out_features)``.
+
+    Raises:
+      ValueError: if the channels are not divisible by the groups, or the shapes do not fit.
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> from msconv_jax.convolution import convolve
+      >>> convolve(jnp.ones((2, 8, 8, 6)), jnp.ones((3, 3, 2, 9)), feature_group_count=3).shape
+      (2, 8, 8, 9)
+    """
+    kernel = jnp.asarray(kernel)
+    if kernel.ndim < 3:
+        raise ValueError(f"kernel has shape {kernel.shape}: expected (*kernel_size, inputs, outputs).")
+    lattice = grouped_lattice(
+        kernel.shape[-2] * feature_group_count,
+        kernel.shape[-1],
+        kernel.shape[:-2],
+        per_axis("kernel_dilation", kernel_dilation, kernel.ndim - 2),
+        feature_group_count,
+    )
+    return lattice_convolve(
+        x,
+        kernel,
+        lattice,
+        strides,
+        padding,
+        lowering=lowering,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+
+
+def grouped_lattice(
+    in_features: int,
+    out_features: int,
+    kernel_size: tuple[int, ...],
+    kernel_dilation: tuple[int, ...],
+    feature_group_count: int,
+) -> KernelLattice:
+    """The lattice of a plain convolution: block-diagonal, one tile per group.
+
+    Raises:
+      ValueError: if the groups do not divide the channels.
+    """
+    check_groups(in_features, out_features, feature_group_count)
+    return _grouped_lattice(in_features, out_features, kernel_size, kernel_dilation, feature_group_count)
+
+
+@functools.lru_cache(maxsize=1024)
+def _grouped_lattice(
+    in_features: int, out_features: int, kernel_size: tuple[int, ...], dilation: tuple[int, ...], groups: int
+) -> KernelLattice:
+    fan_in, fan_out = in_features // groups, out_features // groups
+    tiles = tuple(
+        Tile(slice(g * fan_out, (g + 1) * fan_out), slice(g * fan_in, (g + 1) * fan_in), kernel_size, dilation)
+        for g in range(groups)
+    )
+    return KernelLattice(in_features, out_features, tiles, tiles[0].extent)
+
+
+# --- arguments ---
+
+
+def check_groups(in_features: int, out_features: int, feature_group_count: int) -> None:
+    """Raises ValueError unless `feature_group_count` divides both channel counts."""
+    for name, features in (("in_features", in_features), ("out_features", out_features)):
+        if isinstance(features, bool) or not isinstance(features, int | np.integer) or features < 1:
+            raise ValueError(f"{name}={features!r}: expected a positive int.")
+    groups = feature_group_count
+    if isinstance(groups, bool) or not isinstance(groups, int | np.integer) or groups < 1:
+        raise ValueError(f"feature_group_count={groups!r}: expected a positive int.")
+    if in_features % groups or out_features % groups:
+        common = math.gcd(in_features, out_features)
+        fitting = [g for g in range(1, common + 1) if common % g == 0]
+        raise ValueError(
+            f"feature_group_count={groups} does not divide in_features={in_features} and "
+            f"out_features={out_features}: take one of {fitting}."
+        )
+
+
+def check_padding(padding: Padding, ndim: int) -> str | Pads:
+    """`padding` in canonical form: an upper-case name, or a pair of ints per spatial axis.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    rule = (
+        f"padding={padding!r}: expected 'SAME', 'SAME_LOWER', 'VALID', an int, or for each of the {ndim} "
+        "spatial axes an int or a pair of ints (before, after)."
+    )
+    if isinstance(padding, str):
+        name = padding.upper()
+        if name in ("SAME", "SAME_LOWER", "VALID"):
+            return name
+        if name in ("CIRCULAR", "REFLECT", "CAUSAL"):
+            rule += " For another boundary, pad the input with jnp.pad and use 'VALID'."
+        raise ValueError(rule)
+    try:
+        if not isinstance(padding, Sequence):
+            padding = (operator.index(padding),) * ndim
+        pads = []
+        for pad in padding:
+            before, after = pad if isinstance(pad, Sequence) else (pad, pad)
+            pads.append((operator.index(before), operator.index(after)))
+    except (TypeError, ValueError):
+        raise ValueError(rule) from None
+    if len(pads) != ndim:
+        raise ValueError(rule)
+    return tuple(pads)
+
+
+def base_pads(padding: Padding, spatial: Sequence[int], extent: Sequence[int], strides: Sequence[int]) -> Pads:
+    """Zeros before and after each spatial axis for a kernel of the given extent."""
+    padding = check_padding(padding, len(spatial))
+    if not isinstance(padding, str):
+        return padding
+    if padding == "VALID":
+        return ((0, 0),) * len(spatial)
+    pads = []
+    for size, reach, stride in zip(spatial, extent, strides, strict=True):
+        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        small, large = total // 2, total - total // 2
+        pads.append((large, small) if padding == "SAME_LOWER" else (small, large))
+    return tuple(pads)
+
+
+def compute_dtype(x: jax.Array, *others: jax.Array) -> jnp.dtype:
+    """The dtype to compute in: half-precision input stays so, else the usual promotion."""
+    if x.dtype in (jnp.bfloat16, jnp.float16):
+        return x.dtype
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(x, *others)
+
+
+# --- execution ---
+
+
+# One jitted function, so that an eager call is one dispatch; inlined, because XLA optimises less across calls.
+@functools.partial(
+    jax.jit,
+    inline=True,
+    static_argnames=("lattice", "strides", "pads", "lowering", "backend", "precision", "preferred_element_type"),
+)
+def _convolve(
+    x: jax.Array,
+    packed: tuple[jax.Array, ...],
+    *,
+    lattice: KernelLattice,
+    strides: tuple[int, ...],
+    pads: Pads,
+    lowering: str,
+    backend: str,
+    precision: Any,
+    preferred_element_type: Any,
+) -> jax.Array:
+    """The convolution of ``(batch, *spatial, in_features)`` with packed kernels of the same dtype."""
+    output = tuple(
+        max((size + sum(pad) - extent) // stride + 1, 0)
+        for size, pad, extent, stride in zip(x.shape[1:-1], pads, lattice.base_extent, strides, strict=True)
+    )
+    if 0 in output:
+        return jnp.zeros((x.shape[0], *output, lattice.out_features), preferred_element_type or x.dtype)
+
+    # The batch may be a symbolic dimension under jax.export; then a usual one decides.
+    batch = x.shape[0] if isinstance(x.shape[0], int) else 8
+    plan = lowering_room.choose_plan(lattice, lowering, backend, batch * math.prod(output))
+    settings = {"precision": precision, "preferred_element_type": preferred_element_type}
+    results = []
+    for step in plan:
+        own = take_channels(x, step.inputs)
+        apply = _shift_step if step.shifted else _convolution_step
+        results.append(apply(own, packed, lattice, step, strides, pads, output, settings))
+    return _assemble(results, plan)
+
+
+def _backend() -> str:
+    """The cost model's name for the platform that programs are compiled for.
+
+    Decided when a program is traced. ``lax.platform_dependent`` would decide when it is lowered, but a gradient then
+    carries the choice as a run-time value through calls and loops, and on CPU XLA compiles the convolutions of such a
+    branch 30 times slower.
+    """
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    platform = getattr(device, "platform", device) or jax.default_backend()
+    return platform if platform in ("cpu", "tpu") else "gpu"
+
+
+def _convolution_step(x, packed, lattice, step, strides, pads, output, settings) -> jax.Array:
+    """The step as one convolution of ``(batch, *spatial, step inputs)``."""
+    del output  # follows from the pads
+    if len(step.layers) == 1:
+        (layer,) = step.layers
+        bank, dilation = lattice.banks[layer[0]], layer[1]
+        kernel = _layer_kernel(packed, lattice, step, layer)
+        extent = Tile(slice(0, 1), slice(0, 1), bank.kernel_size, dilation).extent
+        before = lattice.offset(extent)
+    else:
+        kernels = [_expanded_kernel(packed, lattice, step, layer) for layer in step.layers]
+        kernel = functools.reduce(operator.add, kernels)
+        dilation, extent, before = (1,) * lattice.ndim, lattice.extent, lattice.padding_offset
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        _tile_pads(lattice, pads, extent, before),
+        rhs_dilation=dilation,
+        dimension_numbers=_dimension_numbers(lattice.ndim),
+        feature_group_count=step.groups,
+        **settings,
+    )
+
+
+def _shift_step(x, packed, lattice, step, strides, pads, output, settings) -> jax.Array:
+    """The step as a sum over taps of shifted input times weights."""
+    (layer,) = step.layers
+    kernel_size, dilation = lattice.banks[layer[0]].kernel_size, layer[1]
+    kernel = _layer_kernel(packed, lattice, step, layer)
+    extent = Tile(slice(0, 1), slice(0, 1), kernel_size, dilation).extent
+    tile_pads = _tile_pads(lattice, pads, extent, lattice.offset(extent))
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in tile_pads), (0, 0, 0)])
+    # Many small terms: a half-precision sum would lose what a convolution's accumulator keeps.
+    wide = jnp.promote_types(settings["preferred_element_type"] or x.dtype, jnp.float32)
+    total = None
+    for tap in np.ndindex(*kernel_size):
+        first = [t * d for t, d in zip(tap, dilation, strict=True)]
+        last = [f + (size - 1) * s + 1 for f, size, s in zip(first, output, strides, strict=True)]
+        shifted = lax.slice(x, (0, *first, 0), (x.shape[0], *last, x.shape[-1]), (1, *strides, 1))
+        term = _grouped_product(shifted, kernel[tap], step.groups, wide, settings["precision"])
+        total = term if total is None else total + term
+    assert total is not None  # every kernel has a tap
+    return total.astype(settings["preferred_element_type"] or x.dtype)
+
+
+def _grouped_product(x: jax.Array, weights: jax.Array, groups: int, dtype: Any, precision: Any) -> jax.Array:
+    """Products of channels, group by group: (..., inputs) with (inputs of a group, outputs)."""
+    fan_in, fan_out = weights.shape[0], weights.shape[1] // groups
+    if fan_in == 1:
+        repeated = jnp.repeat(x, fan_out, axis=-1) if fan_out > 1 else x
+        return repeated.astype(dtype) * weights.astype(dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    y = jnp.einsum(
+        "...gi,igo->...go",
+        x.reshape((*x.shape[:-1], groups, fan_in)),
+        weights.reshape((fan_in, groups, fan_out)),
+        precision=precision,
+        preferred_element_type=dtype,
+    )
+    return y.reshape((*x.shape[:-1], groups * fan_out))
+
+
+def _layer_kernel(packed: tuple[jax.Array, ...], lattice: KernelLattice, step: Step, layer: LayerKey) -> jax.Array:
+    """The undilated kernel ``(*kernel_size, inputs of a group, outputs)`` of one layer of a step."""
+    bank = packed[layer[0]]
+    columns, outputs = [], []
+    for part in lowering_room.kernel_parts(lattice, step, layer):
+        piece = take_channels(take_channels(bank, part.columns), part.rows, axis=-2)
+        if part.mask is not None:
+            mask = jnp.asarray(part.mask).reshape((1,) * lattice.ndim + part.mask.shape)
+            piece = jnp.where(mask, piece, jnp.zeros_like(piece))
+        columns.append(piece)
+        outputs += part.outputs
+    if len(outputs) < len(step.outputs):  # outputs without a kernel in this layer
+        columns.append(jnp.zeros((*columns[0].shape[:-1], 1), bank.dtype))
+    place = {output: n for n, output in enumerate(outputs)}
+    kernel = columns[0] if len(columns) == 1 else jnp.concatenate(columns, axis=-1)
+    return take_channels(kernel, tuple(place.get(n, len(outputs)) for n in range(len(step.outputs))))
+
+
+def _expanded_kernel(packed: tuple[jax.Array, ...], lattice: KernelLattice, step: Step, layer: LayerKey) -> jax.Array:
+    """A layer's kernel with zeros between and around its taps, as large as the whole lattice's."""
+    kernel = _layer_kernel(packed, lattice, step, layer)
+    kernel_size, dilation = lattice.banks[layer[0]].kernel_size, layer[1]
+    widths = []
+    for size, gap, first, extent in zip(
+        kernel_size, dilation, lattice.tap_offset(kernel_size, dilation), lattice.extent, strict=True
+    ):
+        widths.append((first, extent - first - ((size - 1) * gap + 1), gap - 1))
+    return lax.pad(kernel, jnp.zeros((), kernel.dtype), [*widths, (0, 0, 0), (0, 0, 0)])
+
+
+def _assemble(results: list[jax.Array], plan: Plan) -> jax.Array:
+    """Adds up what the steps give for each output channel and puts the channels in order."""
+    scheme = lowering_room.assembly(tuple(step.outputs for step in plan))
+    dtype = results[0].dtype
+    sums = []
+    for terms in scheme.sums:
+        arrays = [take_channels(results[step], positions) for step, positions in terms]
+        if len(arrays) > 1:  # added in float32: half precision is rounded once more, not once per term
+            wide = jnp.promote_types(dtype, jnp.float32)
+            arrays = [functools.reduce(operator.add, (a.astype(wide) for a in arrays)).astype(dtype)]
+        sums += arrays
+    y = sums[0] if len(sums) == 1 else jnp.concatenate(sums, axis=-1)
+    return take_channels(y, scheme.order)
+
+
+def _tile_pads(lattice: KernelLattice, pads: Pads, extent: Sequence[int], before: Sequence[int]) -> Pads:
+    """The base kernel's pads, grown for a kernel of another extent that starts `before` pixels earlier."""
+    return tuple(
+        (low + offset, high + (own - base) - offset)
+        for (low, high), offset, own, base in zip(pads, before, extent, lattice.base_extent, strict=True)
+    )
+
+
+def _dimension_numbers(ndim: int) -> lax.ConvDimensionNumbers:
+    """Channels last, kernels (*spatial, in, out)."""
+    spatial = tuple(range(1, ndim + 1))
+    return lax.ConvDimensionNumbers(
+        lhs_spec=(0, ndim + 1, *spatial),
+        rhs_spec=(ndim + 1, ndim, *range(ndim)),
+        out_spec=(0, ndim + 1, *spatial),
+    )

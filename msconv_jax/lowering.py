@@ -1,0 +1,404 @@
+"""How a kernel lattice becomes a short list of fast operations: plans, and the choice between them.
+
+A plan is static data, made once for a lattice and cached; :mod:`msconv_jax.convolution` carries it out. Each
+:class:`Step` reads some input channels, forms one kernel from the packed kernels and adds to some output
+channels. The plans differ in how they cut the lattice:
+
+``tiles``
+    One dense convolution per dilation and set of inputs. No multiplication by zero, many narrow convolutions.
+``packs``
+    Independent blocks (the groups of a grouped convolution) joined to packs of a useful width; a pack is one
+    dense convolution whose kernel has zeros outside the blocks.
+``grouped``
+    The native grouped convolution over the finest equal blocks.
+``dense``
+    One dense convolution with zeros.
+``shifts``
+    A sum over taps of the shifted input times weights, without a convolution: elementwise where every output
+    reads one input (depthwise), a matrix product otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import numpy as np
+
+from msconv_jax.lattice import KernelLattice
+
+Lowering = Literal["auto", "tiles", "packs", "grouped", "dense", "shifts"]
+LOWERINGS: tuple[str, ...] = get_args(Lowering)
+
+Channels = tuple[int, ...]
+
+
+LayerKey = tuple[int, tuple[int, ...]]  # index of a bank, dilation
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One convolution (or one sum of shifts) of a plan.
+
+    Attributes:
+      inputs: input channels, group after group.
+      outputs: output channels, group after group.
+      groups: number of equal groups.
+      layers: which cells of these inputs and outputs the step computes, by bank and dilation.
+      shifted: computed as a sum of shifted products rather than as a convolution.
+    """
+
+    inputs: Channels
+    outputs: Channels
+    groups: int
+    layers: tuple[LayerKey, ...]
+    shifted: bool = False
+
+
+Plan = tuple[Step, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CostModel:
+    """What a plan costs on one backend, in multiply-accumulates of a wide dense convolution.
+
+    Attributes:
+      overhead: cost of one more operation.
+      narrowness: channels that a dense convolution seems to have besides its own, on either side: narrow
+        convolutions run below full speed.
+      quantum: channels are rounded up to a multiple of this.
+      shifted: cost of a multiply-accumulate in a sum of shifts.
+      grouped: cost of a multiply-accumulate in a native grouped convolution; None where it is never chosen.
+    """
+
+    overhead: float
+    narrowness: int
+    quantum: int
+    shifted: float
+    grouped: float | None
+
+    def __call__(self, lattice: KernelLattice, plan: Plan, pixels: int) -> float:
+        """Cost of the plan for `pixels` output pixels (batch included)."""
+        return sum(self._step(lattice, step, pixels) for step in plan)
+
+    def _step(self, lattice: KernelLattice, step: Step, pixels: int) -> float:
+        inputs, outputs = len(step.inputs) // step.groups, len(step.outputs) // step.groups
+        taps = _taps(lattice, step)
+        if step.shifted and inputs == 1:
+            return self.overhead + pixels * taps * len(step.outputs) * self.shifted
+        if step.groups > 1:
+            if self.grouped is None:
+                return math.inf
+            return self.overhead + pixels * taps * inputs * len(step.outputs) * self.grouped
+        width = self._width(inputs) * self._width(outputs)
+        return self.overhead * (taps if step.shifted else 1) + pixels * taps * width
+
+    def _width(self, channels: int) -> int:
+        return -(-channels // self.quantum) * self.quantum + self.narrowness
+
+
+# CPU: read off benchmarks/convolution_costs.py (2 cores, float32): a 3x3 convolution 8 -> 8 runs at about 20
+# GMAC/s, 16 -> 16 at 50, 32 -> 32 at 80, 128 -> 128 at 160, a call costs about 40 us, a sum of shifts runs at
+# about 12 GMAC/s, and the native grouped convolution is 10 to 100 times slower than packs.
+# GPU and TPU: estimates from the widths of their matrix units (tensor-core tiles of 64, a 128 x 128 array)
+# and a launch of some 5 us.
+COST_MODELS = {
+    "cpu": CostModel(overhead=6e6, narrowness=8, quantum=1, shifted=14.0, grouped=None),
+    "gpu": CostModel(overhead=5e8, narrowness=0, quantum=64, shifted=100.0, grouped=16.0),
+    "tpu": CostModel(overhead=2e8, narrowness=0, quantum=128, shifted=100.0, grouped=None),
+}
+_PACK_WIDTHS = (8, 16, 32, 64, 128)
+
+
+def choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int) -> Plan:
+    """The plan for a lattice.
+
+    Args:
+      lattice: the kernel lattice.
+      lowering: a name of ``LOWERINGS``; "auto" takes the cheapest plan of the backend's cost model.
+      backend: "cpu", "gpu" or "tpu"; forced lowerings do not look at it, but for the width of packs.
+      pixels: number of output pixels, batch included.
+
+    Raises:
+      ValueError: if `lowering` is not a known name.
+    """
+    check_lowering(lowering)
+    # Rounding to a power of four keeps the cache small; the choice is not that fine.
+    return _choose_plan(lattice, lowering, backend, 4 ** max(0, round(math.log(max(pixels, 1), 4))))
+
+
+def check_lowering(lowering: str) -> None:
+    """Raises ValueError unless `lowering` is a known name."""
+    if lowering not in LOWERINGS:
+        raise ValueError(f"lowering={lowering!r}: expected one of {', '.join(LOWERINGS)}.")
+
+
+@functools.lru_cache(maxsize=1024)
+def _choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int) -> Plan:
+    if lowering == "auto" and len(lattice.tiles) == 1 and (lattice.rows >= 0).all():
+        return _fixed_plan(lattice, "dense")  # a plain convolution; nothing to weigh
+    if lowering in ("tiles", "grouped", "dense", "shifts"):
+        return _fixed_plan(lattice, lowering)
+    cost = functools.partial(COST_MODELS[backend], lattice, pixels=pixels)
+    packs = min((_pack_plan(lattice, width) for width in _PACK_WIDTHS), key=cost)
+    if lowering == "packs":
+        return packs
+    names = ("tiles", "dense", "grouped", "shifts")
+    plans = [packs, *(_fixed_plan(lattice, name) for name in names)]
+    # Within a block and a dilation, the tiles may be cheaper apart (no zeros) or together (wider).
+    plans += [_mixed_plan(lattice, width, cost) for width in _PACK_WIDTHS]
+    return min(plans, key=cost)
+
+
+@functools.lru_cache(maxsize=1024)
+def _fixed_plan(lattice: KernelLattice, name: str) -> Plan:
+    layers = _layers(lattice)
+    if name in ("dense", "grouped"):
+        groups = 1 if name == "dense" else _equal_groups(lattice)
+        return (Step(tuple(range(lattice.in_features)), tuple(range(lattice.out_features)), groups, layers),)
+    if name == "shifts":
+        return tuple(step for layer in layers for step in _shift_steps(lattice, layer))
+    return tuple(Step(*rectangle, 1, (layer,)) for layer in layers for rectangle in _rectangles(lattice, layer))
+
+
+@functools.lru_cache(maxsize=1024)
+def _pack_plan(lattice: KernelLattice, width: int) -> Plan:
+    """One dense convolution per pack and layer."""
+    return tuple(
+        Step(*_bounds(rectangles), 1, (layer,))
+        for layer in _layers(lattice)
+        for rectangles in _packed_rectangles(lattice, layer, width)
+    )
+
+
+def _mixed_plan(lattice: KernelLattice, width: int, cost) -> Plan:
+    """As a pack plan, but with a pack cut into its rectangles wherever that is cheaper."""
+    steps: list[Step] = []
+    for layer in _layers(lattice):
+        for rectangles in _packed_rectangles(lattice, layer, width):
+            whole = (Step(*_bounds(rectangles), 1, (layer,)),)
+            cut = tuple(Step(*rectangle, 1, (layer,)) for rectangle in rectangles)
+            steps += min(whole, cut, key=cost)
+    return tuple(steps)
+
+
+# --- cutting the lattice ---
+
+_Rectangle = tuple[Channels, Channels]  # inputs, outputs
+
+
+@functools.lru_cache(maxsize=128)
+def _layers(lattice: KernelLattice) -> tuple[LayerKey, ...]:
+    """The (bank, dilation) pairs that occur, in a fixed order."""
+    found: list[LayerKey] = []
+    for number, bank in enumerate(lattice.banks):
+        tiles = np.unique(lattice.rows[lattice.bank_places(bank) >= 0])
+        found += [(number, dilation) for dilation in sorted({lattice.tiles[tile].dilation for tile in tiles})]
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=128)
+def _layer_places(lattice: KernelLattice, layer: LayerKey) -> np.ndarray:
+    """Places of the layer's cells along the bank's fan_in, as a table like `lattice.rows`; -1 elsewhere."""
+    number, dilation = layer
+    dilated = np.array([tile.dilation == dilation for tile in lattice.tiles] + [False])
+    return np.where(dilated[lattice.rows], lattice.bank_places(lattice.banks[number]), -1)
+
+
+@functools.lru_cache(maxsize=128)
+def _rectangles(lattice: KernelLattice, layer: LayerKey) -> tuple[_Rectangle, ...]:
+    """The layer's cells as full rectangles: outputs that read the same inputs stand together."""
+    present = _layer_places(lattice, layer) >= 0
+    names = {row: present[row].tobytes() for row in np.flatnonzero(present.any(axis=1))}
+    by_inputs: dict[bytes, list[int]] = {}
+    for output, row in enumerate(lattice.row_of_output):
+        if row in names:
+            by_inputs.setdefault(names[row], []).append(output)
+    return tuple(
+        (tuple(map(int, np.flatnonzero(present[lattice.row_of_output[outputs[0]]]))), tuple(outputs))
+        for outputs in by_inputs.values()
+    )
+
+
+@functools.lru_cache(maxsize=128)
+def _blocks(lattice: KernelLattice) -> tuple[np.ndarray, np.ndarray]:
+    """The independent blocks of the lattice: rows are in one block if a chain of shared inputs joins them.
+
+    Returns:
+      For each row the number of its block, counting from the first output on; and an int array (blocks, 2) of how
+      many inputs and outputs each block has.
+    """
+    present = lattice.rows >= 0
+    block_of_input = np.arange(lattice.in_features)
+    inputs_of_row = [np.flatnonzero(row) for row in present]
+    changed = True
+    while changed:
+        changed = False
+        for inputs in inputs_of_row:
+            names = block_of_input[inputs]
+            if (names != names.min()).any():
+                block_of_input[inputs] = names.min()
+                changed = True
+    number: dict[int, int] = {}
+    block_of_row = np.array([number.setdefault(int(block_of_input[i[0]]), len(number)) for i in inputs_of_row])
+    sizes = np.zeros((len(number), 2), int)
+    for name in block_of_input[present.any(axis=0)]:
+        sizes[number[int(name)], 0] += 1
+    np.add.at(sizes[:, 1], block_of_row[lattice.row_of_output], 1)
+    return block_of_row, sizes
+
+
+def _packed_rectangles(lattice: KernelLattice, layer: LayerKey, width: int) -> list[list[_Rectangle]]:
+    """The layer's rectangles by pack: blocks are joined, in order, until both sides are `width` wide."""
+    block_of_row, sizes = _blocks(lattice)
+    pack_of_block, pack, filled = [], 0, np.zeros(2, int)
+    for size in sizes:
+        pack_of_block.append(pack)
+        filled += size
+        if filled.min() >= width:
+            pack, filled = pack + 1, np.zeros(2, int)
+    packs: dict[int, list[_Rectangle]] = {}
+    for rectangle in _rectangles(lattice, layer):
+        row = lattice.row_of_output[rectangle[1][0]]
+        packs.setdefault(pack_of_block[block_of_row[row]], []).append(rectangle)
+    return list(packs.values())
+
+
+def _bounds(rectangles: Iterable[_Rectangle]) -> _Rectangle:
+    """All inputs and all outputs that the rectangles name."""
+    inputs, outputs = zip(*rectangles, strict=True)
+    return tuple(sorted(set().union(*inputs))), tuple(sorted(set().union(*outputs)))
+
+
+def _equal_groups(lattice: KernelLattice) -> int:
+    """The largest number of equal, contiguous groups that the lattice respects."""
+    present = lattice.rows >= 0
+    first = present.argmax(axis=1)[lattice.row_of_output]
+    last = lattice.in_features - 1 - present[:, ::-1].argmax(axis=1)[lattice.row_of_output]
+    outputs = np.arange(lattice.out_features)
+
+    def respected(groups: int) -> bool:
+        own = outputs * groups // lattice.out_features
+        return all((own == inputs * groups // lattice.in_features).all() for inputs in (first, last))
+
+    common = math.gcd(lattice.in_features, lattice.out_features)
+    return max(groups for groups in range(1, common + 1) if common % groups == 0 and respected(groups))
+
+
+def _shift_steps(lattice: KernelLattice, layer: LayerKey) -> list[Step]:
+    """Rectangles of equal shape side by side, as the groups of one sum of shifts."""
+    by_shape: dict[tuple[int, int], list[_Rectangle]] = {}
+    for inputs, outputs in _rectangles(lattice, layer):
+        by_shape.setdefault((len(inputs), len(outputs)), []).append((inputs, outputs))
+    return [
+        Step(
+            tuple(i for inputs, _ in rectangles for i in inputs),
+            tuple(o for _, outputs in rectangles for o in outputs),
+            len(rectangles),
+            (layer,),
+            shifted=True,
+        )
+        for rectangles in by_shape.values()
+    ]
+
+
+# --- kernels of a step ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some columns of a step's kernel, cut from one bank.
+
+    Attributes:
+      outputs: positions among the step's outputs that the columns belong to.
+      columns: the bank's output columns.
+      rows: for each input of the step (of one of its groups) the place along the bank's fan_in.
+      mask: bool (inputs, columns), which of them hold a kernel; None if all do.
+    """
+
+    outputs: Channels
+    columns: Channels
+    rows: Channels
+    mask: np.ndarray | None
+
+
+@functools.lru_cache(maxsize=2048)
+def kernel_parts(lattice: KernelLattice, step: Step, layer: LayerKey) -> tuple[Part, ...]:
+    """How a step's kernel for one layer is cut from the layer's bank, side by side along the outputs."""
+    inputs_of_group = np.array(step.inputs).reshape(step.groups, -1)
+    group_of_output = np.repeat(np.arange(step.groups), len(step.outputs) // step.groups)
+    table = _layer_places(lattice, layer)
+    column_of = {output: n for n, output in enumerate(lattice.banks[layer[0]].outputs)}
+    parts: list[Part] = []
+    # One choice of bank rows serves a run of outputs as long as none asks for another row at any input.
+    rows, outputs, places = np.array([]), [], []
+
+    def close() -> None:
+        if outputs:
+            mask = np.stack(places, axis=1) >= 0
+            parts.append(
+                Part(
+                    outputs=tuple(outputs),
+                    columns=tuple(column_of[step.outputs[n]] for n in outputs),
+                    rows=tuple(map(int, np.maximum(rows, 0))),
+                    mask=None if mask.all() else mask,
+                )
+            )
+
+    before, own = None, np.array([])
+    for position, output in enumerate(step.outputs):
+        group, row = group_of_output[position], lattice.row_of_output[output]
+        if (group, row) != before:  # outputs of one row agree; only a change needs a look
+            before, own = (group, row), table[row, inputs_of_group[group]]
+            if own.max() >= 0 and outputs and not ((rows >= 0) & (own >= 0) & (rows != own)).any():
+                rows = np.maximum(rows, own)
+            elif own.max() >= 0:
+                close()
+                rows, outputs, places = own, [], []
+        if own.max() >= 0:
+            outputs.append(position)
+            places.append(own)
+    close()
+    return tuple(parts)
+
+
+def _taps(lattice: KernelLattice, step: Step) -> int:
+    """Kernel positions that a step multiplies with: several layers share one dense kernel."""
+    if len(step.layers) == 1:
+        return math.prod(lattice.banks[step.layers[0][0]].kernel_size)
+    return math.prod(lattice.extent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """How the outputs of a plan's steps become the outputs of the lattice.
+
+    Attributes:
+      sums: for each set of outputs that the same steps feed, the (step, positions in the step's outputs)
+        to add up.
+      order: for each output channel its place in the concatenated sums.
+    """
+
+    sums: tuple[tuple[tuple[int, Channels], ...], ...]
+    order: Channels
+
+
+@functools.lru_cache(maxsize=1024)
+def assembly(outputs_of_steps: tuple[Channels, ...]) -> Assembly:
+    """The assembly for steps with these outputs."""
+    feeds: dict[int, list[tuple[int, int]]] = {}
+    for step, outputs in enumerate(outputs_of_steps):
+        for position, output in enumerate(outputs):
+            feeds.setdefault(output, []).append((step, position))
+    classes: dict[Channels, list[int]] = {}
+    for output in sorted(feeds):
+        classes.setdefault(tuple(step for step, _ in feeds[output]), []).append(output)
+    sums = tuple(
+        tuple((step, tuple(feeds[o][n][1] for o in outputs)) for n, step in enumerate(steps))
+        for steps, outputs in classes.items()
+    )
+    place = {output: n for n, output in enumerate(o for outputs in classes.values() for o in outputs)}
+    return Assembly(sums, tuple(place[output] for output in sorted(place)))

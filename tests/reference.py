@@ -1,0 +1,63 @@
+"""The meaning of a kernel lattice written once more, as plain NumPy loops, to test the library against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from msconv_jax import KernelLattice
+
+
+def naive_lattice_convolve(
+    x: np.ndarray,
+    tile_kernels: Sequence[np.ndarray],
+    lattice: KernelLattice,
+    strides: Sequence[int],
+    pads: Sequence[tuple[int, int]],
+) -> np.ndarray:
+    """Two-dimensional convolution, cell by cell and tap by tap, in float64.
+
+    `pads` are those of the base kernel. A tile's first tap lies half of its extra extent before the base kernel's.
+    """
+    batch, height, width, _ = x.shape
+    size = [
+        max(0, (n + sum(pad) - extent) // stride + 1)
+        for n, pad, extent, stride in zip((height, width), pads, lattice.base_extent, strides, strict=True)
+    ]
+    y = np.zeros((batch, *size, lattice.out_features))
+    for tile, kernel in zip(lattice.tiles, tile_kernels, strict=True):
+        outputs = range(tile.outputs.start, tile.outputs.stop, tile.outputs.step)
+        inputs = range(tile.inputs.start, tile.inputs.stop, tile.inputs.step)
+        reach = [(e - b) // 2 for e, b in zip(tile.extent, lattice.base_extent, strict=True)]
+        for row in range(size[0]):
+            for column in range(size[1]):
+                for tap in np.ndindex(*tile.kernel_size):
+                    i = row * strides[0] - pads[0][0] - reach[0] + tap[0] * tile.dilation[0]
+                    j = column * strides[1] - pads[1][0] - reach[1] + tap[1] * tile.dilation[1]
+                    if 0 <= i < height and 0 <= j < width:
+                        picked = x[:, i, j, list(inputs)].astype(np.float64)
+                        y[:, row, column, list(outputs)] += picked @ kernel[tap].astype(np.float64)
+    return y
+
+
+def naive_psconv(x: np.ndarray, kernel: np.ndarray, dilation: Callable[[int, int], int], stride: int) -> np.ndarray:
+    """Eq. (3) of the PSConv paper for one image (H, W, C_in), literally, with the loops it writes.
+
+    `dilation(c, k)` is the matrix D; the image is zero outside.
+    """
+    height, width, _ = x.shape
+    K, _, in_features, out_features = kernel.shape
+    half = (K - 1) // 2
+    y = np.zeros(((height - 1) // stride + 1, (width - 1) // stride + 1, out_features))
+    for c in range(out_features):
+        for k in range(in_features):
+            D = dilation(c, k)
+            for row in range(y.shape[0]):
+                for column in range(y.shape[1]):
+                    for i in range(-half, half + 1):
+                        for j in range(-half, half + 1):
+                            u, v = row * stride + i * D, column * stride + j * D
+                            if 0 <= u < height and 0 <= v < width:
+                                y[row, column, c] += kernel[i + half, j + half, k, c] * x[u, v, k]
+    return y
