@@ -2,5 +2,6 @@
 
 from msconv_jax.convolution import lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile
+from msconv_jax.operators import GroupedConv, PSConv
 
-__all__ = ["KernelLattice", "Tile", "lattice_convolve"]
+__all__ = ["GroupedConv", "KernelLattice", "PSConv", "Tile", "lattice_convolve"]

@@ -1,0 +1,160 @@
+"""What the drop-in operators share: ``nnx.Conv`` with a kernel lattice in place of the plain kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Initializer, PromoteDtypeFn
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from msconv_jax.convolution import Padding, check_padding, compute_dtype, lattice_convolve
+from msconv_jax.lattice import KernelLattice, per_axis
+from msconv_jax.lowering import Lowering, check_lowering
+
+
+class ConvOptions(TypedDict, total=False):
+    """The keyword arguments of ``nnx.Conv`` that every drop-in operator takes, with ``nnx.Conv``'s defaults.
+
+    `padding` is "SAME" (default), "SAME_LOWER", "VALID", an int, or for each axis an int or a pair; it speaks
+    of the undilated base kernel. `input_dilation`, `mask` and `conv_general_dilated` are accepted for the sake
+    of exchange and must be left at their defaults. `lowering` is our own: see
+    :func:`msconv_jax.lattice_convolve`.
+    """
+
+    padding: Padding
+    input_dilation: int | Sequence[int] | None
+    kernel_dilation: int | Sequence[int] | None
+    feature_group_count: int
+    use_bias: bool
+    mask: None
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
+    precision: lax.PrecisionLike
+    kernel_init: Initializer
+    bias_init: Initializer
+    conv_general_dilated: Any
+    promote_dtype: PromoteDtypeFn
+    preferred_element_type: DTypeLike | None
+    kernel_metadata: Mapping[str, Any]
+    bias_metadata: Mapping[str, Any]
+    lowering: Lowering
+
+
+class LatticeConv(nnx.Conv):
+    """Base of the operators whose one kernel has the plain convolution's shape.
+
+    A subclass makes the lattice and passes it on; this class holds the parameters exactly as ``nnx.Conv`` does
+    (it is one) and applies them. One rule differs: without `dtype`, half-precision input is computed and
+    returned in half precision, where ``nnx.Conv`` would promote it to the parameters' float32.
+
+    Attributes:
+      lattice: the :class:`msconv_jax.KernelLattice`.
+      lowering: the forced lowering, or "auto".
+      kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
+      bias: ``(out_features,)``, or None.
+
+    Raises:
+      ValueError: for arguments that do not fit, at construction.
+    """
+
+    def __init__(
+        self,
+        lattice: KernelLattice,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        rngs: nnx.Rngs,
+        **options: Unpack[ConvOptions],
+    ):
+        ndim = lattice.ndim
+        per_axis("strides", strides, ndim)
+        check_padding(options.get("padding", "SAME"), ndim)
+        if any(d != 1 for d in per_axis("input_dilation", options.get("input_dilation"), ndim)):
+            raise ValueError(
+                f"input_dilation={options.get('input_dilation')!r}: {type(self).__name__} does not dilate its "
+                "input; leave it at 1, or insert the zeros with jax.lax.pad before."
+            )
+        if options.get("mask") is not None:
+            raise ValueError(
+                f"mask: {type(self).__name__} takes no kernel mask; multiply its kernel, or describe the empty "
+                "cells with a KernelLattice and call msconv_jax.lattice_convolve."
+            )
+        if options.get("conv_general_dilated") not in (None, lax.conv_general_dilated):
+            raise ValueError(
+                f"conv_general_dilated: {type(self).__name__} chooses its own convolutions; leave it out and "
+                "use lowering=... to force one."
+            )
+        self.lowering: Lowering = options.get("lowering", "auto")
+        check_lowering(self.lowering)
+        shape = (*kernel_size, lattice.banks[0].fan_in, lattice.out_features)
+        if [bank.shape for bank in lattice.banks] != [shape]:
+            raise ValueError(f"{lattice} needs other kernels than one of shape {shape}.")
+        own: dict[str, Any] = {
+            name: value for name, value in options.items() if name not in ("lowering", "conv_general_dilated")
+        }
+        super().__init__(lattice.in_features, lattice.out_features, tuple(kernel_size), strides, rngs=rngs, **own)
+        self.lattice = lattice
+
+    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
+        """Convolves.
+
+        Args:
+          inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
+          out_sharding: as in ``nnx.Conv``, must be None: meshes with explicit axes are not supported.
+
+        Returns:
+          ``(*batch, *output_spatial, out_features)``.
+
+        Raises:
+          ValueError: if the inputs do not fit.
+        """
+        if out_sharding is not None:
+            raise ValueError(
+                f"out_sharding={out_sharding!r}: {type(self).__name__} leaves shardings to the compiler; make the "
+                "mesh with axis_types=(jax.sharding.AxisType.Auto,) and use jax.lax.with_sharding_constraint."
+            )
+        inputs = jnp.asarray(inputs)
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
+        dtype = self.dtype if self.dtype is not None else compute_dtype(inputs, kernel)
+        inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=dtype)
+        y = lattice_convolve(
+            inputs,
+            kernel,
+            self.lattice,
+            self.strides,
+            self.padding,  # type: ignore[arg-type]  # checked at construction
+            lowering=self.lowering,
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+        )
+        return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def check_kernel_size(kernel_size: Sequence[int], operator_name: str, *, odd: bool = False) -> tuple[int, ...]:
+    """`kernel_size` as a tuple of positive ints.
+
+    Raises:
+      ValueError: if it is an int (``nnx.Conv`` would build a one-dimensional kernel), or does not fit.
+    """
+    if isinstance(kernel_size, int):
+        raise ValueError(
+            f"kernel_size={kernel_size!r}: {operator_name} takes one int per spatial axis; for images write "
+            f"kernel_size=({kernel_size}, {kernel_size})."
+        )
+    try:
+        sizes = per_axis("kernel_size", kernel_size, len(kernel_size))
+    except TypeError:
+        raise ValueError(f"kernel_size={kernel_size!r}: expected a tuple of ints, such as (3, 3).") from None
+    if not sizes:
+        raise ValueError(f"kernel_size={kernel_size!r}: expected at least one spatial axis.")
+    if odd and any(size % 2 == 0 for size in sizes):
+        raise ValueError(
+            f"kernel_size={kernel_size!r}: {operator_name} needs odd sizes, so that kernels of every dilation "
+            "share one centre."
+        )
+    return sizes

@@ -1,0 +1,306 @@
+"""Poly-scale convolution (PSConv): dilation varies cyclically over the kernel lattice.
+
+D. Li, A. Yao, Q. Chen: "PSConv: Squeezing Feature Pyramid into One Compact Poly-Scale Convolutional Layer",
+ECCV 2020. Eq. (3): with one dilation ``D[c, k]`` for each output channel c and input channel k,
+
+    H[c, x, y] = sum_k sum_{i,j} G[c, k, i, j] * F[k, x + i * D[c, k], y + j * D[c, k]].
+
+The paper leaves open which way the pattern shifts from filter to filter and where it starts; we take the public
+code's choice, a shift to the right and ``phase=1``. Every choice is the same up to a permutation of channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Literal, Unpack, get_args
+
+import jax
+from flax import nnx
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from msconv_jax.convolution import Padding, check_groups, lattice_convolve
+from msconv_jax.lattice import KernelLattice, Tile, per_axis
+from msconv_jax.lowering import Lowering
+from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
+
+Vary = Literal["both", "in", "out", "none"]
+Layout = Literal["block", "lattice"]
+
+
+class PSConv(LatticeConv):
+    """Poly-scale convolution, a drop-in for ``nnx.Conv`` with the same parameters and multiply-accumulates.
+
+    With t the length of the pattern d, the dilation of output channel c and input channel k (both counted
+    within their group) is
+
+    * ``layout="lattice"``, the paper's literal order: ``d[(k - c + phase) mod t]``;
+    * ``layout="block"``: the same with channels of equal residue gathered into contiguous blocks, that is
+      ``d[(q - p + phase) mod t]`` for input block q and output block p. Equal to the former up to a permutation
+      of the input and the output channels.
+
+    `vary` restricts the variation to one axis (Table 5): "in" drops the shift between filters,
+    ``d[(k + phase) mod t]``; "out" gives each filter one dilation, ``d[(c + phase) mod t]``; "none" is
+    ``d[phase mod t]`` everywhere. The depthwise form (``feature_group_count == in_features == out_features``,
+    Appendix A) gives channel c the dilation ``d[(c + phase) mod t]`` in either layout.
+
+    Args:
+      in_features: number of input channels.
+      out_features: number of output channels.
+      kernel_size: taps per spatial axis, odd, one int for each axis.
+      strides: pixels between outputs, one int or one per axis.
+      pattern: the dilations d, in units of `kernel_dilation`; the default is the paper's best (Table 4).
+      phase: where the pattern starts, at least 0 and below t. The default 1 is accepted for t = 1 as well, where
+        it changes nothing.
+      vary: "both", "in", "out" or "none".
+      layout: "block" or "lattice". Blocks need channels per group that are divisible by t along the axes that
+        vary.
+      rngs: for the initial values.
+      **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`.
+
+    Raises:
+      ValueError: for arguments that do not fit, at construction.
+
+    Source: Eq. (3), Sec. 3.2, Tables 3 to 5 and Appendix A of the paper.
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from msconv_jax import PSConv
+      >>> conv = PSConv(64, 64, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0))
+      >>> conv(jnp.ones((1, 15, 15, 64))).shape
+      (1, 8, 8, 64)
+      >>> conv.lattice.dilations[::16, ::16, 0]
+      array([[2, 1, 4, 1],
+             [1, 2, 1, 4],
+             [4, 1, 2, 1],
+             [1, 4, 1, 2]])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        pattern: Sequence[int] = (1, 2, 1, 4),
+        phase: int = 1,
+        vary: Vary = "both",
+        layout: Layout = "block",
+        rngs: nnx.Rngs,
+        **options: Unpack[ConvOptions],
+    ):
+        lattice = psconv_lattice(
+            in_features,
+            out_features,
+            kernel_size,
+            pattern=pattern,
+            phase=phase,
+            vary=vary,
+            layout=layout,
+            kernel_dilation=options.get("kernel_dilation"),
+            feature_group_count=options.get("feature_group_count", 1),
+        )
+        super().__init__(lattice, lattice.tiles[0].kernel_size, strides, rngs=rngs, **options)
+        self.pattern = tuple(pattern)
+        self.phase = phase
+        self.vary = vary
+        self.layout = layout
+
+
+def psconv(
+    x: ArrayLike,
+    kernel: ArrayLike,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    *,
+    pattern: Sequence[int] = (1, 2, 1, 4),
+    phase: int = 1,
+    vary: Vary = "both",
+    layout: Layout = "block",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    feature_group_count: int = 1,
+    lowering: Lowering = "auto",
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> jax.Array:
+    """Poly-scale convolution as a pure function; the arguments mean what they mean for :class:`PSConv`.
+
+    Args:
+      x: ``(*batch, *spatial, in_features)``.
+      kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
+      strides: pixels between outputs.
+      padding: of the undilated kernel; see :func:`msconv_jax.lattice_convolve`.
+      pattern: the dilations.
+      phase: where the pattern starts.
+      vary: the axes of the lattice over which the dilation varies.
+      layout: "block" or "lattice".
+      kernel_dilation: factor on all dilations, one int or one per axis.
+      feature_group_count: number of groups.
+      lowering: see :func:`msconv_jax.lattice_convolve`.
+      precision: see :func:`msconv_jax.lattice_convolve`.
+      preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+
+    Returns:
+      ``(*batch, *output_spatial, out_features)``.
+
+    Raises:
+      ValueError: for arguments that do not fit.
+
+    Source: Eq. (3) of the paper.
+
+    Example::
+
+      >>> import jax.numpy as jnp
+      >>> from msconv_jax.operators import psconv
+      >>> psconv(jnp.ones((1, 7, 7, 8)), jnp.ones((3, 3, 8, 16)), strides=2, padding=1).shape
+      (1, 4, 4, 16)
+    """
+    shape = jax.numpy.shape(kernel)
+    if len(shape) < 3:
+        raise ValueError(f"kernel has shape {shape}: expected (*kernel_size, inputs, outputs).")
+    lattice = psconv_lattice(
+        shape[-2] * feature_group_count,
+        shape[-1],
+        shape[:-2],
+        pattern=pattern,
+        phase=phase,
+        vary=vary,
+        layout=layout,
+        kernel_dilation=kernel_dilation,
+        feature_group_count=feature_group_count,
+    )
+    return lattice_convolve(
+        x,
+        kernel,
+        lattice,
+        strides,
+        padding,
+        lowering=lowering,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+
+
+def psconv_lattice(
+    in_features: int,
+    out_features: int,
+    kernel_size: Sequence[int],
+    *,
+    pattern: Sequence[int] = (1, 2, 1, 4),
+    phase: int = 1,
+    vary: Vary = "both",
+    layout: Layout = "block",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    feature_group_count: int = 1,
+) -> KernelLattice:
+    """The kernel lattice of a poly-scale convolution; see :class:`PSConv` for the arguments.
+
+    Raises:
+      ValueError: for arguments that do not fit.
+
+    Example::
+
+      >>> from msconv_jax.operators.psconv import psconv_lattice
+      >>> psconv_lattice(4, 4, (3, 3), pattern=(1, 2), layout="lattice")
+      KernelLattice(4 -> 4 features, 4 tiles:
+        outputs 0:3:2  inputs 0:3:2  kernel 3x3  dilation 2x2
+        outputs 0:3:2  inputs 1:4:2  kernel 3x3  dilation 1x1
+        outputs 1:4:2  inputs 0:3:2  kernel 3x3  dilation 1x1
+        outputs 1:4:2  inputs 1:4:2  kernel 3x3  dilation 2x2)
+    """
+    size = check_kernel_size(kernel_size, "PSConv", odd=True)
+    dilation = per_axis("kernel_dilation", kernel_dilation, len(size))
+    check_groups(in_features, out_features, feature_group_count)
+    dilations = _check_pattern(pattern)
+    t = len(dilations)
+    if isinstance(phase, bool) or not isinstance(phase, int) or not 0 <= phase < max(t, 2):
+        raise ValueError(f"phase={phase!r}: expected an int at least 0 and below the pattern's length {t}.")
+    for name, value, choices in (("vary", vary, get_args(Vary)), ("layout", layout, get_args(Layout))):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}.")
+    return _psconv_lattice(
+        int(in_features),
+        int(out_features),
+        size,
+        dilations,
+        phase,
+        vary,
+        layout,
+        dilation,
+        int(feature_group_count),
+    )
+
+
+def _check_pattern(pattern: Sequence[int]) -> tuple[int, ...]:
+    try:
+        dilations = tuple(operator.index(d) for d in pattern)
+    except TypeError:
+        dilations = ()
+    if not dilations or min(dilations) < 1:
+        raise ValueError(f"pattern={pattern!r}: expected a tuple of positive ints, such as (1, 2, 1, 4).")
+    return dilations
+
+
+@functools.lru_cache(maxsize=1024)
+def _psconv_lattice(
+    in_features: int,
+    out_features: int,
+    kernel_size: tuple[int, ...],
+    pattern: tuple[int, ...],
+    phase: int,
+    vary: str,
+    layout: str,
+    kernel_dilation: tuple[int, ...],
+    groups: int,
+) -> KernelLattice:
+    t = len(pattern)
+    fan_in, fan_out = in_features // groups, out_features // groups
+    depthwise = groups > 1 and groups == in_features == out_features
+    varies_in = vary in ("both", "in") and not depthwise
+    varies_out = vary in ("both", "out") and not depthwise
+    if layout == "block":
+        for varies, name, features in (
+            (varies_in, "in_features", fan_in),
+            (varies_out, "out_features", fan_out),
+        ):
+            if varies and features % t:
+                raise ValueError(
+                    f"{name}={features * groups} with feature_group_count={groups} leaves {features} channels per "
+                    f"group, not divisible by the {t} entries of pattern={pattern}: change the channels or the "
+                    "pattern, or take layout='lattice', which needs no divisibility."
+                )
+
+    def classes(features: int, varies: bool) -> list[tuple[int, slice]]:
+        """Residues mod t along one axis of a group, each with its channels."""
+        if not varies:
+            return [(0, slice(0, features))]
+        if layout == "lattice":
+            return [(r, slice(r, features, t)) for r in range(min(t, features))]
+        return [(r, slice(r * features // t, (r + 1) * features // t)) for r in range(t)]
+
+    def moved(channels: slice, by: int) -> slice:
+        return slice(channels.start + by, channels.stop + by, channels.step)
+
+    tiles = []
+    for group in range(groups):
+        # Depthwise: the pattern runs over the groups. "out": the filter's own place moves the pattern on.
+        place = group if depthwise and vary != "none" else 0
+        for p, outputs in classes(fan_out, varies_out):
+            for q, inputs in classes(fan_in, varies_in):
+                shift = q - p if vary == "both" else q + p
+                factor = pattern[(shift + place + phase) % t]
+                tiles.append(
+                    Tile(
+                        moved(outputs, group * fan_out),
+                        moved(inputs, group * fan_in),
+                        kernel_size,
+                        tuple(factor * d for d in kernel_dilation),
+                    )
+                )
+    extent = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, kernel_dilation, strict=True))
+    return KernelLattice(in_features, out_features, tuple(tiles), extent)

@@ -1,0 +1,97 @@
+"""The parity program itself: what it prints, and that it fails when it must."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from tests import parity
+
+DATA = pathlib.Path(__file__).parent / "data"
+SHARED = pathlib.Path(__file__).parent.parent.parent / "shared" / "golden"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "ops").mkdir()
+    shutil.copy(DATA / "ops" / "psconv2d_s1.npz", tmp_path / "ops")
+    return tmp_path
+
+
+def rewrite(path, change):
+    """Stores the fixture again after `change` has edited its arrays."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez(path, **arrays)
+
+
+def test_a_line_for_each_fixture_and_a_zero_exit_status(folder, capsys):
+    assert parity.main([str(folder)]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("ok      ops/psconv2d_s1: ")
+    assert last == "1 of 1 fixtures agree"
+
+
+@pytest.mark.parametrize("key", ["y", "grad_x", "grad:gwconv.weight", "grad:conv.weight"])
+def test_a_small_deviation_anywhere_is_found(folder, capsys, key):
+    def change(arrays):
+        arrays[key].flat[7] += 2e-5 * np.abs(arrays[key]).max()
+
+    rewrite(folder / "ops" / "psconv2d_s1.npz", change)
+    assert parity.main([str(folder)]) == 1
+    assert f"in {key} " in capsys.readouterr().out
+
+
+def test_a_nan_is_a_deviation(folder):
+    rewrite(folder / "ops" / "psconv2d_s1.npz", lambda arrays: arrays["y"].fill(np.nan))
+    assert parity.main([str(folder)]) == 1
+
+
+def test_an_unknown_kind_fails(folder, capsys):
+    def change(arrays):
+        arrays["meta"] = np.array(json.dumps({**json.loads(str(arrays["meta"])), "family": "FooConv"}))
+
+    rewrite(folder / "ops" / "psconv2d_s1.npz", change)
+    assert parity.main([str(folder)]) == 1
+    assert "unknown kind 'FooConv'" in capsys.readouterr().out
+
+
+def test_an_unknown_model_fails(folder, capsys):
+    (folder / "models").mkdir()
+    np.savez(folder / "models" / "foonet.npz", logits_64=np.zeros(3))
+    assert parity.main([str(folder), "--only", "models/*"]) == 1
+    assert "unknown kind 'foonet'" in capsys.readouterr().out
+
+
+def test_a_broken_file_fails_and_the_others_are_still_checked(folder, capsys):
+    (folder / "ops" / "broken.npz").write_bytes(b"no archive")
+    assert parity.main([str(folder)]) == 1
+    out = capsys.readouterr().out
+    assert "ops/broken: cannot be built" in out
+    assert "ok      ops/psconv2d_s1" in out
+
+
+def test_arrays_of_objects_are_not_unpickled(folder, capsys):
+    rewrite(folder / "ops" / "psconv2d_s1.npz", lambda arrays: arrays.update(y=np.array([{}], dtype=object)))
+    assert parity.main([str(folder)]) == 1
+    assert "allow_pickle=False" in capsys.readouterr().out
+
+
+def test_only_narrows_the_selection(folder, capsys):
+    assert parity.main([str(folder), "--only", "ops/psconv2d_s[12]"]) == 0
+    assert parity.main([str(folder), "--only", "models/*"]) == 1
+    assert "no fixture matches 'models/*'" in capsys.readouterr().out
+
+
+def test_a_missing_folder_fails(tmp_path):
+    assert parity.main([str(tmp_path / "nowhere")]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the recorded numbers of whole networks stand in ../shared/golden")
+def test_ps_resnet50_agrees_with_the_public_network():
+    result = parity.check(SHARED / "models" / "psconv_resnet50.npz")
+    assert result.passed, str(result)
