@@ -2,6 +2,7 @@
 
 from msconv_jax.convolution import lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile
+from msconv_jax.models import create_model, list_models
 from msconv_jax.operators import GroupedConv, PSConv
 
-__all__ = ["GroupedConv", "KernelLattice", "PSConv", "Tile", "lattice_convolve"]
+__all__ = ["GroupedConv", "KernelLattice", "PSConv", "Tile", "create_model", "lattice_convolve", "list_models"]

@@ -1,0 +1,177 @@
+"""The models by name: what a name means, how it is built, and what was published about it."""
+
+import dataclasses
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from flax import nnx
+
+__all__ = ["ModelEntry", "create_model", "list_models", "model_entry", "register_model"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelEntry:
+    """Everything the library knows about one model name.
+
+    Attributes:
+        name: the name given to `create_model`.
+        builder: class or function that builds the model from keyword arguments, among them
+            `num_classes` and `rngs`. It names every argument, so that a misspelt one is noticed.
+        config: arguments of the builder that make this model.
+        num_classes: number of classes unless `create_model` is told another.
+        input_size: height, width and channels of the images the published results used.
+        paper: the paper the network is from.
+        table: where a result for exactly this network was published; None if nowhere.
+
+    Raises:
+        ValueError: if the builder takes `**kwargs`, or the config names an argument it lacks.
+
+    Example:
+        >>> entry = model_entry("ps_resnet50")
+        >>> entry.num_classes, entry.input_size, entry.config["layers"], entry.table
+        (1000, (224, 224, 3), (3, 4, 6, 3), 'PSConv paper, table 1')
+    """
+
+    name: str
+    builder: Callable[..., nnx.Module]
+    config: Mapping[str, Any]
+    num_classes: int
+    input_size: tuple[int, int, int]
+    paper: str
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        # A copy behind a read-only view: nobody's later change can reach a registered model.
+        object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
+        unknown = sorted(set(self.config) - set(self.keywords))
+        if unknown:
+            raise ValueError(
+                f"config of {self.name!r} has {unknown}: {self.builder.__name__} takes only {', '.join(self.keywords)}"
+            )
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """The keywords that `create_model` accepts for this model beside `rngs`."""
+        # A class is asked for its __init__: Flax's metaclass hides the signature.
+        function = self.builder.__init__ if inspect.isclass(self.builder) else self.builder
+        parameters = inspect.signature(function).parameters.values()
+        if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
+            raise ValueError(
+                f"builder of {self.name!r} takes *args or **kwargs: a misspelt argument would go "
+                "unnoticed; name its arguments"
+            )
+        return tuple(p.name for p in parameters if p.name not in ("self", "rngs"))
+
+
+_ENTRIES: dict[str, ModelEntry] = {}
+
+
+def register_model(entry: ModelEntry) -> ModelEntry:
+    """Makes a model known to `create_model` and `list_models`.
+
+    A family registers its names where it is defined, from a table in that file.
+
+    Args:
+        entry: the model.
+
+    Returns:
+        The same entry.
+
+    Raises:
+        ValueError: if the name is taken.
+
+    Example:
+        >>> register_model(model_entry("resnet50"))
+        Traceback (most recent call last):
+        ValueError: model 'resnet50' is registered already; choose another name
+    """
+    if entry.name in _ENTRIES:
+        raise ValueError(f"model {entry.name!r} is registered already; choose another name")
+    _ENTRIES[entry.name] = entry
+    return entry
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Lists the registered names that match a shell-style pattern, sorted.
+
+    Args:
+        pattern: wildcards `*`, `?` and `[...]`, case-sensitive.
+
+    Returns:
+        The names; empty if none match.
+
+    Example:
+        >>> list_models("ps_resnet?")
+        ['ps_resnet8']
+    """
+    return sorted(name for name in _ENTRIES if fnmatch.fnmatchcase(name, pattern))
+
+
+def model_entry(name: str) -> ModelEntry:
+    """Looks up what is registered under a name.
+
+    Args:
+        name: one of `list_models()`.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ValueError: if the name is unknown; the message lists near matches.
+
+    Example:
+        >>> model_entry("resnext50_32x4")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: unknown model 'resnext50_32x4': did you mean resnext50_32x4d, ...
+    """
+    if name not in _ENTRIES:
+        raise ValueError(f"unknown model {name!r}{_did_you_mean(name, _ENTRIES)} list_models() gives all names")
+    return _ENTRIES[name]
+
+
+def create_model(name: str, *, num_classes: int | None = None, rngs: nnx.Rngs, **overrides: Any) -> Any:
+    """Builds a model by name, in training mode (`model.eval()` switches).
+
+    Args:
+        name: one of `list_models()`.
+        num_classes: number of logits; None takes the data set of the paper.
+        rngs: source of the `params` and, with drop path, `dropout` streams.
+        **overrides: any argument of the model's builder, such as `conv`, `dtype`, `in_channels` or
+            `drop_path_rate` of `ResNet`; `model_entry(name).keywords` lists them. `conv` replaces
+            the spatial convolution of the blocks: `conv=partial(PSConv, pattern=(1, 2))`.
+
+    Returns:
+        The model, called with images (N, H, W, C), floating point; gives logits (N, num_classes).
+
+    Raises:
+        ValueError: if the name is unknown or an argument is out of its range.
+        TypeError: if an override is no argument of the builder; the message lists near matches
+            and the valid ones.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = create_model("ps_resnet8", num_classes=4, rngs=nnx.Rngs(0))
+        >>> model(jnp.ones((2, 16, 16, 3))).shape
+        (2, 4)
+    """
+    entry = model_entry(name)
+    for keyword in overrides:
+        if keyword not in entry.keywords:
+            raise TypeError(
+                f"model {name!r} has no argument {keyword!r}"
+                f"{_did_you_mean(keyword, entry.keywords)} "
+                f"The arguments are {', '.join(entry.keywords)}"
+            )
+    arguments = {"num_classes": entry.num_classes, **entry.config, **overrides}
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    return entry.builder(**arguments, rngs=rngs)
+
+
+def _did_you_mean(word: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(word), known, n=3)
+    return f": did you mean {', '.join(near)}?" if near else "."

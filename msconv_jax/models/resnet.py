@@ -1,0 +1,275 @@
+"""One ResNet for every network that differs only in its convolutions, blocks, stem or shortcuts."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from msconv_jax.models.blocks import Bottleneck
+from msconv_jax.models.layers import batch_norm, check_positive, classifier
+from msconv_jax.models.parts import ConvShortcut, Layer, Parts
+
+__all__ = ["CIFAR_STEM", "IMAGENET_STEM", "ResNet", "Stem"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stem:
+    """The first convolution of a network and whether a 3x3 max-pooling of stride 2 follows.
+
+    A deeper stem derives from it and returns several layers from `build`.
+
+    Attributes:
+        kernel_size: side of the kernel, padded by half of it.
+        strides: stride of the convolution.
+        max_pool: whether the pooling follows normalisation and activation.
+
+    Raises:
+        ValueError: if the kernel is even (half of it pads no map symmetrically) or the stride is
+            less than 1.
+
+    Example:
+        >>> Stem(7, 2, max_pool=False)  # PyConvHGResNet leaves the pooling out
+        Stem(kernel_size=7, strides=2, max_pool=False)
+    """
+
+    kernel_size: int
+    strides: int
+    max_pool: bool
+
+    def __post_init__(self) -> None:
+        check_positive("kernel_size", self.kernel_size, "the papers use 7 or 3")
+        check_positive("strides", self.strides, "the papers use 2 or 1")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={self.kernel_size}: must be odd; the papers use 7 or 3")
+
+    def build(self, parts: Parts, in_channels: int, features: int, rngs: nnx.Rngs) -> Layer:
+        """Builds the model's `conv1`: (N, H, W, in_channels) -> (N, ceil(H/s), ., features)."""
+        return parts.dense("conv1", in_channels, features, self.kernel_size, self.strides, rngs)
+
+
+IMAGENET_STEM = Stem(kernel_size=7, strides=2, max_pool=True)
+CIFAR_STEM = Stem(kernel_size=3, strides=1, max_pool=False)
+
+
+class ResNet(nnx.Module):
+    """Residual network: stem, stages of residual blocks, global average pooling, classifier.
+
+    Stage s (from 0) has `layers[s]` blocks of `width * 2**s` planes. The attributes carry the names
+    of PyTorch's ResNets: `conv1`, `bn1`, `layer1`, ..., `fc`; in a block `conv1`, `bn1`, ...,
+    `downsample`, `se`.
+
+    With `dtype=jnp.bfloat16` and float32 parameters, convolutions run and feature maps come out in
+    bfloat16; batch statistics stay float32, and so are pooling, classifier and logits.
+
+    Args:
+        layers: number of blocks of each stage; any number of stages.
+        block: class of the blocks, `BasicBlock`, `Bottleneck` or one derived from `ResidualBlock`.
+        width: channels of the stem and planes of the first stage.
+        num_classes: number of logits.
+        in_channels: channels of the images.
+        groups: groups of the spatial convolutions (ResNeXt's cardinality).
+        base_width: width of one group when `planes` is 64 (`4` in `32x4d`).
+        stem: `IMAGENET_STEM`, `CIFAR_STEM` or another `Stem`.
+        strides: stride of each stage's first block; None is 1, 2, 2, ...
+        conv: factory of the blocks' spatial convolutions, called with the arguments of `nnx.Conv`:
+            a class, a `functools.partial` of one, or a sequence with one factory for each stage.
+            None takes `nnx.Conv`, or `GroupedConv` when `groups > 1`.
+        norm: factory of normalisations, called with the arguments of `nnx.BatchNorm`.
+        act: activation; stored, so use a named function (two lambdas are never equal).
+        shortcut: factory of the shortcuts that change the shape, see `ConvShortcut`.
+        se_reduction: reduction of the squeeze-and-excitation after each block's last normalisation
+            (16 in SE-ResNet); None leaves it out.
+        zero_init_last: start each block as its shortcut, by a zero scale in its last normalisation.
+        drop_path_rate: probability of dropping the last block's branch in training; earlier blocks'
+            grow linearly from 0.
+        dtype: compute type; None infers it from the input and the parameters.
+        param_dtype: type of the parameters.
+        rngs: source of the `params` and, with drop path, `dropout` streams.
+
+    Raises:
+        ValueError: if an argument is out of its range, or if a layer refuses its channels (the
+            message then starts with the layer's path).
+
+    Source:
+        He et al., arXiv 1512.03385, table 1; ResNeXt: Xie et al., arXiv 1611.05431, table 1;
+        SE-ResNet: Hu et al., arXiv 1709.01507. Zero initialisation: Goyal et al., arXiv 1706.02677,
+        section 5.1.
+
+    Example:
+        >>> model = ResNet((1, 1), width=8, num_classes=5, stem=CIFAR_STEM, rngs=nnx.Rngs(0))
+        >>> images = jnp.ones((2, 9, 9, 3))
+        >>> model(images).shape, model.forward_features(images).shape
+        ((2, 5), (2, 5, 5, 64))
+        >>> [(f["module"], f["num_chs"], f["reduction"]) for f in model.feature_info]
+        [('act1', 8, 1), ('layer1', 32, 1), ('layer2', 64, 2)]
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        *,
+        block: Callable[..., Layer] = Bottleneck,
+        width: int = 64,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        groups: int = 1,
+        base_width: int = 64,
+        stem: Stem = IMAGENET_STEM,
+        strides: Sequence[int] | None = None,
+        conv: Callable[..., Layer] | Sequence[Callable[..., Layer]] | None = None,
+        norm: Callable[..., Layer] = batch_norm,
+        act: Callable[[jax.Array], jax.Array] = nnx.relu,
+        shortcut: Callable[..., Layer] = ConvShortcut,
+        se_reduction: int | None = None,
+        zero_init_last: bool = True,
+        drop_path_rate: float = 0.0,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        layers, strides = _check_stages(layers, strides)
+        check_positive("width", width, "the papers use 64")
+        check_positive("num_classes", num_classes, "feature_maps(x) gives maps without logits")
+        check_positive("in_channels", in_channels, "colour images have 3")
+        check_positive("groups", groups, "1 is the plain ResNet")
+        check_positive("base_width", base_width, "64 is the plain ResNet")
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate={drop_path_rate!r}: must be in [0, 1); 0 turns it off")
+        parts = Parts(
+            norm=norm,
+            act=act,
+            shortcut=shortcut,
+            groups=groups,
+            base_width=base_width,
+            se_reduction=se_reduction,
+            zero_init_last=zero_init_last,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
+
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        self.act = act
+        self.stem_pool = stem.max_pool
+        self.conv1 = stem.build(parts, in_channels, width, rngs)
+        self.bn1 = parts.normalise("bn1", width, rngs)
+
+        features = width
+        reduction = stem.strides
+        outputs = [("act1", features, reduction)]
+        reduction *= 2 if stem.max_pool else 1
+        built, total = 0, sum(layers)
+        convs = _conv_of_each_stage(conv, len(layers))
+        for stage, (depth, stage_strides) in enumerate(zip(layers, strides, strict=True)):
+            stage_parts = dataclasses.replace(parts, conv=convs[stage])
+            name = f"layer{stage + 1}"
+            planes = width * 2**stage
+            blocks = []
+            for index in range(depth):
+                blocks.append(
+                    block(
+                        features,
+                        planes,
+                        stage_strides if index == 0 else 1,
+                        parts=stage_parts,
+                        name=f"{name}.{index}",
+                        drop_path_rate=drop_path_rate * built / max(total - 1, 1),
+                        rngs=rngs,
+                    )
+                )
+                features = planes * blocks[-1].expansion
+                built += 1
+            setattr(self, name, nnx.List(blocks))
+            reduction *= stage_strides
+            outputs.append((name, features, reduction))
+        # Tuples are plain static data; dictionaries would be walked as part of the module.
+        self._outputs = tuple(outputs)
+        self.fc = classifier(features, num_classes, param_dtype=param_dtype, rngs=rngs)
+
+    @property
+    def feature_info(self) -> tuple[dict[str, Any], ...]:
+        """The maps that `feature_maps` returns, as timm describes them.
+
+        Each entry has `module` (`"act1"` is the stem before its pooling), `num_chs` and
+        `reduction`: a map of an H x W image has ceil(H / reduction) rows.
+        """
+        return tuple(
+            {"num_chs": features, "reduction": reduction, "module": module}
+            for module, features, reduction in self._outputs
+        )
+
+    def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Computes the stem's and every stage's maps.
+
+        Args:
+            x: images (N, H, W, in_channels), floating point.
+
+        Returns:
+            One NHWC map for each entry of `feature_info`.
+
+        Raises:
+            ValueError: if `x` has another number of axes or channels.
+        """
+        if x.ndim != 4 or x.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"images of shape {x.shape}: must be (N, H, W, {self.in_channels}); transpose NCHW "
+                "images, or build the model with another in_channels"
+            )
+        x = self.act(self.bn1(self.conv1(x)))
+        maps = [x]
+        if self.stem_pool:
+            pairs: Any = ((1, 1), (1, 1))  # accepted, though Flax annotates a string
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pairs)  # pads with -inf
+        for name, *_ in self._outputs[1:]:
+            for block in getattr(self, name):
+                x = block(x)
+            maps.append(x)
+        return tuple(maps)
+
+    def forward_features(self, x: jax.Array) -> jax.Array:
+        """Computes the last stage's map (N, H', W', C) of images (N, H, W, in_channels)."""
+        return self.feature_maps(x)[-1]
+
+    def forward_head(self, maps: jax.Array) -> jax.Array:
+        """Averages the last map (N, H', W', C) over space and classifies: (N, num_classes)."""
+        accumulate = jnp.promote_types(maps.dtype, jnp.float32)
+        return self.fc(maps.mean(axis=(1, 2), dtype=accumulate))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Classifies images (N, H, W, in_channels): logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _check_stages(layers: Sequence[int], strides: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns both as tuples of one length, or raises `ValueError`."""
+    if not isinstance(layers, Sequence) or not layers:
+        raise ValueError(f"layers={layers!r}: must name the blocks of each stage, as (3, 4, 6, 3)")
+    layers = tuple(layers)
+    for depth in layers:
+        check_positive("layers", depth, "give each stage at least one block, as (3, 4, 6, 3)")
+    strides = (1,) + (2,) * (len(layers) - 1) if strides is None else tuple(strides)
+    if len(strides) != len(layers):
+        raise ValueError(
+            f"strides={strides}: must name one stride for each of the {len(layers)} stages of "
+            f"layers={layers}; None takes 1, 2, 2, ..."
+        )
+    for stride in strides:
+        check_positive("strides", stride, "None takes 1, 2, 2, ...")
+    return layers, strides
+
+
+def _conv_of_each_stage(
+    conv: Callable[..., Layer] | Sequence[Callable[..., Layer]] | None, stages: int
+) -> tuple[Callable[..., Layer] | None, ...]:
+    """Spreads one factory over the stages, or checks that a sequence has one for each."""
+    if conv is None or callable(conv):
+        return (conv,) * stages
+    valid = isinstance(conv, Sequence) and len(conv) == stages and all(map(callable, conv))
+    if not valid:
+        raise ValueError(
+            f"conv={conv!r}: must be one factory for all stages, or a sequence with one for each of the {stages} stages"
+        )
+    return tuple(conv)

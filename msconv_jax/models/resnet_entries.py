@@ -1,0 +1,95 @@
+"""The registered ResNets: two tables, from which the plain and the PSConv networks are made.
+
+PSConv's networks differ from their plain counterparts in the blocks' spatial convolution alone and
+have as many parameters. In the ImageNet networks and the ResNeXt-29 this is the 3x3 of every
+bottleneck, those of stride 2 included (PSConv paper, section 3.2). The paper has no network of
+basic blocks: `ps_resnet8` and `ps_resnet20` are this library's own, for tests and small machines,
+and make both 3x3 convolutions of a block PSConv.
+"""
+
+from typing import Any
+
+from msconv_jax.models.blocks import BasicBlock
+from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.resnet import CIFAR_STEM, ResNet
+from msconv_jax.operators import PSConv
+
+__all__: list[str] = []
+
+_PSCONV_PAPER = "Li et al., PSConv, arXiv 2007.06191"
+_RESNET_PAPER = "He et al., Deep Residual Learning, arXiv 1512.03385"
+_RESNEXT_PAPER = "Xie et al., ResNeXt, arXiv 1611.05431"
+_SENET_PAPER = "Hu et al., Squeeze-and-Excitation Networks, arXiv 1709.01507"
+_TABLE_1 = "PSConv paper, table 1"
+_TABLE_6 = "PSConv paper, table 6"
+
+_LAYERS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_RESNEXT = {"groups": 32, "base_width": 4}
+_SE = {"se_reduction": 16}
+
+# ImageNet, bottlenecks: name, depth, further arguments, paper of the plain network, and the table
+# that reports the plain network and its PSConv counterpart side by side.
+_BOTTLENECK_NETWORKS: tuple[tuple[str, int, dict[str, Any], str, str | None], ...] = (
+    ("resnet50", 50, {}, _RESNET_PAPER, _TABLE_1),
+    ("resnet101", 101, {}, _RESNET_PAPER, _TABLE_1),
+    ("resnet152", 152, {}, _RESNET_PAPER, None),
+    ("resnext50_32x4d", 50, _RESNEXT, _RESNEXT_PAPER, _TABLE_1),
+    ("resnext101_32x4d", 101, _RESNEXT, _RESNEXT_PAPER, _TABLE_1),
+    ("se_resnet50", 50, _SE, _SENET_PAPER, _TABLE_1),
+    ("se_resnet101", 101, _SE, _SENET_PAPER, _TABLE_1),
+)
+
+# CIFAR, three stages behind a 3x3 stem: name, blocks of a stage, further arguments, classes, paper
+# and table as above.
+_CIFAR_NETWORKS: tuple[tuple[str, int, dict[str, Any], int, str, str | None], ...] = (
+    ("resnext29_8x64d", 3, {"groups": 8}, 100, _RESNEXT_PAPER, _TABLE_6),
+    ("resnext29_16x64d", 3, {"groups": 16}, 100, _RESNEXT_PAPER, _TABLE_6),
+    ("resnet8", 1, {"block": BasicBlock, "width": 16}, 10, _RESNET_PAPER, None),
+    ("resnet20", 3, {"block": BasicBlock, "width": 16}, 10, _RESNET_PAPER, None),
+)
+
+
+def _register_with_psconv(
+    name: str,
+    config: dict[str, Any],
+    num_classes: int,
+    side: int,
+    paper: str,
+    table: str | None,
+) -> None:
+    """Registers a network and, under `ps_` and its name, the same with PSConv."""
+    own = config.get("block") is BasicBlock
+    for prefix, extra, source in (
+        ("", {}, paper),
+        ("ps_", {"conv": PSConv}, f"{_PSCONV_PAPER} (own network)" if own else _PSCONV_PAPER),
+    ):
+        register_model(
+            ModelEntry(
+                name=prefix + name,
+                builder=ResNet,
+                config={**config, **extra},
+                num_classes=num_classes,
+                input_size=(side, side, 3),
+                paper=source,
+                table=table,
+            )
+        )
+
+
+for _name, _layers in (("resnet18", (2, 2, 2, 2)), ("resnet34", (3, 4, 6, 3))):
+    register_model(
+        ModelEntry(
+            name=_name,
+            builder=ResNet,
+            config={"layers": _layers, "block": BasicBlock},
+            num_classes=1000,
+            input_size=(224, 224, 3),
+            paper=_RESNET_PAPER,
+        )
+    )
+
+for _name, _depth, _extra, _paper, _table in _BOTTLENECK_NETWORKS:
+    _register_with_psconv(_name, {"layers": _LAYERS[_depth], **_extra}, 1000, 224, _paper, _table)
+
+for _name, _blocks, _extra, _classes, _paper, _table in _CIFAR_NETWORKS:
+    _register_with_psconv(_name, {"layers": (_blocks,) * 3, "stem": CIFAR_STEM, **_extra}, _classes, 32, _paper, _table)

@@ -1,0 +1,226 @@
+"""What every registered model promises, and how names and keywords are refused."""
+
+import dataclasses
+import re
+from functools import partial
+
+import pytest
+from flax import nnx
+
+from msconv_jax.models import (
+    ModelEntry,
+    ResNet,
+    create_model,
+    list_models,
+    model_entry,
+    register_model,
+    registry,
+)
+from msconv_jax.operators import PSConv
+
+PLAIN_AND_PS = {
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x4d",
+    "se_resnet50",
+    "se_resnet101",
+    "resnext29_8x64d",
+    "resnext29_16x64d",
+    "resnet8",
+    "resnet20",
+}
+NAMES = PLAIN_AND_PS | {f"ps_{name}" for name in PLAIN_AND_PS} | {"resnet18", "resnet34"}
+
+
+def param_sizes(model):
+    """Dotted path -> shape of every parameter."""
+    leaves = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(map(str, path)): leaf.get_value().shape for path, leaf in leaves}
+
+
+def size(shape):
+    total = 1
+    for axis in shape:
+        total *= axis
+    return total
+
+
+def count(model):
+    return sum(map(size, param_sizes(model).values()))
+
+
+def total_by_formula(layers, classes, *, groups=1, group_width=64, stem=7 * 7 * 3 * 64, se=False):
+    """Parameters of a bottleneck network, from the stage table of the specification alone."""
+    total, inputs = stem + 2 * 64, 64
+    for stage, depth in enumerate(layers):
+        planes = 64 * 2**stage
+        width, outputs = groups * (group_width * planes // 64), 4 * planes
+        total += inputs * outputs + 2 * outputs  # projection and its normalisation
+        for _ in range(depth):
+            total += inputs * width + 9 * width * width // groups + width * outputs
+            total += 2 * (width + width + outputs)
+            if se:
+                total += 2 * outputs * outputs // 16 + outputs // 16 + outputs
+            inputs = outputs
+    return total + (inputs + 1) * classes
+
+
+FIFTY, HUNDRED = (3, 4, 6, 3), (3, 4, 23, 3)
+CIFAR = {"stem": 3 * 3 * 3 * 64}
+TOTALS = {
+    # Full integers from the specifications; the formula, written from the table, must agree.
+    "resnet50": (25_557_032, total_by_formula(FIFTY, 1000)),
+    "resnet101": (44_549_160, total_by_formula(HUNDRED, 1000)),
+    "resnet152": (60_192_808, total_by_formula((3, 8, 36, 3), 1000)),
+    "resnext50_32x4d": (25_028_904, total_by_formula(FIFTY, 1000, groups=32, group_width=4)),
+    # Not the better known 32x8d (88,791,336).
+    "resnext101_32x4d": (44_177_704, total_by_formula(HUNDRED, 1000, groups=32, group_width=4)),
+    "se_resnet50": (28_088_024, total_by_formula(FIFTY, 1000, se=True)),
+    "se_resnet101": (49_326_872, total_by_formula(HUNDRED, 1000, se=True)),
+    "resnext29_8x64d": (34_518_948, total_by_formula((3, 3, 3), 100, groups=8, **CIFAR)),
+    "resnext29_16x64d": (68_247_460, total_by_formula((3, 3, 3), 100, groups=16, **CIFAR)),
+}
+
+
+def test_the_names():
+    assert set(list_models()) == NAMES
+    assert list_models() == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", sorted(TOTALS))
+@pytest.mark.parametrize("prefix", ["", "ps_"])
+def test_parameter_totals(name, prefix, abstract_model):
+    expected, by_formula = TOTALS[name]
+    assert by_formula == expected
+    assert count(abstract_model(prefix + name)) == expected
+
+
+@pytest.mark.parametrize(("name", "total"), [("resnet18", 11_689_512), ("resnet34", 21_797_672)])
+def test_parameter_totals_of_basic_blocks(name, total, abstract_model):
+    assert count(abstract_model(name)) == total
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN_AND_PS))
+def test_ps_has_the_parameters_of_its_plain_counterpart(name, abstract_model):
+    assert param_sizes(abstract_model(f"ps_{name}")) == param_sizes(abstract_model(name))
+
+
+@pytest.mark.parametrize(("name", "weights"), [("resnext50_32x4d", 1_414_656), ("resnext101_32x4d", 2_668_032)])
+def test_grouped_3x3_weights(name, weights, abstract_model):
+    sizes = param_sizes(abstract_model(name))
+    assert sum(size(shape) for path, shape in sizes.items() if path.endswith("conv2.kernel")) == weights
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_feature_info_tells_the_truth(name, abstract_model, abstract_shapes):
+    info = abstract_model(name).feature_info
+    # A size that no stride divides, so that every rounding shows.
+    height, width = (side + by for side, by in zip(model_entry(name).input_size, (1, 9), strict=False))
+    shapes, logits = abstract_shapes(name, height, width)
+    told = [(2, -(-height // f["reduction"]), -(-width // f["reduction"]), f["num_chs"]) for f in info]
+    assert told == list(shapes)
+    assert logits == (2, model_entry(name).num_classes)
+    assert [f["module"] for f in info] == ["act1"] + [f"layer{s}" for s in range(1, len(info))]
+    assert all(hasattr(abstract_model(name), f["module"]) for f in info[1:])
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_two_builds_have_equal_graph_definitions(name, abstract_model, build_abstract):
+    first, second = nnx.graphdef(abstract_model(name)), nnx.graphdef(build_abstract(name))
+    assert first == second
+    assert hash(first) == hash(second)
+
+
+def test_equal_graph_definitions_with_overrides():
+    """Partials and drop path must not leave a trace that differs from build to build."""
+
+    def build():
+        conv = partial(PSConv, pattern=(1, 2))
+        norm = partial(nnx.BatchNorm, momentum=0.5)
+        return create_model("resnet8", conv=conv, norm=norm, drop_path_rate=0.1, rngs=nnx.Rngs(0))
+
+    assert nnx.graphdef(nnx.eval_shape(build)) == nnx.graphdef(nnx.eval_shape(build))
+
+
+@pytest.mark.parametrize("name", [n for n in sorted(NAMES) if n.startswith("ps_")])
+def test_ps_replaces_the_spatial_convolutions_only(name, abstract_model):
+    kinds = {path: type(module) for path, module in nnx.iter_modules(abstract_model(name)) if path[-1:] != ()}
+    spatial = {"conv1", "conv2"} if name in ("ps_resnet8", "ps_resnet20") else {"conv2"}
+    for path, kind in kinds.items():
+        if path[0].startswith("layer") and path[-1] in spatial:
+            assert kind is PSConv, path
+        else:
+            assert kind is not PSConv, path
+
+
+def test_wildcards():
+    assert list_models("ps_*") == sorted(f"ps_{name}" for name in PLAIN_AND_PS)
+    assert list_models("resnet?") == ["resnet8"]
+    assert list_models("PS_*") == []
+
+
+def test_unknown_name_lists_near_matches():
+    with pytest.raises(ValueError, match=r"'ps_resnet_50': did you mean ps_resnet50.*list_models\(\)"):
+        create_model("ps_resnet_50", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"unknown model 'zzz'\. list_models\(\)"):
+        model_entry("zzz")
+
+
+def test_unknown_keyword_lists_near_matches_and_the_valid_ones():
+    with pytest.raises(
+        TypeError, match=r"'resnet8' has no argument 'drop_path': did you mean drop_path_rate.*width.*conv"
+    ):
+        create_model("resnet8", drop_path=0.1, rngs=nnx.Rngs(0))
+
+
+def test_conv_overrides_any_models_convolution():
+    def build(name, conv):
+        return nnx.eval_shape(lambda: create_model(name, conv=conv, rngs=nnx.Rngs(0)))
+
+    patterned = build("resnet8", partial(PSConv, pattern=(1, 2)))
+    assert type(patterned.layer3[0].conv2) is PSConv
+    default = build("resnet8", PSConv)
+    assert nnx.graphdef(patterned) != nnx.graphdef(default)
+    assert type(build("ps_resnet8", nnx.Conv).layer1[0].conv1) is nnx.Conv
+    assert type(build("ps_resnet8", None).layer1[0].conv1) is nnx.Conv
+
+
+def test_arguments_reach_the_builder():
+    model = nnx.eval_shape(lambda: create_model("resnet8", num_classes=7, in_channels=2, width=4, rngs=nnx.Rngs(0)))
+    assert model.fc.kernel.shape == (16, 7)
+    assert model.conv1.kernel.shape == (3, 3, 2, 4)
+    assert model.layer3[0].conv1.kernel.shape == (3, 3, 8, 16)
+
+
+class TestRegisterModel:
+    @pytest.fixture(autouse=True)
+    def _own_registry(self, monkeypatch):
+        monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
+
+    def test_a_new_family(self):
+        entry = dataclasses.replace(model_entry("resnet8"), name="resnet8_wide", table="none")
+        assert register_model(entry) is entry
+        assert "resnet8_wide" in list_models()
+        model = nnx.eval_shape(lambda: create_model("resnet8_wide", width=8, rngs=nnx.Rngs(0)))
+        assert model.fc.in_features == 32
+
+    def test_a_taken_name_is_refused(self):
+        with pytest.raises(ValueError, match="'resnet8' is registered already; choose another"):
+            register_model(model_entry("resnet8"))
+
+    def test_a_misspelt_config_is_refused(self):
+        with pytest.raises(ValueError, match=r"config of 'x' has \['layer'\]: ResNet takes only layers"):
+            ModelEntry("x", ResNet, {"layer": (1,)}, 10, (32, 32, 3), "paper")
+
+    def test_a_builder_that_swallows_arguments_is_refused(self):
+        def builder(rngs, **kwargs):
+            return ResNet((1,), rngs=rngs, **kwargs)
+
+        with pytest.raises(ValueError, match=re.escape("takes *args or **kwargs")):
+            ModelEntry("x", builder, {}, 10, (32, 32, 3), "paper")
+
+    def test_entries_cannot_be_changed(self):
+        with pytest.raises(TypeError):
+            model_entry("resnet8").config["width"] = 1
