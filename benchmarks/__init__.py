@@ -1,0 +1,1 @@
+"""Timing: operators against the plain convolution. Programs, not part of the wheel."""
