@@ -35,9 +35,9 @@ def time_interleaved(
     """Compiles each function and times them in turn, so that a slow spell of the machine meets all of them.
 
     Args:
-      functions: what to time, by name.
-      arguments: the arguments of each.
-      rounds: times that each is run; a round runs each once (or a few times, if it is very short).
+        functions: what to time, by name.
+        arguments: the arguments of each.
+        rounds: times that each is run; a round runs each once (or a few times, if it is very short).
     """
     compiled, compile_s, repeats = {}, {}, {}
     for name, function in functions.items():

@@ -34,12 +34,12 @@ def take_channels(x: jax.Array, channels: tuple[int, ...], axis: int = -1) -> ja
     """The given channels of `x`, in the given order; a channel may appear more than once.
 
     Args:
-      x: an array.
-      channels: numbers along `axis`, each at least 0 and below the length of the axis.
-      axis: the axis of the channels, -1 or -2.
+        x: an array.
+        channels: numbers along `axis`, each at least 0 and below the length of the axis.
+        axis: the axis of the channels, -1 or -2.
 
     Returns:
-      `x` with ``len(channels)`` entries along `axis`.
+        `x` with ``len(channels)`` entries along `axis`.
     """
     if channels == tuple(range(x.shape[axis])):
         return x

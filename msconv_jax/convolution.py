@@ -43,35 +43,34 @@ def lattice_convolve(
     A correlation without kernel flip, zero outside the image, as Eq. (3) of the PSConv paper.
 
     Args:
-      x: ``(*batch, *spatial, in_features)``, any number of batch axes, also none.
-      kernels: the lattice's kernels, one array per tile or packed: see :class:`KernelLattice`.
-      lattice: the kernel lattice.
-      strides: pixels between outputs, one int or one per spatial axis.
-      padding: "SAME", "SAME_LOWER", "VALID", an int for every side, or for each axis an int or a pair
-        (before, after). It speaks of the lattice's base kernel; each tile is padded further by half of its
-        extra extent, so that all tiles give the size that the base kernel gives.
-      lowering: how to compute it: "tiles", "packs", "grouped", "dense", "shifts" (see
-        :mod:`msconv_jax.lowering`), or "auto" for the cheapest on JAX's default backend.
-      precision: of the products, as in ``jax.lax.conv_general_dilated``.
-      preferred_element_type: dtype of the result, as in ``jax.lax.conv_general_dilated``.
+        x: ``(*batch, *spatial, in_features)``, any number of batch axes, also none.
+        kernels: the lattice's kernels, one array per tile or packed: see :class:`KernelLattice`.
+        lattice: the kernel lattice.
+        strides: pixels between outputs, one int or one per spatial axis.
+        padding: "SAME", "SAME_LOWER", "VALID", an int for every side, or for each axis an int or a pair
+            (before, after). It speaks of the lattice's base kernel; each tile is padded further by half of its
+            extra extent, so that all tiles give the size that the base kernel gives.
+        lowering: how to compute it: "tiles", "packs", "grouped", "dense", "shifts" (see
+            :mod:`msconv_jax.lowering`), or "auto" for the cheapest on JAX's default backend.
+        precision: of the products, as in ``jax.lax.conv_general_dilated``.
+        preferred_element_type: dtype of the result, as in ``jax.lax.conv_general_dilated``.
 
     Returns:
-      ``(*batch, *output_spatial, out_features)``. The computation's dtype is that of `x` if it is a
-      half-precision one, else what `x` and the kernels promote to.
+        ``(*batch, *output_spatial, out_features)``. The computation's dtype is that of `x` if it is a
+        half-precision one, else what `x` and the kernels promote to.
 
     Raises:
-      ValueError: if shapes do not fit the lattice, or an argument is not one of the above.
+        ValueError: if shapes do not fit the lattice, or an argument is not one of the above.
 
-    Example::
-
-      >>> import jax.numpy as jnp
-      >>> from msconv_jax import KernelLattice, Tile, lattice_convolve
-      >>> lattice = KernelLattice(4, 4, (
-      ...     Tile(slice(0, 2), slice(0, 4), (3, 3)),
-      ...     Tile(slice(2, 4), slice(0, 4), (3, 3), dilation=2),
-      ... ))
-      >>> lattice_convolve(jnp.ones((1, 9, 9, 4)), jnp.ones((3, 3, 4, 4)), lattice, padding=1).shape
-      (1, 9, 9, 4)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax import KernelLattice, Tile, lattice_convolve
+        >>> lattice = KernelLattice(4, 4, (
+        ...     Tile(slice(0, 2), slice(0, 4), (3, 3)),
+        ...     Tile(slice(2, 4), slice(0, 4), (3, 3), dilation=2),
+        ... ))
+        >>> lattice_convolve(jnp.ones((1, 9, 9, 4)), jnp.ones((3, 3, 4, 4)), lattice, padding=1).shape
+        (1, 9, 9, 4)
     """
     lowering_room.check_lowering(lowering)
     ndim = lattice.ndim
@@ -114,28 +113,27 @@ def convolve(
     """The plain convolution, grouped or not, with a lowering that is fast on every backend.
 
     Args:
-      x: ``(*batch, *spatial, in_features)``.
-      kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
-      strides: as in :func:`lattice_convolve`.
-      padding: as in :func:`lattice_convolve`; speaks of the dilated kernel, as ``nnx.Conv``'s does.
-      kernel_dilation: pixels between taps, one int or one per spatial axis.
-      feature_group_count: number of groups of channels.
-      lowering: as in :func:`lattice_convolve`.
-      precision: as in :func:`lattice_convolve`.
-      preferred_element_type: as in :func:`lattice_convolve`.
+        x: ``(*batch, *spatial, in_features)``.
+        kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
+        strides: as in :func:`lattice_convolve`.
+        padding: as in :func:`lattice_convolve`; speaks of the dilated kernel, as ``nnx.Conv``'s does.
+        kernel_dilation: pixels between taps, one int or one per spatial axis.
+        feature_group_count: number of groups of channels.
+        lowering: as in :func:`lattice_convolve`.
+        precision: as in :func:`lattice_convolve`.
+        preferred_element_type: as in :func:`lattice_convolve`.
 
     Returns:
-      ``(*batch, *output_spatial, out_features)``.
+        ``(*batch, *output_spatial, out_features)``.
 
     Raises:
-      ValueError: if the channels are not divisible by the groups, or the shapes do not fit.
+        ValueError: if the channels are not divisible by the groups, or the shapes do not fit.
 
-    Example::
-
-      >>> import jax.numpy as jnp
-      >>> from msconv_jax.convolution import convolve
-      >>> convolve(jnp.ones((2, 8, 8, 6)), jnp.ones((3, 3, 2, 9)), feature_group_count=3).shape
-      (2, 8, 8, 9)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.convolution import convolve
+        >>> convolve(jnp.ones((2, 8, 8, 6)), jnp.ones((3, 3, 2, 9)), feature_group_count=3).shape
+        (2, 8, 8, 9)
     """
     kernel = jnp.asarray(kernel)
     if kernel.ndim < 3:
@@ -169,7 +167,7 @@ def grouped_lattice(
     """The lattice of a plain convolution: block-diagonal, one tile per group.
 
     Raises:
-      ValueError: if the groups do not divide the channels.
+        ValueError: if the groups do not divide the channels.
     """
     check_groups(in_features, out_features, feature_group_count)
     return _grouped_lattice(in_features, out_features, kernel_size, kernel_dilation, feature_group_count)
@@ -211,7 +209,7 @@ def check_padding(padding: Padding, ndim: int) -> str | Pads:
     """`padding` in canonical form: an upper-case name, or a pair of ints per spatial axis.
 
     Raises:
-      ValueError: if it is neither.
+        ValueError: if it is neither.
     """
     rule = (
         f"padding={padding!r}: expected 'SAME', 'SAME_LOWER', 'VALID', an int, or for each of the {ndim} "

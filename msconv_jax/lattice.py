@@ -27,7 +27,7 @@ def per_axis(name: str, values: int | Sequence[int] | None, ndim: int | None = N
     With `ndim` given, an int stands for all axes and None for 1, as in ``nnx.Conv``.
 
     Raises:
-      ValueError: if there are too few or too many, or one is not a positive int.
+        ValueError: if there are too few or too many, or one is not a positive int.
     """
     rule = "a tuple of positive ints, such as (3, 3)"
     if ndim is not None:
@@ -71,19 +71,18 @@ class Tile:
     """A rectangle of the kernel lattice whose cells share one kernel size and one dilation.
 
     Attributes:
-      outputs: output channels, a slice with 0 <= start < stop and a positive step.
-      inputs: input channels, likewise.
-      kernel_size: taps along each spatial axis.
-      dilation: distance of neighbouring taps in pixels, one int for all axes or one for each.
+        outputs: output channels, a slice with 0 <= start < stop and a positive step.
+        inputs: input channels, likewise.
+        kernel_size: taps along each spatial axis.
+        dilation: distance of neighbouring taps in pixels, one int for all axes or one for each.
 
     Raises:
-      ValueError: for an empty or open slice, or a size that is not positive.
+        ValueError: for an empty or open slice, or a size that is not positive.
 
-    Example::
-
-      >>> from msconv_jax import Tile
-      >>> Tile(slice(0, 8), slice(0, 4), (3, 3), dilation=2)
-      Tile(outputs 0:8, inputs 0:4, kernel 3x3, dilation 2x2)
+    Example:
+        >>> from msconv_jax import Tile
+        >>> Tile(slice(0, 8), slice(0, 4), (3, 3), dilation=2)
+        Tile(outputs 0:8, inputs 0:4, kernel 3x3, dilation 2x2)
     """
 
     outputs: slice
@@ -133,9 +132,9 @@ class Bank:
     """The kernels of all cells with one kernel size in the rows with one number of such cells.
 
     Attributes:
-      kernel_size: taps along each spatial axis.
-      fan_in: cells of this kernel size in each of the rows.
-      outputs: the output channels whose rows these are, ascending.
+        kernel_size: taps along each spatial axis.
+        fan_in: cells of this kernel size in each of the rows.
+        outputs: the output channels whose rows these are, ascending.
     """
 
     kernel_size: tuple[int, ...]
@@ -166,35 +165,34 @@ class KernelLattice:
       kernel.
 
     Attributes:
-      in_features: number of input channels.
-      out_features: number of output channels.
-      tiles: the tiles, at least one; every output channel lies in one, and no cell lies in two. Inputs that
-        no tile names are not read.
-      base_extent: extent in pixels of the kernel that a convolution's ``padding`` speaks of; by default
-        (empty) the smallest kernel size, undilated. Each tile is padded further by half of what its extent
-        has more; where that is odd, the smaller half stands before.
+        in_features: number of input channels.
+        out_features: number of output channels.
+        tiles: the tiles, at least one; every output channel lies in one, and no cell lies in two. Inputs that
+            no tile names are not read.
+        base_extent: extent in pixels of the kernel that a convolution's ``padding`` speaks of; by default
+            (empty) the smallest kernel size, undilated. Each tile is padded further by half of what its extent
+            has more; where that is odd, the smaller half stands before.
 
     Raises:
-      ValueError: if a tile leaves the table or meets another tile, if tiles differ in their number of spatial
-        axes, or if an output is left without a kernel.
+        ValueError: if a tile leaves the table or meets another tile, if tiles differ in their number of spatial
+            axes, or if an output is left without a kernel.
 
     Source: Sec. 3.1 and Fig. 2 of the PSConv paper (ECCV 2020).
 
-    Example::
-
-      >>> from msconv_jax import KernelLattice, Tile
-      >>> lattice = KernelLattice(4, 4, (
-      ...     Tile(slice(0, 2), slice(0, 4), (3, 3)),
-      ...     Tile(slice(2, 4), slice(0, 4), (3, 3), dilation=2),
-      ... ))
-      >>> lattice
-      KernelLattice(4 -> 4 features, 2 tiles:
-        outputs 0:2  inputs 0:4  kernel 3x3  dilation 1x1
-        outputs 2:4  inputs 0:4  kernel 3x3  dilation 2x2)
-      >>> lattice.num_parameters, lattice.macs((56, 56))
-      (144, 451584)
-      >>> lattice.extent
-      (5, 5)
+    Example:
+        >>> from msconv_jax import KernelLattice, Tile
+        >>> lattice = KernelLattice(4, 4, (
+        ...     Tile(slice(0, 2), slice(0, 4), (3, 3)),
+        ...     Tile(slice(2, 4), slice(0, 4), (3, 3), dilation=2),
+        ... ))
+        >>> lattice
+        KernelLattice(4 -> 4 features, 2 tiles:
+          outputs 0:2  inputs 0:4  kernel 3x3  dilation 1x1
+          outputs 2:4  inputs 0:4  kernel 3x3  dilation 2x2)
+        >>> lattice.num_parameters, lattice.macs((56, 56))
+        (144, 451584)
+        >>> lattice.extent
+        (5, 5)
     """
 
     in_features: int
@@ -348,13 +346,13 @@ class KernelLattice:
         """Kernels in either form as one array per bank.
 
         Args:
-          kernels: one array per tile, or one per bank; a single array stands for a tuple of one.
+            kernels: one array per tile, or one per bank; a single array stands for a tuple of one.
 
         Returns:
-          One array of shape ``bank.shape`` for each of ``banks``.
+            One array of shape ``bank.shape`` for each of ``banks``.
 
         Raises:
-          ValueError: if the shapes are neither those of the tiles nor those of the banks.
+            ValueError: if the shapes are neither those of the tiles nor those of the banks.
         """
         if isinstance(kernels, Sequence):
             arrays = tuple(jnp.asarray(kernel) for kernel in kernels)
@@ -393,12 +391,12 @@ class KernelLattice:
         """The one dense kernel that means the same as the lattice.
 
         Args:
-          kernels: kernels of the lattice, in either form.
+            kernels: kernels of the lattice, in either form.
 
         Returns:
-          Array ``(*extent, in_features, out_features)`` with zeros between the taps and in empty cells. A
-          convolution with it, padded by ``padding_offset`` more before and by the rest of
-          ``extent - base_extent`` more after than the base kernel, equals the lattice's.
+            Array ``(*extent, in_features, out_features)`` with zeros between the taps and in empty cells. A
+            convolution with it, padded by ``padding_offset`` more before and by the rest of
+            ``extent - base_extent`` more after than the base kernel, equals the lattice's.
         """
         arrays = self.pack(kernels)
         dense = jnp.zeros((*self.extent, self.in_features, self.out_features), jnp.result_type(*arrays))
@@ -495,7 +493,7 @@ class KernelLattice:
         """The lattice that :meth:`to_json` wrote.
 
         Raises:
-          ValueError: if the text is not JSON of that form, or describes no valid lattice.
+            ValueError: if the text is not JSON of that form, or describes no valid lattice.
         """
         try:
             data = json.loads(text)

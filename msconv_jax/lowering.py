@@ -44,11 +44,11 @@ class Step:
     """One convolution (or one sum of shifts) of a plan.
 
     Attributes:
-      inputs: input channels, group after group.
-      outputs: output channels, group after group.
-      groups: number of equal groups.
-      layers: which cells of these inputs and outputs the step computes, by bank and dilation.
-      shifted: computed as a sum of shifted products rather than as a convolution.
+        inputs: input channels, group after group.
+        outputs: output channels, group after group.
+        groups: number of equal groups.
+        layers: which cells of these inputs and outputs the step computes, by bank and dilation.
+        shifted: computed as a sum of shifted products rather than as a convolution.
     """
 
     inputs: Channels
@@ -66,12 +66,12 @@ class CostModel:
     """What a plan costs on one backend, in multiply-accumulates of a wide dense convolution.
 
     Attributes:
-      overhead: cost of one more operation.
-      narrowness: channels that a dense convolution seems to have besides its own, on either side: narrow
-        convolutions run below full speed.
-      quantum: channels are rounded up to a multiple of this.
-      shifted: cost of a multiply-accumulate in a sum of shifts.
-      grouped: cost of a multiply-accumulate in a native grouped convolution; None where it is never chosen.
+        overhead: cost of one more operation.
+        narrowness: channels that a dense convolution seems to have besides its own, on either side: narrow
+            convolutions run below full speed.
+        quantum: channels are rounded up to a multiple of this.
+        shifted: cost of a multiply-accumulate in a sum of shifts.
+        grouped: cost of a multiply-accumulate in a native grouped convolution; None where it is never chosen.
     """
 
     overhead: float
@@ -117,13 +117,13 @@ def choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int
     """The plan for a lattice.
 
     Args:
-      lattice: the kernel lattice.
-      lowering: a name of ``LOWERINGS``; "auto" takes the cheapest plan of the backend's cost model.
-      backend: "cpu", "gpu" or "tpu"; forced lowerings do not look at it, but for the width of packs.
-      pixels: number of output pixels, batch included.
+        lattice: the kernel lattice.
+        lowering: a name of ``LOWERINGS``; "auto" takes the cheapest plan of the backend's cost model.
+        backend: "cpu", "gpu" or "tpu"; forced lowerings do not look at it, but for the width of packs.
+        pixels: number of output pixels, batch included.
 
     Raises:
-      ValueError: if `lowering` is not a known name.
+        ValueError: if `lowering` is not a known name.
     """
     check_lowering(lowering)
     # Rounding to a power of four keeps the cache small; the choice is not that fine.
@@ -228,8 +228,8 @@ def _blocks(lattice: KernelLattice) -> tuple[np.ndarray, np.ndarray]:
     """The independent blocks of the lattice: rows are in one block if a chain of shared inputs joins them.
 
     Returns:
-      For each row the number of its block, counting from the first output on; and an int array (blocks, 2) of how
-      many inputs and outputs each block has.
+        For each row the number of its block, counting from the first output on; and an int array (blocks, 2) of how
+        many inputs and outputs each block has.
     """
     present = lattice.rows >= 0
     block_of_input = np.arange(lattice.in_features)
@@ -313,10 +313,10 @@ class Part:
     """Some columns of a step's kernel, cut from one bank.
 
     Attributes:
-      outputs: positions among the step's outputs that the columns belong to.
-      columns: the bank's output columns.
-      rows: for each input of the step (of one of its groups) the place along the bank's fan_in.
-      mask: bool (inputs, columns), which of them hold a kernel; None if all do.
+        outputs: positions among the step's outputs that the columns belong to.
+        columns: the bank's output columns.
+        rows: for each input of the step (of one of its groups) the place along the bank's fan_in.
+        mask: bool (inputs, columns), which of them hold a kernel; None if all do.
     """
 
     outputs: Channels
@@ -377,9 +377,9 @@ class Assembly:
     """How the outputs of a plan's steps become the outputs of the lattice.
 
     Attributes:
-      sums: for each set of outputs that the same steps feed, the (step, positions in the step's outputs)
-        to add up.
-      order: for each output channel its place in the concatenated sums.
+        sums: for each set of outputs that the same steps feed, the (step, positions in the step's outputs)
+            to add up.
+        order: for each output channel its place in the concatenated sums.
     """
 
     sums: tuple[tuple[tuple[int, Channels], ...], ...]

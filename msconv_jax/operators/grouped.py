@@ -20,26 +20,25 @@ class GroupedConv(LatticeConv):
     a sum of shifted products.
 
     Args:
-      in_features: number of input channels, divisible by `feature_group_count`.
-      out_features: number of output channels, divisible by `feature_group_count`.
-      kernel_size: taps per spatial axis, one int for each axis.
-      strides: pixels between outputs, one int or one per axis.
-      rngs: for the initial values.
-      **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`.
+        in_features: number of input channels, divisible by `feature_group_count`.
+        out_features: number of output channels, divisible by `feature_group_count`.
+        kernel_size: taps per spatial axis, one int for each axis.
+        strides: pixels between outputs, one int or one per axis.
+        rngs: for the initial values.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`.
 
     Raises:
-      ValueError: for arguments that do not fit, at construction.
+        ValueError: for arguments that do not fit, at construction.
 
-    Example::
-
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx
-      >>> from msconv_jax import GroupedConv
-      >>> conv = GroupedConv(64, 64, (3, 3), padding=1, feature_group_count=32, rngs=nnx.Rngs(0))
-      >>> conv(jnp.ones((1, 14, 14, 64))).shape
-      (1, 14, 14, 64)
-      >>> conv.kernel.shape
-      (3, 3, 2, 64)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax import GroupedConv
+        >>> conv = GroupedConv(64, 64, (3, 3), padding=1, feature_group_count=32, rngs=nnx.Rngs(0))
+        >>> conv(jnp.ones((1, 14, 14, 64))).shape
+        (1, 14, 14, 64)
+        >>> conv.kernel.shape
+        (3, 3, 2, 64)
     """
 
     def __init__(

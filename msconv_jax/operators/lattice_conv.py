@@ -53,13 +53,13 @@ class LatticeConv(nnx.Conv):
     returned in half precision, where ``nnx.Conv`` would promote it to the parameters' float32.
 
     Attributes:
-      lattice: the :class:`msconv_jax.KernelLattice`.
-      lowering: the forced lowering, or "auto".
-      kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
-      bias: ``(out_features,)``, or None.
+        lattice: the :class:`msconv_jax.KernelLattice`.
+        lowering: the forced lowering, or "auto".
+        kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
+        bias: ``(out_features,)``, or None.
 
     Raises:
-      ValueError: for arguments that do not fit, at construction.
+        ValueError: for arguments that do not fit, at construction.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ class LatticeConv(nnx.Conv):
         """Convolves.
 
         Args:
-          inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
-          out_sharding: as in ``nnx.Conv``, must be None: meshes with explicit axes are not supported.
+            inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
+            out_sharding: as in ``nnx.Conv``, must be None: meshes with explicit axes are not supported.
 
         Returns:
-          ``(*batch, *output_spatial, out_features)``.
+            ``(*batch, *output_spatial, out_features)``.
 
         Raises:
-          ValueError: if the inputs do not fit.
+            ValueError: if the inputs do not fit.
         """
         if out_sharding is not None:
             raise ValueError(
@@ -139,7 +139,7 @@ def check_kernel_size(kernel_size: Sequence[int], operator_name: str, *, odd: bo
     """`kernel_size` as a tuple of positive ints.
 
     Raises:
-      ValueError: if it is an int (``nnx.Conv`` would build a one-dimensional kernel), or does not fit.
+        ValueError: if it is an int (``nnx.Conv`` would build a one-dimensional kernel), or does not fit.
     """
     if isinstance(kernel_size, int):
         raise ValueError(

@@ -47,37 +47,36 @@ class PSConv(LatticeConv):
     Appendix A) gives channel c the dilation ``d[(c + phase) mod t]`` in either layout.
 
     Args:
-      in_features: number of input channels.
-      out_features: number of output channels.
-      kernel_size: taps per spatial axis, odd, one int for each axis.
-      strides: pixels between outputs, one int or one per axis.
-      pattern: the dilations d, in units of `kernel_dilation`; the default is the paper's best (Table 4).
-      phase: where the pattern starts, at least 0 and below t. The default 1 is accepted for t = 1 as well, where
-        it changes nothing.
-      vary: "both", "in", "out" or "none".
-      layout: "block" or "lattice". Blocks need channels per group that are divisible by t along the axes that
-        vary.
-      rngs: for the initial values.
-      **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`.
+        in_features: number of input channels.
+        out_features: number of output channels.
+        kernel_size: taps per spatial axis, odd, one int for each axis.
+        strides: pixels between outputs, one int or one per axis.
+        pattern: the dilations d, in units of `kernel_dilation`; the default is the paper's best (Table 4).
+        phase: where the pattern starts, at least 0 and below t. The default 1 is accepted for t = 1 as well, where
+            it changes nothing.
+        vary: "both", "in", "out" or "none".
+        layout: "block" or "lattice". Blocks need channels per group that are divisible by t along the axes that
+            vary.
+        rngs: for the initial values.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`.
 
     Raises:
-      ValueError: for arguments that do not fit, at construction.
+        ValueError: for arguments that do not fit, at construction.
 
     Source: Eq. (3), Sec. 3.2, Tables 3 to 5 and Appendix A of the paper.
 
-    Example::
-
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx
-      >>> from msconv_jax import PSConv
-      >>> conv = PSConv(64, 64, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0))
-      >>> conv(jnp.ones((1, 15, 15, 64))).shape
-      (1, 8, 8, 64)
-      >>> conv.lattice.dilations[::16, ::16, 0]
-      array([[2, 1, 4, 1],
-             [1, 2, 1, 4],
-             [4, 1, 2, 1],
-             [1, 4, 1, 2]])
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax import PSConv
+        >>> conv = PSConv(64, 64, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0))
+        >>> conv(jnp.ones((1, 15, 15, 64))).shape
+        (1, 8, 8, 64)
+        >>> conv.lattice.dilations[::16, ::16, 0]
+        array([[2, 1, 4, 1],
+               [1, 2, 1, 4],
+               [4, 1, 2, 1],
+               [1, 4, 1, 2]])
     """
 
     def __init__(
@@ -131,34 +130,33 @@ def psconv(
     """Poly-scale convolution as a pure function; the arguments mean what they mean for :class:`PSConv`.
 
     Args:
-      x: ``(*batch, *spatial, in_features)``.
-      kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
-      strides: pixels between outputs.
-      padding: of the undilated kernel; see :func:`msconv_jax.lattice_convolve`.
-      pattern: the dilations.
-      phase: where the pattern starts.
-      vary: the axes of the lattice over which the dilation varies.
-      layout: "block" or "lattice".
-      kernel_dilation: factor on all dilations, one int or one per axis.
-      feature_group_count: number of groups.
-      lowering: see :func:`msconv_jax.lattice_convolve`.
-      precision: see :func:`msconv_jax.lattice_convolve`.
-      preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+        x: ``(*batch, *spatial, in_features)``.
+        kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
+        strides: pixels between outputs.
+        padding: of the undilated kernel; see :func:`msconv_jax.lattice_convolve`.
+        pattern: the dilations.
+        phase: where the pattern starts.
+        vary: the axes of the lattice over which the dilation varies.
+        layout: "block" or "lattice".
+        kernel_dilation: factor on all dilations, one int or one per axis.
+        feature_group_count: number of groups.
+        lowering: see :func:`msconv_jax.lattice_convolve`.
+        precision: see :func:`msconv_jax.lattice_convolve`.
+        preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
 
     Returns:
-      ``(*batch, *output_spatial, out_features)``.
+        ``(*batch, *output_spatial, out_features)``.
 
     Raises:
-      ValueError: for arguments that do not fit.
+        ValueError: for arguments that do not fit.
 
     Source: Eq. (3) of the paper.
 
-    Example::
-
-      >>> import jax.numpy as jnp
-      >>> from msconv_jax.operators import psconv
-      >>> psconv(jnp.ones((1, 7, 7, 8)), jnp.ones((3, 3, 8, 16)), strides=2, padding=1).shape
-      (1, 4, 4, 16)
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators import psconv
+        >>> psconv(jnp.ones((1, 7, 7, 8)), jnp.ones((3, 3, 8, 16)), strides=2, padding=1).shape
+        (1, 4, 4, 16)
     """
     shape = jax.numpy.shape(kernel)
     if len(shape) < 3:
@@ -201,17 +199,16 @@ def psconv_lattice(
     """The kernel lattice of a poly-scale convolution; see :class:`PSConv` for the arguments.
 
     Raises:
-      ValueError: for arguments that do not fit.
+        ValueError: for arguments that do not fit.
 
-    Example::
-
-      >>> from msconv_jax.operators.psconv import psconv_lattice
-      >>> psconv_lattice(4, 4, (3, 3), pattern=(1, 2), layout="lattice")
-      KernelLattice(4 -> 4 features, 4 tiles:
-        outputs 0:3:2  inputs 0:3:2  kernel 3x3  dilation 2x2
-        outputs 0:3:2  inputs 1:4:2  kernel 3x3  dilation 1x1
-        outputs 1:4:2  inputs 0:3:2  kernel 3x3  dilation 1x1
-        outputs 1:4:2  inputs 1:4:2  kernel 3x3  dilation 2x2)
+    Example:
+        >>> from msconv_jax.operators.psconv import psconv_lattice
+        >>> psconv_lattice(4, 4, (3, 3), pattern=(1, 2), layout="lattice")
+        KernelLattice(4 -> 4 features, 4 tiles:
+          outputs 0:3:2  inputs 0:3:2  kernel 3x3  dilation 2x2
+          outputs 0:3:2  inputs 1:4:2  kernel 3x3  dilation 1x1
+          outputs 1:4:2  inputs 0:3:2  kernel 3x3  dilation 1x1
+          outputs 1:4:2  inputs 1:4:2  kernel 3x3  dilation 2x2)
     """
     size = check_kernel_size(kernel_size, "PSConv", odd=True)
     dilation = per_axis("kernel_dilation", kernel_dilation, len(size))
