@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Literal, Unpack, get_args
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
@@ -105,8 +106,8 @@ class PSConv(LatticeConv):
             feature_group_count=options.get("feature_group_count", 1),
         )
         super().__init__(lattice, lattice.tiles[0].kernel_size, strides, rngs=rngs, **options)
-        self.pattern = tuple(pattern)
-        self.phase = phase
+        self.pattern = tuple(map(int, pattern))  # NumPy's ints would be taken for data
+        self.phase = int(phase)
         self.vary = vary
         self.layout = layout
 
@@ -215,7 +216,7 @@ def psconv_lattice(
     check_groups(in_features, out_features, feature_group_count)
     dilations = _check_pattern(pattern)
     t = len(dilations)
-    if isinstance(phase, bool) or not isinstance(phase, int) or not 0 <= phase < max(t, 2):
+    if isinstance(phase, bool) or not isinstance(phase, int | np.integer) or not 0 <= phase < max(t, 2):
         raise ValueError(f"phase={phase!r}: expected an int at least 0 and below the pattern's length {t}.")
     for name, value, choices in (("vary", vary, get_args(Vary)), ("layout", layout, get_args(Layout))):
         if value not in choices:
