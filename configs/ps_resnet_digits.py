@@ -1,0 +1,33 @@
+"""PSConv ResNet-8 on scikit-learn's handwritten digits (8x8, 1163 images to train on).
+
+    python -m train --config=configs/ps_resnet_digits.py --workdir=runs/digits
+
+Cost: about a minute on two CPU cores, of which a third is compilation.
+Expect: test accuracy 0.986 to 0.997 (0.9945, 0.9973, 0.9863 for seeds 0, 1, 2; one of the 364 test
+images is 0.0027). The settings were chosen by the validation split.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Gives the config; every value can be set on the command line, ``--config.seed=1``."""
+    config = ConfigDict()
+    config.seed = 0
+    config.source = "digits"
+    config.model = "ps_resnet8"
+    config.model_kwargs = {"width": 16}
+    config.conv = "PSConv"
+    config.conv_kwargs = {"pattern": (1, 2, 1, 4)}
+    config.augment = {"shift": 0.75, "rotation": 12.0, "scale": 0.1}  # pixels, degrees, fraction
+    config.epochs = 60
+    config.batch_size = 64
+    config.learning_rate = 0.1  # at its peak
+    config.warmup_epochs = 2.0
+    config.momentum = 0.9
+    config.nesterov = True
+    config.weight_decay = 5e-3  # of kernels only
+    config.label_smoothing = 0.1
+    config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: none
+    config.data_threads = 2
+    return config

@@ -1,0 +1,107 @@
+"""A run small enough for a test, and ways to start one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from msconv_jax.models.registry import ModelEntry, register_model
+from train.checkpoint import intact_checkpoints, restore
+from train.config import Config
+from train.data import load_source
+from train.optim import create_optimiser
+from train.step import create_mesh, create_state, replicate, split_shapes
+
+ROOT = Path(__file__).parents[2]
+TINY_CONFIG = Path(__file__).with_name("tiny_config.py")
+
+
+class TinyNet(nnx.Module):
+    """The least that has convolution, batch statistics and random numbers; compiles at once."""
+
+    def __init__(self, *, num_classes: int, in_channels: int, width: int, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(in_channels, width, (3, 3), strides=2, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
+        self.drop = nnx.Dropout(0.1, rngs=rngs)
+        self.head = nnx.Linear(16 * width, num_classes, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        maps = nnx.relu(self.norm(self.conv(images)))
+        return self.head(self.drop(maps.reshape(len(maps), -1)))
+
+
+TINY_ENTRY = ModelEntry(
+    name="tiny_for_tests",
+    builder=TinyNet,
+    config={},
+    num_classes=10,
+    input_size=(8, 8, 1),
+    paper="none",
+)
+
+
+def register_tiny() -> None:
+    """Makes the tiny model known in a process of its own; within the tests a fixture does."""
+    register_model(TINY_ENTRY)
+
+
+# 1163 images in batches of 240: 5 steps an epoch, 10 in all. The batch divides by 4 devices, the
+# validation split (270) and the test split (364) do not divide by the batch.
+TINY: dict[str, Any] = {
+    "seed": 0,
+    "source": "digits",
+    "model": "tiny_for_tests",
+    "model_kwargs": {"width": 8},
+    "conv": "",
+    "conv_kwargs": {},
+    "augment": {"shift": 1.0, "rotation": 10.0, "scale": 0.1},
+    "epochs": 2,
+    "batch_size": 240,
+    "learning_rate": 0.1,
+    "warmup_epochs": 0.5,
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "label_smoothing": 0.1,
+    "checkpoint_every": 2,
+    "data_threads": 2,
+}
+
+
+def tiny(**changes: Any) -> Config:
+    return Config(**{**TINY, **changes})
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in the repository, with warnings of our own code as errors."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def stored_arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of the latest checkpoint of a tiny run."""
+    source, optimiser = load_source(tiny()), create_optimiser(tiny(), steps_per_epoch=5)[0]
+    _, params, rest = split_shapes(tiny(), source)
+    template = jax.eval_shape(lambda p, r: create_state(p, r, optimiser), params, rest)
+    intact, _ = intact_checkpoints(workdir / "checkpoints")
+    state = restore(intact[-1], template, replicate(create_mesh()))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
+
+
+def assert_same_arrays(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+    assert left.keys() == right.keys()
+    assert len(left) > 15
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)

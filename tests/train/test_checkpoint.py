@@ -1,0 +1,223 @@
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train.helpers import run_python
+from train.checkpoint import CheckpointWriter, best_of, intact_checkpoints, restore
+from train.errors import UserError
+from train.step import create_mesh, replicate
+
+SHARDING = replicate(create_mesh())
+
+
+def state_of(step):
+    return {
+        "params": {"layers": {0: {"kernel": jnp.full((30, 20), step, jnp.float32)}}},
+        "step": jnp.int32(step),
+    }
+
+
+def write(directory, scores):
+    """Writes a checkpoint for each accuracy, at steps 10, 20, ..."""
+    writer = CheckpointWriter(directory, resume="again")
+    for number, accuracy in enumerate(scores, start=1):
+        writer.save(10 * number, state_of(10 * number), accuracy)
+    writer.wait()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("three")
+    write(directory, [0.9, 0.5, None])
+    return directory
+
+
+def read(directory):
+    intact, _ = intact_checkpoints(directory)
+    return [(checkpoint.step, checkpoint.accuracy) for checkpoint in intact]
+
+
+def test_arrays_come_back_from_latest_and_best(three):
+    intact, damaged = intact_checkpoints(three)
+    assert not damaged
+    assert read(three) == [(10, 0.9), (20, 0.5), (30, None)]
+    assert best_of(intact).step == 10
+    template = jax.eval_shape(lambda: state_of(0))
+    for checkpoint in intact:
+        state = restore(checkpoint, template, SHARDING)
+        assert jax.tree.structure(state) == jax.tree.structure(template)
+        assert int(state["step"]) == checkpoint.step
+        np.testing.assert_array_equal(state["params"]["layers"][0]["kernel"], checkpoint.step)
+        assert state["step"].sharding == SHARDING
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "best"),
+    [
+        ([0.9, 0.1, 0.2, 0.3], [10, 30, 40], 10),
+        ([0.1, 0.2, 0.3, 0.4], [30, 40], 40),
+        ([0.5, 0.9, 0.9, None, None, 0.2], [30, 50, 60], 30),  # of equals, the later
+        ([None, None, None], [20, 30], None),
+    ],
+)
+def test_the_best_and_the_two_latest_are_kept(tmp_path, scores, kept, best):
+    write(tmp_path, scores)
+    intact, _ = intact_checkpoints(tmp_path)
+    assert [checkpoint.step for checkpoint in intact] == kept
+    found = best_of(intact)
+    assert (found.step if found else None) == best
+
+
+def test_a_saved_state_may_be_used_up_at_once(tmp_path):
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
+    state = {"kernel": jnp.full((1000, 1000), 7.0)}
+    writer = CheckpointWriter(tmp_path, resume="again")
+    writer.save(1, state, 0.5)
+    jax.block_until_ready(overwrite(state))
+    writer.wait()
+    writer.close()
+    (checkpoint,), _ = intact_checkpoints(tmp_path)
+    shapes = {"kernel": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+    np.testing.assert_array_equal(restore(checkpoint, shapes, SHARDING)["kernel"], 7.0)
+
+
+def files_of(three):
+    return sorted(p.relative_to(three) for p in (three / "30").rglob("*") if p.is_file())
+
+
+def test_every_flipped_byte_is_noticed(three, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    checked = 0
+    for name in files_of(three):
+        # Orbax's own notes of the folder itself; nothing of the state is in them.
+        if name.name in ("_CHECKPOINT_METADATA", "commit_success.txt") and name.parent.name == "30":
+            continue
+        original = (copy / name).read_bytes()
+        for position in {0, len(original) // 2, len(original) - 1} if original else set():
+            damaged = bytearray(original)
+            damaged[position] ^= 0x10
+            (copy / name).write_bytes(damaged)
+            intact, faulty = intact_checkpoints(copy)
+            if [c.step for c in intact] == [10, 20]:
+                assert faulty == [copy / "30"]
+                assert f"checkpoint {copy / '30'} is damaged" in capsys.readouterr().err
+                checked += 1
+            else:
+                # The only byte that carries nothing is white space of the manifest.
+                assert name.name == "manifest.json", (name, position)
+        (copy / name).write_bytes(original)
+    assert checked > 20
+
+
+def test_orbaxs_own_notes_do_not_matter(three, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
+        (copy / "30" / name).write_bytes(b"\x00\xff")
+    intact, _ = intact_checkpoints(copy)
+    state = restore(intact[-1], jax.eval_shape(lambda: state_of(0)), SHARDING)
+    assert int(state["step"]) == 30
+
+
+@pytest.mark.parametrize("harm", ["truncate", "remove", "no manifest", "empty manifest", "rename"])
+def test_incomplete_checkpoints_are_noticed(three, tmp_path, capsys, harm):
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    largest = max((copy / "30" / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    if harm == "truncate":
+        largest.write_bytes(largest.read_bytes()[:-10])
+    elif harm == "remove":
+        largest.unlink()
+    elif harm == "no manifest":
+        (copy / "30" / "manifest.json").unlink()
+    elif harm == "empty manifest":
+        (copy / "30" / "manifest.json").write_text('{"step": 30, "files": {}}')
+    else:
+        (copy / "30").rename(copy / "40")
+    assert read(copy) == [(10, 0.9), (20, 0.5)]
+    assert "is damaged and not used" in capsys.readouterr().err
+
+
+def test_what_is_not_a_checkpoint_is_ignored(three, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    (copy / "40.orbax-checkpoint-tmp").mkdir()
+    (copy / "notes").mkdir()
+    assert read(copy) == read(three)
+    assert intact_checkpoints(tmp_path / "nowhere") == ([], [])
+
+
+def test_temporary_folders_of_a_killed_save_are_removed(three, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    (copy / "40.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    writer = CheckpointWriter(copy, resume="again")
+    writer.save(40, state_of(40), 0.1)
+    writer.wait()
+    writer.close()
+    assert sorted(path.name for path in copy.iterdir()) == ["10", "30", "40"]
+
+
+def test_arrays_of_another_model_are_refused(three):
+    intact, _ = intact_checkpoints(three)
+    for layer, columns, message in (
+        (0, 21, r"kernel is float32\[30, 20\] there, float32\[30, 21\] here"),
+        (1, 20, r"layers.0.kernel is float32\[30, 20\] there, missing here"),
+    ):
+        other = {"params": {"layers": {layer: {"kernel": jnp.ones((30, columns))}}}}
+        with pytest.raises(UserError, match=message):
+            restore(intact[-1], {**other, "step": jnp.int32(0)}, SHARDING)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import jax
+from train.checkpoint import CheckpointWriter
+from train.errors import run_program
+
+def main(argv):
+    state = {"kernel": jax.random.normal(jax.random.key(0), (400, 1000))}
+    writer = CheckpointWriter(Path(argv[1]), resume="the same command")
+    writer.save(1, state, 0.5)
+    writer.wait()
+    # No file may grow beyond this: writing fails as on a full disk (EFBIG for ENOSPC).
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        writer.save(2, state, 0.6)
+        writer.save(3, state, 0.7)
+    finally:
+        writer.close()
+    return 0
+
+run_program(main)
+"""
+
+
+def test_a_full_disk_ends_in_a_sentence_and_leaves_what_was_there(tmp_path):
+    run = run_python("-c", FULL_DISK, str(tmp_path))
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: the checkpoint of step 2 cannot be written")
+    assert run.stderr.count("\n") == 1, run.stderr
+    for part in ("File too large", "earlier checkpoints are untouched", "the same command"):
+        assert part in run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    assert read(tmp_path) == [(1, 0.5)]
+
+
+def test_a_disk_without_space_for_the_manifest(tmp_path, monkeypatch):
+    def no_space(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("train.checkpoint._digests", no_space)
+    writer = CheckpointWriter(tmp_path, resume="again")
+    writer.save(1, state_of(1), 0.5)
+    with pytest.raises(UserError, match=r"step 1 cannot be written.*No space left"):
+        writer.wait()
+    writer.close()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,287 @@
+import json
+import os
+import shutil
+import signal
+
+import pytest
+
+from tests.train.helpers import (
+    ROOT,
+    TINY_CONFIG,
+    assert_same_arrays,
+    run_python,
+    stored_arrays,
+    tiny,
+)
+from train import __main__ as program
+from train import evaluate, loop
+from train.checkpoint import intact_checkpoints
+from train.config import write_config
+from train.errors import UserError, run_program
+from train.loop import train
+
+
+def lines(workdir):
+    return (workdir / "metrics.jsonl").read_text()
+
+
+def assert_same_runs(workdir, finished_run):
+    assert_same_arrays(stored_arrays(workdir), stored_arrays(finished_run))
+    assert lines(workdir) == lines(finished_run)
+    assert (workdir / "result.json").read_text() == (finished_run / "result.json").read_text()
+
+
+def test_a_run_leaves_its_files(finished_run):
+    names = {path.name for path in finished_run.iterdir()}
+    assert names == {
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "result.json",
+        "samples",
+        "tensorboard",
+    }
+    records = [json.loads(line) for line in lines(finished_run).splitlines()]
+    assert [(record["step"], record["epoch"]) for record in records] == [(5, 1), (10, 2)]
+    assert records[1]["train_loss"] < records[0]["train_loss"]
+    samples = sorted(path.name for path in (finished_run / "samples").iterdir())
+    assert samples == [f"{digit}.png" for digit in range(10)]
+
+
+def test_a_finished_run_says_so_and_repeats_its_result(finished_run, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "load_source", None)  # whatever trains needs it
+    assert train(tiny(), finished_run, command="again") == 0
+    output = capsys.readouterr().out.splitlines()
+    result = json.loads((finished_run / "result.json").read_text())
+    assert "this run is finished" in output[0]
+    assert output[-1] == (
+        f"test accuracy {result['test_accuracy']:.4f} (step {result['step']:.0f}, best of validation)"
+    )
+
+
+def test_evaluate_prints_what_training_printed(finished_run, capsys):
+    train(tiny(), finished_run, command="again")
+    expected = capsys.readouterr().out.splitlines()[-1]
+    assert evaluate.main(["evaluate", f"--workdir={finished_run}"]) == 0
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_the_test_split_is_looked_at_once_and_at_the_end(tmp_path, monkeypatch):
+    looked = []
+    original = evaluate.evaluation_batches
+
+    def watch(source, split, *rest, **named):
+        looked.append(split)
+        return original(source, split, *rest, **named)
+
+    monkeypatch.setattr(evaluate, "evaluation_batches", watch)
+    train(tiny(checkpoint_every=0), tmp_path / "run", command="again")
+    assert looked == ["validation", "validation", "test"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop_at", [3, 5])
+def test_a_stopped_run_goes_on_to_the_same_end(number, stop_at, finished_run, tmp_path, monkeypatch, capsys):
+    handlers = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+    original, calls = loop.create_train_step, []
+
+    def create_stopping_step(*arguments):
+        train_step = original(*arguments)
+
+        def step(state, batch):
+            calls.append(1)
+            if len(calls) == stop_at:
+                os.kill(os.getpid(), number)
+            return train_step(state, batch)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "create_train_step", create_stopping_step)
+        assert train(tiny(), tmp_path, command="the same command") == 128 + number
+    output = capsys.readouterr().out
+    assert f"stopped by {number.name} after step {stop_at} of 10; go on with\n" in output
+    assert output.endswith("the same command\n")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert intact_checkpoints(tmp_path / "checkpoints")[0][-1].step == stop_at
+
+    assert train(tiny(), tmp_path, command="again") == 0
+    assert f"going on from the checkpoint of step {stop_at} of 10" in capsys.readouterr().out
+    assert_same_runs(tmp_path, finished_run)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.train.helpers import register_tiny, tiny
+from train import checkpoint, loop
+register_tiny()
+where, count, workdir = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+module, name = {"save": (checkpoint, "_digests"), "step": (loop, "to_devices")}[where]
+original = getattr(module, name)
+calls = []
+def deadly(*arguments):
+    calls.append(1)
+    if len(calls) == count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+setattr(module, name, deadly)
+loop.train(tiny(), workdir, command="again")
+"""
+
+
+# Saves are at steps 2, 4, 5, 6, 8 and 10; the third is that of the first epoch's end.
+@pytest.mark.parametrize(("where", "count", "resumed_from"), [("save", 3, 4), ("step", 8, 6)])
+def test_kill_9_at_any_time_changes_nothing(where, count, resumed_from, finished_run, tmp_path, capfd):
+    run = run_python("-c", KILLED, where, str(count), str(tmp_path))
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    capfd.readouterr()
+    assert train(tiny(), tmp_path, command="again") == 0
+    output, errors = capfd.readouterr()
+    if where == "save":
+        assert f"going on from the checkpoint of step {resumed_from} of 10" in output
+    else:  # the save of step 6 may have been under way
+        assert "going on from the checkpoint of step" in output
+    assert "damaged" not in errors
+    assert_same_runs(tmp_path, finished_run)
+
+
+def test_a_flipped_byte_costs_a_step_back_and_no_more(finished_run, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    (workdir / "result.json").unlink()
+    latest = workdir / "checkpoints" / "10" / "state" / "d"
+    largest = max(latest.iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert train(tiny(), workdir, command="again") == 0
+    output, errors = capsys.readouterr()
+    assert f"checkpoint {workdir / 'checkpoints' / '10'} is damaged and not used" in errors
+    assert "going on from the checkpoint of step 8 of 10" in output
+    assert_same_runs(workdir, finished_run)
+
+
+FULL_DISK = """
+import resource, runpy, sys
+from tests.train.helpers import register_tiny
+register_tiny()
+resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))
+sys.argv = ["train", *sys.argv[1:]]
+runpy.run_module("train", run_name="__main__")
+"""
+
+
+def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_later(finished_run, tmp_path):
+    arguments = (f"--config={TINY_CONFIG}", f"--workdir={tmp_path / 'run'}")
+    run = run_python("-c", FULL_DISK, *arguments)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: the checkpoint of step 2 cannot be written")
+    assert run.stderr.count("\n") == 1
+    assert "python -m train --config=" in run.stderr
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    assert train(tiny(), tmp_path / "run", command="again") == 0
+    assert_same_runs(tmp_path / "run", finished_run)
+
+
+def test_the_three_commands(tmp_path):
+    workdir = tmp_path / "a run"
+    run = run_python(
+        "-m",
+        "train",
+        f"--config={TINY_CONFIG}",
+        f"--workdir={workdir}",
+        "--config.model=resnet8",  # the tiny model is known to the tests alone
+        "--config.model_kwargs.width=4",
+        "--config.epochs=1",
+        "--config.checkpoint_every=0",
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    output = run.stdout.splitlines()
+    assert any(line.startswith("epoch 1/1  train loss ") for line in output)
+    (command,) = [line for line in output if line.startswith("classify an image with: ")]
+    assert command.endswith(f"--workdir='{workdir}' '{workdir}/samples/9.png'")
+    result = json.loads((workdir / "result.json").read_text())
+    assert output[-1] == (f"test accuracy {result['test_accuracy']:.4f} (step 5, best of validation)")
+
+    run = run_python("-m", "train.evaluate", f"--workdir={workdir}")
+    assert (run.returncode, run.stdout, run.stderr) == (0, output[-1] + "\n", "")
+
+    images = [str(workdir / "samples" / "9.png"), "missing.png"]
+    run = run_python("-m", "train.predict", f"--workdir={workdir}", *images, "--top=2")
+    assert run.returncode == 1
+    assert run.stdout.startswith(f"{images[0]}: ")
+    assert run.stdout.count("%") == 2
+    assert run.stderr == "error: missing.png: there is no such file\n"
+
+
+def fail(main, monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ending:
+        run_program(main)
+    output, errors = capsys.readouterr()
+    assert ending.value.code == 1
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    return output, errors
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("model=ps_resnet9", "ps_resnet8"),
+        ("source=digit", "did you mean 'digits'"),
+        ("batch_size=2000", "only 1163 images"),
+        ("augment.shift=99", "a number from 0 to 4"),
+    ],
+)
+def test_wrong_values_are_refused_before_anything_is_written(override, part, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "run"
+    arguments = (f"--config={TINY_CONFIG}", f"--workdir={workdir}", f"--config.{override}")
+    _, errors = fail(program.main, monkeypatch, capsys, *arguments)
+    assert part in errors
+    assert not workdir.exists()
+
+
+def test_the_folder_of_another_config_is_refused(finished_run, monkeypatch, capsys):
+    before = sorted(finished_run.rglob("*"))
+    arguments = (f"--config={TINY_CONFIG}", f"--workdir={finished_run}", "--config.seed=4")
+    _, errors = fail(program.main, monkeypatch, capsys, *arguments)
+    assert "differs in seed (0 there, 4 now); choose another --workdir" in errors
+    assert sorted(finished_run.rglob("*")) == before
+
+
+def test_a_diverging_run_says_so(tmp_path):
+    config = tiny(learning_rate=1e30, warmup_epochs=0.0, checkpoint_every=0)
+    with pytest.raises(UserError, match=r"training loss is .* lower config.learning_rate"):
+        train(config, tmp_path, command="again")
+    assert intact_checkpoints(tmp_path / "checkpoints") == ([], [])
+
+
+def test_a_damaged_result_is_not_repeated(finished_run, tmp_path):
+    write_config(tmp_path, tiny())
+    (tmp_path / "result.json").write_text('{"step": 10}')
+    with pytest.raises(UserError, match=r"result.json is damaged; remove it"):
+        train(tiny(), tmp_path, command="again")
+
+
+def test_folders_without_a_trained_network(tmp_path, monkeypatch, capsys):
+    _, errors = fail(evaluate.main, monkeypatch, capsys, f"--workdir={tmp_path / 'nowhere'}")
+    assert "is not the folder of a run" in errors
+    write_config(tmp_path, tiny())
+    _, errors = fail(evaluate.main, monkeypatch, capsys, f"--workdir={tmp_path}")
+    assert "holds no intact checkpoint of a finished epoch" in errors
+    _, errors = fail(evaluate.main, monkeypatch, capsys)
+    assert "--workdir is missing" in errors
+    _, errors = fail(evaluate.main, monkeypatch, capsys, "--workdir=x", "y")
+    assert "unexpected argument 'y'" in errors
+
+
+@pytest.mark.slow
+def test_the_shipped_config_reaches_its_accuracy(tmp_path):
+    config = ROOT / "configs" / "ps_resnet_digits.py"
+    run = run_python("-m", "train", f"--config={config}", f"--workdir={tmp_path / 'run'}")
+    assert (run.returncode, run.stderr) == (0, "")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["test_accuracy"] >= 0.975

@@ -1,0 +1,7 @@
+from ml_collections import ConfigDict
+
+from tests.train.helpers import TINY
+
+
+def get_config():
+    return ConfigDict(TINY)

@@ -1,0 +1,13 @@
+"""Training programs for the networks of msconv_jax: train, evaluate, predict.
+
+Three commands, each explained by ``--help``::
+
+    python -m train --config=configs/ps_resnet_digits.py --workdir=runs/digits
+    python -m train.evaluate --workdir=runs/digits
+    python -m train.predict --workdir=runs/digits IMAGE ...
+
+Start reading at ``loop.py``: it tells the whole story in order and names the file behind each
+chapter. Imports run one way: ``errors`` and ``config`` at the bottom; then ``data``, ``optim``,
+``step``, ``checkpoint`` and ``metrics``, which do not know each other; then ``evaluate``, which
+puts them together for a trained network; then ``predict`` and ``loop``.
+"""

@@ -1,0 +1,277 @@
+"""The configuration of a run: read from a Python file, overridden by flags, checked, stored.
+
+A config file gives an `ml_collections.ConfigDict`. Once checked, it is a `Config`.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_origin, get_type_hints
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from train.errors import UserError, parse_flags, required, suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The settings of a run; the nested ones hold JSON values."""
+
+    seed: int
+    source: str
+    model: str
+    model_kwargs: dict[str, Any]
+    conv: str
+    conv_kwargs: dict[str, Any]
+    augment: dict[str, Any]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    warmup_epochs: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    label_smoothing: float
+    checkpoint_every: int
+    data_threads: int
+
+
+class Rule(NamedTuple):
+    """The range of a setting, and its type and range in words."""
+
+    allows: Callable[[Any], bool]
+    words: str
+
+
+_COUNT = Rule(lambda v: v >= 1, "a whole number of at least 1")
+_AT_LEAST_0 = Rule(lambda v: 0 <= v < math.inf, "a number of at least 0")
+_FRACTION = Rule(lambda v: 0 <= v < 1, "a number from 0 to below 1")
+RULES: dict[str, Rule] = {
+    "seed": Rule(lambda v: 0 <= v < 2**31, "a whole number from 0 to 2**31 - 1"),
+    "source": Rule(bool, "the name of a data source"),
+    "model": Rule(bool, "the name of a model"),
+    "model_kwargs": Rule(lambda v: True, "a dictionary of arguments for the model"),
+    "conv": Rule(lambda v: True, "the name of an operator, or '' for the model's own"),
+    "conv_kwargs": Rule(lambda v: True, "a dictionary of arguments for the operator"),
+    "augment": Rule(lambda v: True, "a dictionary of augmentation strengths"),
+    "epochs": _COUNT,
+    "batch_size": _COUNT,
+    "learning_rate": Rule(lambda v: 0 < v < math.inf, "a number above 0"),
+    "warmup_epochs": _AT_LEAST_0,
+    "momentum": _FRACTION,
+    "nesterov": Rule(lambda v: True, "True or False"),
+    "weight_decay": _AT_LEAST_0,
+    "label_smoothing": _FRACTION,
+    "checkpoint_every": Rule(lambda v: v >= 0, "a whole number of steps, or 0 for none"),
+    "data_threads": Rule(lambda v: 0 <= v <= 512, "a whole number from 0 to 512"),
+}
+
+
+def parse_command_line(argv: Sequence[str], description: str | None) -> tuple[Config, Path]:
+    """Reads ``--config=FILE --config.key=value --workdir=FOLDER``.
+
+    Args:
+        argv: the command line, the program's name first.
+        description: the text of ``--help``.
+
+    Returns:
+        The checked config and the work folder.
+
+    Raises:
+        UserError: for missing or unknown flags, a missing config file, and unknown keys, wrong
+            types or values out of range in the config.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
+    # The file is loaded here, not by config_flags.DEFINE_config_file: that one reports a missing
+    # file and an unknown key by tracebacks, and loads modules in a way Python 3.15 removes.
+    path, argv = _take_config_path(argv)
+    if path is None:
+        flags.DEFINE_string("config", None, "Python file with get_config()", flag_values=values)
+        parse_flags(values, argv, description)
+        required(values, "config", "configs/ps_resnet_digits.py")
+    config = load_config_file(Path(str(path)))
+    _check_override_names(argv, config)
+    try:
+        config_flags.DEFINE_config_dict("config", config, "the config", values, lock_config=True, sys_argv=list(argv))
+        arguments = parse_flags(values, argv, description)
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(f"the overrides of the config cannot be read: {error}") from error
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}; every setting is a --flag=value")
+    return checked(config.to_dict()), Path(required(values, "workdir", "runs/digits"))
+
+
+def _take_config_path(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Takes ``--config=FILE`` or ``--config FILE`` (the last one counts) out of a command line."""
+    path, rest, arguments = None, [], iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-config"):
+            rest.append(argument)
+            continue
+        path = value if equals else next(arguments, "")
+        if not path:
+            raise UserError("--config names no file; give one, --config=configs/FILE.py")
+    return path, rest
+
+
+def _check_override_names(argv: Sequence[str], config: ConfigDict) -> None:
+    known = [*flatten(config.to_dict()), *config]
+    for argument in argv:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if match and match[1] not in known:
+            raise UserError(f"the config has no key {match[1]!r}; {suggest(match[1], known)}")
+
+
+def load_config_file(path: Path) -> ConfigDict:
+    """Runs a config file and returns what its ``get_config()`` gives.
+
+    Raises:
+        UserError: if there is no such file or it lacks a usable ``get_config``.
+    """
+    if not path.is_file():
+        others = [str(other) for other in path.parent.glob("*.py")]
+        hint = suggest(str(path), others) if others else "give the path of a Python file"
+        raise UserError(f"there is no config file {str(path)!r}; {hint}")
+    get_config = runpy.run_path(str(path)).get("get_config")
+    config = get_config() if callable(get_config) else None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path} must define get_config() returning an ml_collections.ConfigDict")
+    return config
+
+
+def checked(values: Mapping[str, Any]) -> Config:
+    """Checks every value against its type in `Config` and its rule in `RULES`.
+
+    The values pass through JSON, so that a run and its stored config cannot differ.
+
+    Raises:
+        UserError: for a missing or unknown key, a wrong type, or a value out of range.
+    """
+    try:
+        values = json.loads(json.dumps(values))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config values must be plain numbers, strings, lists: {error}") from error
+    for key in values:
+        if key not in RULES:
+            raise UserError(f"the config has an unknown key {key!r}; {suggest(key, RULES)}")
+    for key, annotation in get_type_hints(Config).items():
+        if key not in values:
+            raise UserError(f"the config lacks the key {key!r}: set it to {RULES[key].words}")
+        value, expected = values[key], get_origin(annotation) or annotation
+        is_number = expected is float and type(value) in (int, float)
+        if not (is_number or type(value) is expected) or not RULES[key].allows(value):
+            raise UserError(f"config.{key} is {value!r} but must be {RULES[key].words}")
+    config = Config(**values)
+    if config.warmup_epochs > config.epochs:
+        raise UserError(
+            f"config.warmup_epochs is {config.warmup_epochs} but must not exceed config.epochs, {config.epochs}"
+        )
+    return config
+
+
+def check_batch_size(config: Config, train_images: int, devices: int) -> None:
+    """Checks what depends on the data and the machine.
+
+    Raises:
+        UserError: if the batch is larger than the train split or does not divide over the devices.
+    """
+    size = config.batch_size
+    if size > train_images:
+        raise UserError(
+            f"config.batch_size is {size} but the train split of {config.source!r} has only "
+            f"{train_images} images; choose at most that many"
+        )
+    if size % devices:
+        raise UserError(
+            f"config.batch_size is {size} but must be divisible by the {devices} devices of this "
+            f"machine; {max(size // devices, 1) * devices} would do"
+        )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Writes nested dictionaries as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one piece: after a crash there is the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_config(workdir: Path, config: Config) -> None:
+    """Stores the config of a run as ``config.json`` in its folder, which is made if need be."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True)
+    write_text(workdir / "config.json", text + "\n")
+
+
+def read_config(workdir: Path) -> Config:
+    """Reads the config of a run from its folder.
+
+    Raises:
+        UserError: if there is none or it is not a valid config.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{str(workdir)!r} is not the folder of a run: it has no config.json; give the "
+            "--workdir that python -m train was given"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also covers text that is not UTF-8
+        raise UserError(f"{path} is damaged, it is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged, it does not hold a dictionary")
+    try:
+        return checked(values)
+    except UserError as error:
+        raise UserError(f"{path} does not fit this version: {error}") from error
+
+
+def check_workdir(workdir: Path, config: Config) -> None:
+    """Makes sure that a folder is free for this config, or already holds its run.
+
+    Raises:
+        UserError: if it is a file, holds something else, or the run of another config.
+    """
+    if not workdir.exists():
+        return
+    if not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a folder, new or of an earlier run")
+    if not (workdir / "config.json").exists():
+        foreign = sorted(p.name for p in workdir.iterdir() if p.name != ".config.json.tmp")
+        if foreign:
+            raise UserError(
+                f"--workdir={workdir} holds files that are not of a run ({', '.join(foreign[:3])}"
+                f"{', ...' if len(foreign) > 3 else ''}); choose a new or an empty folder"
+            )
+        return
+    old = flatten(dataclasses.asdict(read_config(workdir)))
+    new = flatten(dataclasses.asdict(config))
+    differing = [
+        f"{key} ({old.get(key, 'not set')!r} there, {new.get(key, 'not set')!r} now)"
+        for key in sorted(old.keys() | new.keys())
+        if key not in old or key not in new or old[key] != new[key]
+    ]
+    if differing:
+        raise UserError(
+            f"--workdir={workdir} belongs to a run with another config, which differs in "
+            f"{', '.join(differing)}; choose another --workdir, or remove that folder"
+        )

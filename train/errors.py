@@ -1,0 +1,96 @@
+"""Errors a user can mend, and the one place where they become a sentence and an exit status."""
+
+import difflib
+import errno
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from absl import flags
+
+
+class UserError(Exception):
+    """Something outside the code is wrong: a flag, a config value, a file, a full disk.
+
+    The message is one sentence for the user: the value, the rule it breaks and a way out.
+    """
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Says which known names are meant by an unknown one.
+
+    Args:
+        name: the unknown name.
+        known: the names that exist.
+
+    Returns:
+        ``"did you mean 'x'?"`` where something is close, else ``"known are: ..."``.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(match) for match in close) + "?"
+    return "known are: " + ", ".join(known)
+
+
+def parse_flags(values: flags.FlagValues, argv: Sequence[str], description: str | None) -> list[str]:
+    """Parses a command line with absl; ``--help`` prints the description and ends the program.
+
+    Args:
+        values: the flags of this program.
+        argv: the command line, the program's name first.
+        description: what ``--help`` says before it lists the flags.
+
+    Returns:
+        The arguments that are not flags.
+
+    Raises:
+        UserError: for unknown flags and values that cannot be read.
+        SystemExit: with status 0 after ``--help``.
+    """
+    flags.DEFINE_boolean("help", False, "show this help", flag_values=values)
+    values.set_gnu_getopt(True)  # flags may follow the positional arguments
+    try:
+        arguments = values(list(argv))[1:]
+    except flags.Error as error:
+        raise UserError(f"{error} (--help lists the flags)") from error
+    if values["help"].value:
+        print(f"{(description or '').strip()}\n\nflags:{values.get_help()}")
+        raise SystemExit(0)
+    return arguments
+
+
+def required(values: flags.FlagValues, name: str, example: str) -> str:
+    """Returns a flag's value.
+
+    Raises:
+        UserError: if it was not given or is empty.
+    """
+    value = values[name].value
+    if not value:
+        raise UserError(f"the flag --{name} is missing; give it, for example --{name}={example}")
+    return value
+
+
+def run_program(main: Callable[[list[str]], int]) -> None:
+    """Runs a program and ends the process with its exit status.
+
+    A `UserError`, or an `OSError` that names a file or the disk, is printed as one sentence on
+    stderr and gives status 1. Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        status = main(sys.argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 1
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        is_full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        advice = "; make room on the disk and give the same command again" if is_full else ""
+        print(f"error: {error.strerror}{place}{advice}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,256 @@
+"""The story of a training run, from the config to the test accuracy."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+
+from train.checkpoint import CheckpointWriter, intact_checkpoints, restore
+from train.config import Config, check_batch_size, check_workdir, write_config, write_text
+from train.data import Source, load_source, train_batches
+from train.errors import UserError
+from train.evaluate import evaluate_split, load_best, result_line, test_result
+from train.metrics import MetricsLog, ProgressReport, Record
+from train.optim import create_optimiser
+from train.step import (
+    TrainState,
+    create_eval_step,
+    create_mesh,
+    create_network,
+    create_state,
+    create_train_step,
+    replicate,
+    split_model,
+    to_devices,
+    zero_sums,
+)
+
+
+def train(config: Config, workdir: Path, command: str) -> int:
+    """Trains the network of a config, from the start or from where an earlier process stopped.
+
+    Args:
+        config: a checked config.
+        workdir: folder of the run.
+        command: the command line that goes on with the run, for messages.
+
+    Returns:
+        The exit status: 0, or 128 + the number of the signal that stopped the training.
+
+    Raises:
+        UserError: if something does not fit together; the message says what to do.
+    """
+    is_main = jax.process_index() == 0  # of several processes, one writes and speaks
+    say = print if is_main else lambda *_: None
+
+    # The folder must be new, or hold a run of this very config.
+    check_workdir(workdir, config)
+    result = read_result(workdir)
+    if result is not None:
+        say(f"this run is finished; its files are in {workdir}")
+        say(result_line(result))
+        return 0
+
+    # Data.
+    source = load_source(config)
+    train_images = len(source.splits["train"])
+    check_batch_size(config, train_images, jax.device_count())
+    # Batches go on over the end of an epoch, so none is short; an epoch is the nearest whole
+    # number of them.
+    steps_per_epoch = round(train_images / config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+
+    # Model, optimiser, and the state that training changes.
+    network = create_network(config, source)
+    model, params, rest = split_model(network)
+    optimiser, learning_rate = create_optimiser(config, steps_per_epoch)
+    mesh = create_mesh()
+    state: TrainState = jax.device_put(create_state(params, rest, optimiser), replicate(mesh))
+    parameter_count = sum(leaf.size for leaf in jax.tree.leaves(params))
+
+    # From here on the folder is this run's. Go on from the latest checkpoint, if there is one.
+    if is_main:
+        write_config(workdir, config)
+    intact, damaged = intact_checkpoints(workdir / "checkpoints")
+    if is_main:
+        for folder in damaged:
+            shutil.rmtree(folder)  # its step is trained and saved again
+    if intact:
+        state = restore(intact[-1], state, replicate(mesh))
+        say(f"going on from the checkpoint of step {intact[-1].step} of {total_steps}")
+    first_step = int(state.step)
+    say(
+        f"{config.source}: {train_images} images to train on; {config.model}: {parameter_count:,} "
+        f"parameters; {jax.device_count()} {jax.default_backend()} device(s); {total_steps} steps"
+    )
+
+    # Train.
+    train_step = create_train_step(model, optimiser, config.label_smoothing, mesh)
+    eval_step = create_eval_step(model, mesh)
+    batches = train_batches(
+        source,
+        config,
+        first_step,
+        total_steps,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    step = first_step
+    previous: Any = None
+    started, counted = time.monotonic(), 0
+    with contextlib.ExitStack() as stack:
+        log = MetricsLog(workdir, first_step, enabled=is_main)
+        stack.callback(log.close)
+        writer = CheckpointWriter(workdir / "checkpoints", resume=command)
+        stack.callback(writer.close)
+        progress = stack.enter_context(ProgressReport(total_steps, first_step, enabled=is_main))
+        stopped_by = stack.enter_context(catch_signals())
+        if first_step < total_steps:
+            say("compiling the first step ...")
+
+        for batch in batches:
+            state, sums = train_step(state, to_devices(batch, mesh))
+            step += 1
+            # Be one step ahead of the device and no more, so that a signal is answered soon.
+            jax.block_until_ready(previous)
+            previous = sums
+            counted += config.batch_size
+            if step == first_step + 1:
+                jax.block_until_ready(sums)
+                started, counted = time.monotonic(), 0  # compilation is no part of the speed
+            speed = counted / max(time.monotonic() - started, 1e-9)
+            if progress.is_due():
+                progress.step(step, *means(state), speed)
+
+            if step % steps_per_epoch == 0:
+                loss, accuracy = means(state)
+                if not math.isfinite(loss):
+                    raise UserError(
+                        f"the training loss is {loss} at step {step}; lower config.learning_rate "
+                        f"(it is {config.learning_rate:g}) or raise config.warmup_epochs"
+                    )
+                validation_loss, validation_accuracy = evaluate_split(
+                    eval_step, state.params, state.rest, source, "validation", config, mesh
+                )
+                record: Record = {
+                    "step": step,
+                    "epoch": step // steps_per_epoch,
+                    "learning_rate": float(learning_rate(step - 1)),
+                    "train_loss": loss,
+                    "train_accuracy": accuracy,
+                    "validation_loss": validation_loss,
+                    "validation_accuracy": validation_accuracy,
+                }
+                log.write(record)
+                progress.epoch(record, config.epochs, speed)
+                state = state._replace(sums=jax.device_put(zero_sums(), replicate(mesh)))
+                writer.save(step, state, validation_accuracy)
+                started, counted = time.monotonic(), 0
+            elif stopped_by or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                writer.save(step, state, accuracy=None)
+            if stopped_by:
+                break
+        writer.wait()
+
+    if stopped_by:
+        name = signal.Signals(stopped_by[0]).name
+        say(f"stopped by {name} after step {step} of {total_steps}; go on with\n{command}")
+        return 128 + stopped_by[0]
+
+    # The best checkpoint looks at the test split, once.
+    trained = load_best(workdir)
+    result = test_result(trained)
+    if is_main:
+        write_samples(source, workdir / "samples")
+        write_text(workdir / "result.json", json.dumps(result) + "\n")
+    say(f"written to {workdir}: config.json, metrics.jsonl, curves.png, tensorboard, checkpoints, samples, result.json")
+    example = workdir / "samples" / f"{sample_name(source, len(source.classes) - 1)}.png"
+    say(
+        "classify an image with: python -m train.predict "
+        f"--workdir={shlex.quote(str(workdir))} {shlex.quote(str(example))}"
+    )
+    say(result_line(result))
+    return 0
+
+
+def means(state: TrainState) -> tuple[float, float]:
+    """Gives loss and accuracy over the images of the epoch so far."""
+    images = float(state.sums["images"])
+    return float(state.sums["loss"]) / images, float(state.sums["correct"]) / images
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in the list it gives; a second one acts as usual."""
+    caught: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore_handlers() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def handle(number: int, frame: Any) -> None:
+        caught.append(number)
+        restore_handlers()
+        # print() is not safe within a signal handler.
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nfinishing this step ...\n")
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield caught
+    finally:
+        restore_handlers()
+
+
+def read_result(workdir: Path) -> dict[str, float] | None:
+    """Reads ``result.json``, the mark of a finished run; None if it is not there.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    path = workdir / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return {name: float(result[name]) for name in ("test_accuracy", "test_loss", "step")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; remove it, and the result is computed anew") from error
+
+
+def sample_name(source: Source, label: int) -> str:
+    """Gives the name of a class as part of a file name."""
+    return re.sub(r"[^\w-]+", "_", source.classes[label])
+
+
+def write_samples(source: Source, folder: Path) -> None:
+    """Writes an image a class from the validation split as PNG files, enlarged to be seen.
+
+    Every pixel becomes a square, so that resizing the file to the model's input gives it back.
+    """
+    folder.mkdir(exist_ok=True)
+    missing = set(range(len(source.classes)))
+    factor = -(-128 // min(source.image_shape[:2]))
+    for record in source.splits["validation"]:
+        if record["label"] in missing:
+            missing.remove(record["label"])
+            large = np.kron(record["image"], np.ones((factor, factor, 1), np.uint8))
+            # OpenCV's colours are blue, green, red.
+            _, png = cv2.imencode(".png", large[..., ::-1])
+            (folder / f"{sample_name(source, record['label'])}.png").write_bytes(png.tobytes())
+        if not missing:
+            break

@@ -1,0 +1,93 @@
+"""Classifies image files with the best checkpoint of a run.
+
+    python -m train.predict --workdir=runs/digits [--top=3] IMAGE ...
+
+prints a line an image: the most probable classes and their probabilities. An image is turned into
+grey or colour as the network needs it and resized to its input, without regard to proportions, so
+it should show what the network was trained on: for the digits, one white digit filling a black
+square. The exit status is 1 if an image could not be read; the others are classified all the same.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from absl import flags
+
+from train.data import Source
+from train.errors import UserError, parse_flags, required, run_program
+from train.evaluate import load_best
+from train.step import create_predict_step
+
+_MAX_BYTES = 2**26
+
+
+def read_image(path: Path, source: Source) -> np.ndarray:
+    """Reads an image file as the input of the model.
+
+    Args:
+        path: a file in a format that OpenCV decodes: PNG, JPEG, WebP, BMP, ...
+        source: says the size, the channels and the normalisation.
+
+    Returns:
+        (height, width, channels) float32, normalised.
+
+    Raises:
+        UserError: if there is no such file, or it is empty, too large or not an image.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise UserError(f"{path}: not a file; name image files")
+    size = path.stat().st_size
+    if size == 0:
+        raise UserError(f"{path}: the file is empty")
+    if size > _MAX_BYTES:
+        raise UserError(f"{path}: the file has {size:,} bytes, at most {_MAX_BYTES:,} are read")
+    height, width, channels = source.image_shape
+    mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+    try:
+        image = cv2.imdecode(np.fromfile(path, np.uint8), mode)
+    except cv2.error as error:  # raised for sizes beyond OPENCV_IO_MAX_IMAGE_PIXELS
+        reason = "it has too many pixels" if "MAX_IMAGE" in str(error) else str(error).strip()
+        raise UserError(f"{path}: the image cannot be decoded: {reason}") from error
+    if image is None:
+        raise UserError(f"{path}: not an image, or a damaged one")
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return source.normalise(resized.reshape(source.image_shape))
+
+
+def main(argv: list[str]) -> int:
+    """Runs the program; see the top of this file."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_integer("top", 3, "how many classes to print", flag_values=values)
+    paths = [Path(argument) for argument in parse_flags(values, argv, __doc__)]
+    workdir = Path(required(values, "workdir", "runs/digits"))
+    if not paths:
+        raise UserError("no image is named; give the files to classify after the flags")
+    trained = load_best(workdir)
+    top, classes = int(values["top"].value or 0), trained.source.classes
+    if not 1 <= top <= len(classes):
+        raise UserError(f"--top is {top} but must be from 1 to the {len(classes)} classes")
+
+    # What is wrong with a file is said by read_image.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    predict_step = create_predict_step(trained.model)
+    status = 0
+    for path in paths:
+        try:
+            image = read_image(path, trained.source)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 1
+            continue
+        probabilities = np.asarray(predict_step(trained.params, trained.rest, image[None]))[0]
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        print(f"{path}: " + ", ".join(f"{classes[i]} {probabilities[i]:.1%}" for i in best))
+    return status
+
+
+if __name__ == "__main__":
+    run_program(main)
