@@ -1,0 +1,54 @@
+"""What the README shows runs, and names what is there."""
+
+import fnmatch
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import msconv_jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_python_examples_run_one_after_the_other():
+    program = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    program += "\nassert y.shape == (1, 8, 8, 8)\nassert logits.shape == (1, 10)\nassert 'ps_resnet50' in names\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_name_targets_and_files_that_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for path in re.findall(r"configs/\w+\.py", README) + re.findall(r"\]\(([\w/.]+)\)", README):
+        assert (ROOT / path).exists(), path
+    for module in re.findall(r"python -m ((?:train|tests|benchmarks)[\w.]*)", README):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_every_operator_and_model_is_named():
+    for name in msconv_jax.operators.DROP_IN:
+        assert f"`{name.__name__}`" in README
+    for name in msconv_jax.list_models():
+        plain = name.removeprefix("ps_")
+        assert f"`{plain}`" in README or (fnmatch.fnmatch(plain, "resnet*") and f"`{plain[6:]}`" in README), name
+    assert set(msconv_jax.list_models("ps_*")) == {
+        f"ps_{name}" for name in msconv_jax.list_models() if not name.startswith("ps_")
+    } - {"ps_resnet18", "ps_resnet34"}
+
+
+def test_the_public_names_of_the_changelog_exist():
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    for name in re.findall(r"`([A-Z]\w+)`", changelog):
+        assert hasattr(msconv_jax, name), name
