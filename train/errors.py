@@ -25,7 +25,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     Returns:
         ``"did you mean 'x'?"`` where something is close, else ``"known are: ..."``.
     """
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(match) for match in close) + "?"
