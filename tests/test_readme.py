@@ -30,7 +30,7 @@ def test_commands_name_targets_and_files_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"\bmake (\w+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for path in re.findall(r"configs/\w+\.py", README) + re.findall(r"\]\(([\w/.]+)\)", README):
+    for path in re.findall(r"configs/\w+\.py", README) + re.findall(r"\]\(([\w/.-]+)\)", README):
         assert (ROOT / path).exists(), path
     for module in re.findall(r"python -m ((?:train|tests|benchmarks)[\w.]*)", README):
         path = ROOT / module.replace(".", "/")
@@ -52,3 +52,9 @@ def test_the_public_names_of_the_changelog_exist():
     changelog = (ROOT / "CHANGELOG.md").read_text()
     for name in re.findall(r"`([A-Z]\w+)`", changelog):
         assert hasattr(msconv_jax, name), name
+
+
+def test_the_quoted_times_are_those_of_the_kept_table():
+    table = (ROOT / "benchmarks" / "results" / "x86-2-cores.md").read_text().partition("### GroupedConv")[0]
+    means = re.findall(r"\| geometric mean \| \|  \| ([\d.]+) \|", table)
+    assert f"is {means[0]} forward and {means[1]} with gradients" in " ".join(README.split())

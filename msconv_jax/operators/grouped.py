@@ -15,9 +15,9 @@ from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_ke
 class GroupedConv(LatticeConv):
     """``nnx.Conv`` with the fast grouped lowering; equal in its numbers, arguments and parameters.
 
-    On CPU, XLA computes grouped convolutions 10 times and their gradients 100 times slower than dense ones of
-    the same cost; this operator computes them as dense convolutions over packs of groups, and depthwise ones as
-    a sum of shifted products.
+    On CPU, XLA's own grouped convolutions are several times, and their gradients up to 100 times, slower than
+    dense ones of the same cost; this operator computes them as dense convolutions over packs of groups, and
+    depthwise ones as a sum of shifted products.
 
     Args:
         in_features: number of input channels, divisible by `feature_group_count`.
