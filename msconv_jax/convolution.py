@@ -20,7 +20,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from msconv_jax import lowering as lowering_room
 from msconv_jax.channels import take_channels
-from msconv_jax.lattice import KernelLattice, Tile, per_axis
+from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.lowering import LayerKey, Lowering, Plan, Step
 
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -319,7 +319,7 @@ def _convolution_step(x, packed, lattice, step, strides, pads, output, settings)
         (layer,) = step.layers
         bank, dilation = lattice.banks[layer[0]], layer[1]
         kernel = _layer_kernel(packed, lattice, step, layer)
-        extent = Tile(slice(0, 1), slice(0, 1), bank.kernel_size, dilation).extent
+        extent = dilated_extent(bank.kernel_size, dilation)
         before = lattice.offset(extent)
     else:
         kernels = [_expanded_kernel(packed, lattice, step, layer) for layer in step.layers]
@@ -342,7 +342,7 @@ def _shift_step(x, packed, lattice, step, strides, pads, output, settings) -> ja
     (layer,) = step.layers
     kernel_size, dilation = lattice.banks[layer[0]].kernel_size, layer[1]
     kernel = _layer_kernel(packed, lattice, step, layer)
-    extent = Tile(slice(0, 1), slice(0, 1), kernel_size, dilation).extent
+    extent = dilated_extent(kernel_size, dilation)
     tile_pads = _tile_pads(lattice, pads, extent, lattice.offset(extent))
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in tile_pads), (0, 0, 0)])
     # Many small terms: a half-precision sum would lose what a convolution's accumulator keeps.

@@ -46,6 +46,11 @@ def per_axis(name: str, values: int | Sequence[int] | None, ndim: int | None = N
     return result
 
 
+def dilated_extent(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """Pixels from a kernel's first tap to its last, both included, along each spatial axis."""
+    return tuple((size - 1) * int(gap) + 1 for size, gap in zip(kernel_size, dilation, strict=True))
+
+
 def _channel_slice(name: str, channels: slice) -> slice:
     """`channels` with start, stop and step written out, so that equal ranges compare equal."""
     if not isinstance(channels, slice):
@@ -103,7 +108,7 @@ class Tile:
     @property
     def extent(self) -> tuple[int, ...]:
         """Pixels that the dilated kernel spans along each spatial axis."""
-        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True))
+        return dilated_extent(self.kernel_size, self.dilation)
 
     @property
     def num_cells(self) -> int:
@@ -424,7 +429,7 @@ class KernelLattice:
 
     def tap_offset(self, kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
         """Where the first tap of a kernel lies in the dense kernel, per spatial axis."""
-        extent = [(k - 1) * int(d) + 1 for k, d in zip(kernel_size, dilation, strict=True)]
+        extent = dilated_extent(kernel_size, dilation)
         return tuple(most - own for most, own in zip(self.padding_offset, self.offset(extent), strict=True))
 
     # --- identity, text, storage ---

@@ -23,7 +23,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from msconv_jax.convolution import Padding, check_groups, lattice_convolve
-from msconv_jax.lattice import KernelLattice, Tile, per_axis
+from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.lowering import Lowering
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
 
@@ -300,5 +300,4 @@ def _psconv_lattice(
                         tuple(factor * d for d in kernel_dilation),
                     )
                 )
-    extent = tuple((k - 1) * d + 1 for k, d in zip(kernel_size, kernel_dilation, strict=True))
-    return KernelLattice(in_features, out_features, tuple(tiles), extent)
+    return KernelLattice(in_features, out_features, tuple(tiles), dilated_extent(kernel_size, kernel_dilation))
