@@ -324,7 +324,8 @@ def _convolution_step(x, packed, lattice, step, strides, pads, output, settings)
     else:
         kernels = [_expanded_kernel(packed, lattice, step, layer) for layer in step.layers]
         kernel = functools.reduce(operator.add, kernels)
-        dilation, extent, before = (1,) * lattice.ndim, lattice.extent, lattice.padding_offset
+        extent, before = lowering_room.step_extent(lattice, step)
+        dilation = (1,) * lattice.ndim
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -393,14 +394,14 @@ def _layer_kernel(packed: tuple[jax.Array, ...], lattice: KernelLattice, step: S
 
 
 def _expanded_kernel(packed: tuple[jax.Array, ...], lattice: KernelLattice, step: Step, layer: LayerKey) -> jax.Array:
-    """A layer's kernel with zeros between and around its taps, as large as the whole lattice's."""
+    """A layer's kernel with zeros between and around its taps, as large as the step's."""
     kernel = _layer_kernel(packed, lattice, step, layer)
     kernel_size, dilation = lattice.banks[layer[0]].kernel_size, layer[1]
+    own = dilated_extent(kernel_size, dilation)
+    extent, before = lowering_room.step_extent(lattice, step)
     widths = []
-    for size, gap, first, extent in zip(
-        kernel_size, dilation, lattice.tap_offset(kernel_size, dilation), lattice.extent, strict=True
-    ):
-        widths.append((first, extent - first - ((size - 1) * gap + 1), gap - 1))
+    for reach, gap, size, first, offset in zip(own, dilation, extent, before, lattice.offset(own), strict=True):
+        widths.append((first - offset, size - (first - offset) - reach, gap - 1))
     return lax.pad(kernel, jnp.zeros((), kernel.dtype), [*widths, (0, 0, 0), (0, 0, 0)])
 
 

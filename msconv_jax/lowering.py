@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
 import numpy as np
 
-from msconv_jax.lattice import KernelLattice
+from msconv_jax.lattice import KernelLattice, dilated_extent
 
 Lowering = Literal["auto", "tiles", "packs", "grouped", "dense", "shifts"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
@@ -101,16 +102,18 @@ class CostModel:
 
 
 # CPU: read off benchmarks/convolution_costs.py (2 cores, float32): a 3x3 convolution 8 -> 8 runs at about 20
-# GMAC/s, 16 -> 16 at 50, 32 -> 32 at 80, 128 -> 128 at 160, a call costs about 40 us, a sum of shifts runs at
-# about 12 GMAC/s, and the native grouped convolution is 10 to 100 times slower than packs.
+# GMAC/s, 16 -> 16 at 50, 32 -> 32 at 80, 128 -> 128 at 160, one of 1 output takes as long as one of 4, a call costs
+# about 40 us, a sum of shifts runs at about 12 GMAC/s, and the native grouped convolution is 10 to 100 times slower
+# than packs.
 # GPU and TPU: estimates from the widths of their matrix units (tensor-core tiles of 64, a 128 x 128 array)
 # and a launch of some 5 us.
 COST_MODELS = {
-    "cpu": CostModel(overhead=6e6, narrowness=8, quantum=1, shifted=14.0, grouped=None),
+    "cpu": CostModel(overhead=6e6, narrowness=8, quantum=4, shifted=14.0, grouped=None),
     "gpu": CostModel(overhead=5e8, narrowness=0, quantum=64, shifted=100.0, grouped=16.0),
     "tpu": CostModel(overhead=2e8, narrowness=0, quantum=128, shifted=100.0, grouped=None),
 }
 _PACK_WIDTHS = (8, 16, 32, 64, 128)
+_MOST_BANDS = 64  # steps on the same inputs that are weighed against each other
 
 
 def choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int) -> Plan:
@@ -150,7 +153,7 @@ def _choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: in
     plans = [packs, *(_fixed_plan(lattice, name) for name in names)]
     # Within a block and a dilation, the tiles may be cheaper apart (no zeros) or together (wider).
     plans += [_mixed_plan(lattice, width, cost) for width in _PACK_WIDTHS]
-    return min(plans, key=cost)
+    return _merged_plan(lattice, min(plans, key=cost), cost)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -183,6 +186,52 @@ def _mixed_plan(lattice: KernelLattice, width: int, cost) -> Plan:
             cut = tuple(Step(*rectangle, 1, (layer,)) for rectangle in rectangles)
             steps += min(whole, cut, key=cost)
     return tuple(steps)
+
+
+def _merged_plan(lattice: KernelLattice, plan: Plan, cost: Callable[[Plan], float]) -> Plan:
+    """The plan with steps of different dilations or kernel sizes joined wherever one dense kernel for both is cheaper.
+
+    A band of few filters wastes most of a convolution; with another band in the same convolution both pay for the zeros
+    between the taps instead. The best pair is joined first, until no pair gains.
+    """
+    steps = list(plan)
+    by_inputs: dict[tuple[Channels, int], list[int]] = {}
+    for number, step in enumerate(steps):
+        if not step.shifted:
+            by_inputs.setdefault((step.inputs, step.groups), []).append(number)
+    gains: dict[tuple[int, int], float] = {}
+
+    def joined(first: Step, second: Step) -> Step:
+        layers = tuple(sorted({*first.layers, *second.layers}))
+        return Step(first.inputs, tuple(sorted({*first.outputs, *second.outputs})), 1, layers)
+
+    def weigh(a: int, b: int) -> None:
+        first, second = steps[a], steps[b]
+        # A step computes all cells of its layers on its inputs and outputs; what is another step's must stay out.
+        disjoint = not (set(first.layers) & set(second.layers) or set(first.outputs) & set(second.outputs))
+        if disjoint and not (_has_cells(lattice, first, second) or _has_cells(lattice, second, first)):
+            gains[a, b] = cost((first,)) + cost((second,)) - cost((joined(first, second),))
+
+    for (_, groups), numbers in by_inputs.items():
+        if groups == 1 and len(numbers) <= _MOST_BANDS:
+            for a, b in itertools.combinations(numbers, 2):
+                weigh(a, b)
+    gone: set[int] = set()
+    while gains and max(gains.values()) > 0:
+        a, b = max(gains, key=gains.__getitem__)
+        steps[a] = joined(steps[a], steps[b])
+        gone.add(b)
+        others = {n for pair in gains for n in pair if a in pair} - {a, b}
+        gains = {pair: gain for pair, gain in gains.items() if not {a, b} & set(pair)}
+        for other in others:
+            weigh(min(a, other), max(a, other))
+    return tuple(step for number, step in enumerate(steps) if number not in gone)
+
+
+def _has_cells(lattice: KernelLattice, step: Step, other: Step) -> bool:
+    """Whether a layer of `step` has cells on its inputs and the outputs of `other`."""
+    rows = np.unique(lattice.row_of_output[list(other.outputs)])
+    return any((_layer_places(lattice, layer)[rows][:, list(step.inputs)] >= 0).any() for layer in step.layers)
 
 
 # --- cutting the lattice ---
@@ -369,7 +418,22 @@ def _taps(lattice: KernelLattice, step: Step) -> int:
     """Kernel positions that a step multiplies with: several layers share one dense kernel."""
     if len(step.layers) == 1:
         return math.prod(lattice.banks[step.layers[0][0]].kernel_size)
-    return math.prod(lattice.extent)
+    return math.prod(step_extent(lattice, step)[0])
+
+
+@functools.lru_cache(maxsize=8192)
+def step_extent(lattice: KernelLattice, step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The dense kernel that holds all layers of a step, centred as the lattice has them.
+
+    Returns:
+        Its extent, and by how many pixels it begins before the base kernel, per spatial axis.
+    """
+    extents = [dilated_extent(lattice.banks[bank].kernel_size, dilation) for bank, dilation in step.layers]
+    offsets = [lattice.offset(extent) for extent in extents]
+    before = tuple(map(max, zip(*offsets, strict=True)))
+    rests = [[e - o for e, o in zip(*pair, strict=True)] for pair in zip(extents, offsets, strict=True)]
+    after = map(max, zip(*rests, strict=True))
+    return tuple(b + a for b, a in zip(before, after, strict=True)), before
 
 
 @dataclasses.dataclass(frozen=True)
