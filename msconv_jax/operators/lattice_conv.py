@@ -53,7 +53,6 @@ class LatticeConv(nnx.Conv):
     returned in half precision, where ``nnx.Conv`` would promote it to the parameters' float32.
 
     Attributes:
-        lattice: the :class:`msconv_jax.KernelLattice`.
         lowering: the forced lowering, or "auto".
         kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
         bias: ``(out_features,)``, or None.
@@ -71,26 +70,8 @@ class LatticeConv(nnx.Conv):
         rngs: nnx.Rngs,
         **options: Unpack[ConvOptions],
     ):
-        ndim = lattice.ndim
-        per_axis("strides", strides, ndim)
-        check_padding(options.get("padding", "SAME"), ndim)
-        if any(d != 1 for d in per_axis("input_dilation", options.get("input_dilation"), ndim)):
-            raise ValueError(
-                f"input_dilation={options.get('input_dilation')!r}: {type(self).__name__} does not dilate its "
-                "input; leave it at 1, or insert the zeros with jax.lax.pad before."
-            )
-        if options.get("mask") is not None:
-            raise ValueError(
-                f"mask: {type(self).__name__} takes no kernel mask; multiply its kernel, or describe the empty "
-                "cells with a KernelLattice and call msconv_jax.lattice_convolve."
-            )
-        if options.get("conv_general_dilated") not in (None, lax.conv_general_dilated):
-            raise ValueError(
-                f"conv_general_dilated: {type(self).__name__} chooses its own convolutions; leave it out and "
-                "use lowering=... to force one."
-            )
+        check_conv_options(type(self).__name__, lattice.ndim, strides, options)
         self.lowering: Lowering = options.get("lowering", "auto")
-        check_lowering(self.lowering)
         shape = (*kernel_size, lattice.banks[0].fan_in, lattice.out_features)
         if [bank.shape for bank in lattice.banks] != [shape]:
             raise ValueError(f"{lattice} needs other kernels than one of shape {shape}.")
@@ -98,7 +79,12 @@ class LatticeConv(nnx.Conv):
             name: value for name, value in options.items() if name not in ("lowering", "conv_general_dilated")
         }
         super().__init__(lattice.in_features, lattice.out_features, tuple(kernel_size), strides, rngs=rngs, **own)
-        self.lattice = lattice
+        self._lattice = lattice
+
+    @property
+    def lattice(self) -> KernelLattice:
+        """The kernel lattice."""
+        return self._lattice
 
     def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
         """Convolves.
@@ -113,26 +99,84 @@ class LatticeConv(nnx.Conv):
         Raises:
             ValueError: if the inputs do not fit.
         """
-        if out_sharding is not None:
-            raise ValueError(
-                f"out_sharding={out_sharding!r}: {type(self).__name__} leaves shardings to the compiler; make the "
-                "mesh with axis_types=(jax.sharding.AxisType.Auto,) and use jax.lax.with_sharding_constraint."
-            )
-        inputs = jnp.asarray(inputs)
-        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
-        dtype = self.dtype if self.dtype is not None else compute_dtype(inputs, kernel)
-        inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=dtype)
-        y = lattice_convolve(
-            inputs,
-            kernel,
-            self.lattice,
-            self.strides,
-            self.padding,  # type: ignore[arg-type]  # checked at construction
-            lowering=self.lowering,
-            precision=self.precision,
-            preferred_element_type=self.preferred_element_type,
+        refuse_out_sharding(type(self).__name__, out_sharding)
+        return apply_lattice(self, inputs, (self.kernel[...],))
+
+
+def apply_lattice(
+    module: Any,
+    inputs: ArrayLike,
+    kernels: Sequence[ArrayLike],
+    *,
+    lattice: KernelLattice | None = None,
+    use_bias: bool = True,
+) -> jax.Array:
+    """Convolves with a module's lattice under its options, and adds its bias.
+
+    Args:
+        module: an operator with ``nnx.Conv``'s attributes, and `lattice` and `lowering`.
+        inputs: ``(*batch, *spatial, in_features)``.
+        kernels: the lattice's kernels, in a form that :class:`msconv_jax.KernelLattice` takes.
+        lattice: another lattice than the module's own.
+        use_bias: whether to add the module's bias, if it has one.
+
+    Returns:
+        ``(*batch, *output_spatial, out_features)``.
+    """
+    x = jnp.asarray(inputs)
+    arrays = [jnp.asarray(kernel) for kernel in kernels]
+    bias = None if module.bias is None or not use_bias else module.bias[...]
+    dtype = module.dtype if module.dtype is not None else compute_dtype(x, *arrays)
+    x, bias, *arrays = module.promote_dtype((x, bias, *arrays), dtype=dtype)
+    y = lattice_convolve(
+        x,
+        arrays,
+        module.lattice if lattice is None else lattice,
+        module.strides,
+        module.padding,
+        lowering=module.lowering,
+        precision=module.precision,
+        preferred_element_type=module.preferred_element_type,
+    )
+    return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def check_conv_options(
+    operator_name: str, ndim: int, strides: int | Sequence[int] | None, options: ConvOptions
+) -> None:
+    """Checks those of ``nnx.Conv``'s arguments that mean the same for every operator.
+
+    Raises:
+        ValueError: for a value that is malformed, or that no operator can honour.
+    """
+    per_axis("strides", strides, ndim)
+    check_padding(options.get("padding", "SAME"), ndim)
+    per_axis("kernel_dilation", options.get("kernel_dilation"), ndim)
+    if any(d != 1 for d in per_axis("input_dilation", options.get("input_dilation"), ndim)):
+        raise ValueError(
+            f"input_dilation={options.get('input_dilation')!r}: {operator_name} does not dilate its "
+            "input; leave it at 1, or insert the zeros with jax.lax.pad before."
         )
-        return y if bias is None else y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+    if options.get("mask") is not None:
+        raise ValueError(
+            f"mask: {operator_name} takes no kernel mask; multiply its kernel, or describe the empty "
+            "cells with a KernelLattice and call msconv_jax.lattice_convolve."
+        )
+    if options.get("conv_general_dilated") not in (None, lax.conv_general_dilated):
+        raise ValueError(
+            f"conv_general_dilated: {operator_name} chooses its own convolutions; leave it out and "
+            "use lowering=... to force one."
+        )
+    check_lowering(options.get("lowering", "auto"))
+
+
+def refuse_out_sharding(operator_name: str, out_sharding: object) -> None:
+    """Raises ValueError unless `out_sharding`, an argument of ``nnx.Conv.__call__``, is None."""
+    if out_sharding is not None:
+        raise ValueError(
+            f"out_sharding={out_sharding!r}: {operator_name} leaves shardings to the compiler; make the "
+            "mesh with axis_types=(jax.sharding.AxisType.Auto,) and use jax.lax.with_sharding_constraint."
+        )
 
 
 def check_kernel_size(kernel_size: Sequence[int], operator_name: str, *, odd: bool = False) -> tuple[int, ...]:

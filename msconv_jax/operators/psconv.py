@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from typing import Literal, Unpack, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.convolution import Padding, check_groups, lattice_convolve
+from msconv_jax.convolution import Padding, check_groups, convolve, lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.lowering import Lowering
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
@@ -58,6 +59,9 @@ class PSConv(LatticeConv):
         vary: "both", "in", "out" or "none".
         layout: "block" or "lattice". Blocks need channels per group that are divisible by t along the axes that
             vary.
+        official_compat: hold the dilation-1 kernels that the public code's grouped form adds, by a slip in its mask,
+            to some of the dilated ones (`overlap_kernel`, zero at first, of the kernel's shape), so that weights
+            trained with it can be loaded. It needs layout "block", vary "both" and an even t.
         rngs: for the initial values.
         **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`.
 
@@ -91,6 +95,7 @@ class PSConv(LatticeConv):
         phase: int = 1,
         vary: Vary = "both",
         layout: Layout = "block",
+        official_compat: bool = False,
         rngs: nnx.Rngs,
         **options: Unpack[ConvOptions],
     ):
@@ -110,6 +115,65 @@ class PSConv(LatticeConv):
         self.phase = int(phase)
         self.vary = vary
         self.layout = layout
+        self.official_compat = official_compat
+        self.overlap_kernel: nnx.Param[jax.Array] | None = nnx.data(None)
+        if official_compat:
+            if layout != "block" or vary != "both" or len(self.pattern) % 2:
+                raise ValueError(
+                    f"official_compat=True with layout={layout!r}, vary={vary!r} and pattern={self.pattern}: the "
+                    "public code has the block layout, varies both axes and has an even number of parts; leave it out."
+                )
+            self.overlap_kernel = nnx.Param(jnp.zeros(self.kernel_shape, self.param_dtype))
+
+    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
+        """Convolves ``(*batch, *spatial, in_features)``; see :meth:`LatticeConv.__call__`."""
+        y = super().__call__(inputs, out_sharding)
+        if self.overlap_kernel is None:
+            return y
+        overlap = jnp.asarray(self.official_overlap())
+        kernel = jnp.where(overlap.reshape((1,) * len(self.kernel_size) + overlap.shape), self.overlap_kernel[...], 0)
+        x, kernel = self.promote_dtype((jnp.asarray(inputs), kernel), dtype=y.dtype)
+        return y + convolve(
+            x,
+            kernel,
+            self.strides,
+            self.padding,  # type: ignore[arg-type]  # checked at construction
+            kernel_dilation=self.kernel_dilation,
+            feature_group_count=self.feature_group_count,
+            lowering=self.lowering,
+            precision=self.precision,
+        ).astype(y.dtype)
+
+    def official_overlap(self) -> np.ndarray:
+        """Where the public code has a dilation-1 kernel besides a dilated one: bool (fan_in, out_features)."""
+        t = len(self.pattern)
+        served, zeroed = official_blocks(self.feature_group_count, t)
+        blocks = (served & ~zeroed).repeat(self.out_features // len(served), axis=0)
+        return blocks.repeat(self.in_features // self.feature_group_count // t, axis=1).T
+
+
+@functools.lru_cache(maxsize=128)
+def official_blocks(groups: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """The public code's bookkeeping for its dense kernel, by blocks: (groups * parts outputs, parts inputs).
+
+    Its two other kernels, dilated by d and 2 d, serve in every row of blocks two blocks of inputs. The constructor
+    means to zero the dense kernel there, but counts the rows of group j from ``j * groups`` in place of
+    ``j * parts``; so with groups other than 1 and `parts` it misses some and hits others.
+
+    Returns:
+        The blocks that the dilated kernels serve, and those that the constructor zeroes.
+    """
+    half = parts // 2
+    own = np.arange(groups * parts)[:, None] % parts
+    inputs = np.arange(parts)[None]
+    served = (inputs == own) | (inputs == (own + half) % parts)
+    zeroed = np.zeros_like(served)
+    for group in range(groups):
+        for part in range(parts):
+            row = part + group * groups
+            if row < len(zeroed):
+                zeroed[row, [part, (part + half) % parts]] = True
+    return served, zeroed
 
 
 def psconv(

@@ -1,0 +1,502 @@
+"""Adaptively connected convolution (ACNet): local, pointwise and global connections, mixed by learnt weights.
+
+G. Wang, K. Wang, L. Lin: "Adaptively Connected Neural Networks", CVPR 2019. Eq. (1), for node i of an image or a graph:
+
+    y_i = alpha_i sum_{j=i} x_j u_ij + beta_i sum_{j in N(i)} x_j v_ij + gamma_i sum_{all j} x_j w_ij,
+
+with (alpha, beta, gamma) the softmax of three learnt numbers (Eq. 2, "dataset-aware"), or a gate computed from the
+input (Eq. 3, "pixel-aware"). :class:`ACConv` is both for images, as the public code has them; :class:`ACGraph` is the
+form for general graphs (Eqs. 5 and 6), of which no code is public. Not to be confused with the asymmetric convolutions
+of the same abbreviation.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Literal, Unpack, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Initializer
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from msconv_jax.convolution import Padding, base_pads, check_groups, check_padding, compute_dtype
+from msconv_jax.lattice import dilated_extent, per_axis
+from msconv_jax.operators.composite import CompositeConv
+from msconv_jax.operators.grouped import GroupedConv
+from msconv_jax.operators.lattice_conv import ConvOptions
+
+Kind = Literal["dataset", "pixel"]
+Mix = Literal["scalar", "channel", "position"]
+Term = Literal["local", "point", "global"]
+
+TERMS: tuple[Term, ...] = get_args(Term)
+_KERNEL_INIT, _BIAS_INIT = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()  # nnx.Linear's
+
+
+class ACConv(CompositeConv):
+    """Adaptively connected convolution, called as ``nnx.Conv`` is.
+
+    With C output channels, `local` the convolution that ``nnx.Conv`` would be, and
+    ``g = fc2(relu(fc1(mean of the input over its spatial axes)))``, one vector for each image:
+
+    * "dataset" (Eqs. 1 and 2): ``z = p[0] * local(x) + p[1] * point(x) + p[2] * g``, where `point` is a 1 x 1
+      convolution and ``p = softmax(mix_logits, axis=0)`` is learnt. The logits start at 1, so the weights are equal;
+    * "pixel" (Eq. 3 as the public code has it): ``z = l + g * sigmoid(gate2(relu(gate1([l, g]))))`` with
+      ``l = local(x)`` and 1 x 1 convolutions 2 C -> C -> C. Only the global term is gated, for each pixel and channel,
+      and there is no pointwise term.
+
+    z is returned, plus the bias; the paper's networks go on with batch normalisation and ReLU and have no bias. The
+    mean is of the whole input, whatever the strides.
+
+    The paper speaks of scalar weights (`mix` "scalar", the default, for images of any size); the public code learns
+    three weights for each position of the output ("position"), hence for one size only. "channel" is a third choice.
+
+    `feature_group_count` and `kernel_dilation` belong to the local convolution alone; the other terms connect all
+    channels. With `padding` "SAME" or "SAME_LOWER" the pointwise convolution pads by the same rule, hence reads pixels
+    0, s, 2 s, ... for strides s, as in the released networks. With any other padding it reads, for each output, pixel
+    ``(extent - 1) // 2`` of the local kernel's window: its middle tap, for an even extent the pixel before the middle;
+    zero outside the image. So for odd kernels with ``padding = kernel_size // 2`` that is 0, s, 2 s, ... again.
+
+    Beyond a plain convolution of C to C channels, "dataset" with output positions ``Ho x Wo`` has
+    ``C^2 + 2 (C^2 + C)`` parameters, and ``3``, ``3 C`` or ``3 Ho Wo`` logits; "pixel" has ``5 C^2 + 2 C``.
+
+    Args:
+        in_features: number of input channels.
+        out_features: number of output channels C.
+        kernel_size: taps per spatial axis of the local convolution, one int for each axis.
+        strides: pixels between outputs, one int or one per axis.
+        kind: "dataset" or "pixel".
+        mix: which values share a weight: "scalar", "channel" or "position". For "dataset" only, as are the next three.
+        spatial_shape: for "position", and only then, the size of the OUTPUT, one int or one per axis; the operator then
+            takes no input that gives another.
+        use: the terms to take, among "local", "point" and "global"; the softmax is over these. A single term has
+            weight 1 and no logits.
+        learn_mix: if false, the terms have equal fixed weights and there are no logits, whatever `mix`.
+        rngs: for the initial values.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `kernel_init` is that of all
+            convolutions; without it they start as ``nnx.Conv`` does, and the linear layers as ``nnx.Linear``. The
+            public code starts convolutions with truncated normals of ``std = sqrt(2 / fan_out)`` and linear layers with
+            ``std = sqrt(1.3 * 2 / fan_in)``.
+
+    Attributes:
+        local: ``(*kernel_size, in_features // feature_group_count, C)`` convolution, or None.
+        point: 1 x 1 convolution, or None.
+        fc1: linear layer with bias, ``in_features -> C``, or None.
+        fc2: linear layer with bias, ``C -> C``, or None.
+        gate1: 1 x 1 convolution ``2 C -> C`` of "pixel", or None.
+        gate2: 1 x 1 convolution ``C -> C`` of "pixel", or None.
+        mix_logits: ``(n,)``, ``(n, C)`` or ``(n, *spatial_shape, 1)`` for n terms in the order local, point, global,
+            or None.
+
+    Raises:
+        ValueError: for arguments that do not fit, at construction.
+
+    Source: Eqs. (1) to (3) and Tables 1 and 4 of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax.operators.acnet import ACConv
+        >>> conv = ACConv(8, 16, (3, 3), strides=2, padding=1, rngs=nnx.Rngs(0))
+        >>> conv(jnp.ones((1, 15, 15, 8))).shape, conv.mix_logits.shape
+        ((1, 8, 8, 16), (3,))
+        >>> gated = ACConv(8, 16, (3, 3), kind="pixel", rngs=nnx.Rngs(0))
+        >>> gated(jnp.ones((1, 15, 15, 8))).shape
+        (1, 15, 15, 16)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        kind: Kind = "dataset",
+        mix: Mix = "scalar",
+        spatial_shape: int | Sequence[int] | None = None,
+        use: Sequence[Term] = TERMS,
+        learn_mix: bool = True,
+        rngs: nnx.Rngs,
+        **options: Unpack[ConvOptions],
+    ):
+        super().__init__(in_features, out_features, kernel_size, strides, **options)
+        ndim = len(self.kernel_size)
+        for name, value, choices in (("kind", kind, get_args(Kind)), ("mix", mix, get_args(Mix))):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}.")
+        terms = _check_terms(use)
+        if kind == "pixel" and (mix != "scalar" or spatial_shape is not None or terms != TERMS or not learn_mix):
+            raise ValueError(
+                f"mix={mix!r}, spatial_shape={spatial_shape!r}, use={tuple(use)!r} and learn_mix={learn_mix!r} with "
+                "kind='pixel': its gate is computed from the input and has no such choices; leave them out, or take "
+                "kind='dataset'."
+            )
+        if (mix == "position") != (spatial_shape is not None):
+            raise ValueError(
+                f"mix={mix!r} with spatial_shape={spatial_shape!r}: the output's size is needed for mix='position', "
+                "and for that alone; give both or neither."
+            )
+        self.kind = kind
+        self.mix = mix
+        self.spatial_shape = None if spatial_shape is None else per_axis("spatial_shape", spatial_shape, ndim)
+        self.use = terms if kind == "dataset" else ("local", "global")
+        self.learn_mix = bool(learn_mix)
+        self.local: GroupedConv | None = nnx.data(None)
+        self.point: GroupedConv | None = nnx.data(None)
+        self.fc1: nnx.Linear | None = nnx.data(None)
+        self.fc2: nnx.Linear | None = nnx.data(None)
+        self.gate1: GroupedConv | None = nnx.data(None)
+        self.gate2: GroupedConv | None = nnx.data(None)
+        self.mix_logits: nnx.Param[jax.Array] | None = nnx.data(None)
+
+        def pointwise(features: int, strides: int | Sequence[int] | None, padding: Padding) -> GroupedConv:
+            plain = {"kernel_dilation": 1, "feature_group_count": 1, "padding": padding}
+            return self.inner(features, out_features, (1,) * ndim, strides, options, rngs=rngs, **plain)
+
+        if "local" in self.use:
+            self.local = self.inner(in_features, out_features, self.kernel_size, strides, options, rngs=rngs)
+        if "point" in self.use:
+            self.point = pointwise(in_features, strides, self._point_padding())
+        if "global" in self.use:
+            settings = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
+            self.fc1 = nnx.Linear(in_features, out_features, rngs=rngs, **settings)
+            self.fc2 = nnx.Linear(out_features, out_features, rngs=rngs, **settings)
+        if kind == "pixel":
+            self.gate1 = pointwise(2 * out_features, 1, "VALID")
+            self.gate2 = pointwise(out_features, 1, "VALID")
+        elif self.learn_mix and len(terms) > 1:
+            own = {"scalar": (), "channel": (out_features,), "position": (*(self.spatial_shape or ()), 1)}[mix]
+            self.mix_logits = nnx.Param(jnp.ones((len(terms), *own), self.param_dtype))
+        self.make_bias(options, rngs)
+
+    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
+        """Convolves.
+
+        Args:
+            inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
+            out_sharding: as in ``nnx.Conv``, must be None.
+
+        Returns:
+            ``(*batch, *output_spatial, out_features)``, of the dtype that the local convolution gives.
+
+        Raises:
+            ValueError: if the inputs do not fit, or give another size than `spatial_shape`.
+        """
+        x = self.check_input(inputs, out_sharding)
+        size = self._output_size(x.shape[-len(self.kernel_size) - 1 : -1])
+        if self.spatial_shape is not None and size != self.spatial_shape:
+            raise ValueError(
+                f"inputs of shape {x.shape} give an output of size {size}: this ACConv has weights for each position "
+                f"of one of size {self.spatial_shape}; build it with mix='scalar' or 'channel' to take any size."
+            )
+        terms = []
+        if self.local is not None:
+            terms.append(self.local(x))
+        if self.point is not None:
+            terms.append(self.point(x))
+        if self.fc1 is not None:
+            terms.append(self._global_term(x, self.fc1))
+        y = self._mixed(terms) if self.kind == "dataset" else self._gated(*terms)
+        if self.use == ("global",):
+            y = jnp.broadcast_to(y, (*y.shape[: -len(size) - 1], *size, self.out_features))
+        return self.add_bias(y)
+
+    def macs(self, output_size: Sequence[int]) -> int:
+        """Multiply-accumulates for one image whose output has the spatial size `output_size`, in pixels.
+
+        Those of the convolutions and linear layers as the equations have them; neither the mean nor the mixing. The
+        half of `gate1` that reads g, the same for every pixel, is in fact computed once for each image.
+        """
+        convolutions = (self.local, self.point, self.gate1, self.gate2)
+        linear = 0 if self.fc1 is None else (self.in_features + self.out_features) * self.out_features
+        return linear + sum(conv.lattice.macs(output_size) for conv in convolutions if conv is not None)
+
+    def _global_term(self, x: jax.Array, fc1: nnx.Linear) -> jax.Array:
+        """g: ``(*batch, 1, ..., 1, out_features)``."""
+        assert self.fc2 is not None  # the two come together
+        axes = tuple(range(-len(self.kernel_size) - 1, -1))
+        g = jnp.mean(x, axes, keepdims=True)
+        g = self._linear(self.fc2, nnx.relu(self._linear(fc1, g)))
+        return g if self.preferred_element_type is None else g.astype(self.preferred_element_type)
+
+    def _mixed(self, terms: list[jax.Array]) -> jax.Array:
+        """The weighted sum of the terms; that of half precision is rounded once."""
+        dtype = terms[0].dtype
+        wide = jnp.promote_types(dtype, jnp.float32)
+        if self.mix_logits is None:
+            weights = [jnp.asarray(1 / len(terms), wide)] * len(terms)
+        else:
+            weights = list(jax.nn.softmax(self.mix_logits[...].astype(wide), axis=0))
+        products = [weight * term.astype(wide) for weight, term in zip(weights, terms, strict=True)]
+        return functools.reduce(operator.add, products).astype(dtype)
+
+    def _gated(self, local: jax.Array, g: jax.Array) -> jax.Array:
+        """The local term plus the gated global one."""
+        assert self.gate1 is not None
+        assert self.gate2 is not None
+        # g is the same at every pixel, so its half of the kernel is applied once; no concatenation over the image.
+        kernel = self.gate1.kernel[...].reshape(2, self.out_features, self.out_features)
+        gate = nnx.relu(self._product(local, kernel[0]) + self._product(g, kernel[1]))
+        return local + (g * nnx.sigmoid(self.gate2(gate))).astype(local.dtype)
+
+    def _linear(self, layer: nnx.Linear, x: jax.Array) -> jax.Array:
+        return self._product(x, layer.kernel[...], None if layer.bias is None else layer.bias[...])
+
+    def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        """``x @ kernel + bias`` in the dtype that the convolutions compute in."""
+        dtype = self.dtype if self.dtype is not None else compute_dtype(x, kernel)
+        x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=dtype)
+        y = jnp.matmul(x, kernel, precision=self.precision)
+        return y if bias is None else y + bias
+
+    def _point_padding(self) -> Padding:
+        """What makes the 1 x 1 convolution read the place that the class's text says."""
+        padding = check_padding(self.padding, len(self.kernel_size))  # type: ignore[arg-type]
+        if padding in ("SAME", "SAME_LOWER"):
+            return padding
+        extent = self._extent()
+        pads = ((0, 0),) * len(extent) if isinstance(padding, str) else padding
+        return tuple((low - (n - 1) // 2, high - n // 2) for (low, high), n in zip(pads, extent, strict=True))
+
+    def _output_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
+        """The output's spatial size, ``nnx.Conv``'s."""
+        extent = self._extent()
+        strides = per_axis("strides", self.strides, len(extent))
+        pads = base_pads(self.padding, spatial, extent, strides)  # type: ignore[arg-type]
+        return tuple(
+            max((n + sum(pad) - reach) // stride + 1, 0)
+            for n, pad, reach, stride in zip(spatial, pads, extent, strides, strict=True)
+        )
+
+    def _extent(self) -> tuple[int, ...]:
+        ndim = len(self.kernel_size)
+        return dilated_extent(self.kernel_size, per_axis("kernel_dilation", self.kernel_dilation, ndim))
+
+
+def _check_terms(use: Sequence[Term]) -> tuple[Term, ...]:
+    """The terms in the order local, point, global."""
+    names = () if isinstance(use, str) else tuple(use)
+    if not names or len(set(names)) != len(names) or not set(names) <= set(TERMS):
+        raise ValueError(f"use={use!r}: expected a tuple of one or more of {', '.join(TERMS)}, each once.")
+    return tuple(term for term in TERMS if term in names)
+
+
+# --- general graphs ---
+
+
+class ACGraph(nnx.Module):
+    """Adaptively connected layer over the nodes of a general graph, with constant edge weights.
+
+    For nodes i with features x_i (Eqs. 5 and 6)
+
+        y_i = alpha x_i u + beta sum_{j in N(i)} zeta_ij (x_j v) + gamma sum_{all j} xi_ij (x_j w) + bias,
+
+    where u, v and w are learnt matrices that all nodes share and (alpha, beta, gamma) is the softmax of three learnt
+    numbers. zeta and xi are not learnt: they are arguments of the call, drawn once by :func:`graph_constants` or given
+    otherwise, such as a normalised adjacency matrix.
+
+    The paper writes alpha_i, beta_i and gamma_i; here all nodes share them, as Eq. (2) has it, so that one layer serves
+    graphs of any number of nodes. Experimental: the paper gives one result for this form and no details.
+
+    Args:
+        in_features: number of features of a node.
+        out_features: number of output features of a node.
+        use_bias: whether to add a bias; the paper's equation has none.
+        dtype: of the computation; by default that of half-precision nodes, else what nodes and parameters promote to.
+        param_dtype: of the parameters.
+        precision: of the products, as in ``jax.numpy.matmul``.
+        kernel_init: for u, v and w.
+        bias_init: for the bias.
+        rngs: for the initial values.
+
+    Attributes:
+        u: ``(in_features, out_features)``, of the node itself.
+        v: ``(in_features, out_features)``, of its neighbours.
+        w: ``(in_features, out_features)``, of all nodes.
+        mix_logits: ``(3,)``, for alpha, beta and gamma, ones at first.
+        bias: ``(out_features,)``, or None.
+
+    Raises:
+        ValueError: for numbers of features that are not positive ints.
+
+    Source: Eqs. (2), (5) and (6) of the paper.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax.operators.acnet import ACGraph, graph_constants
+        >>> neighbours = jnp.eye(5, k=1) + jnp.eye(5, k=-1)  # a path of five nodes
+        >>> zeta, xi = graph_constants(jax.random.key(0), neighbours)
+        >>> layer = ACGraph(4, 8, rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((2, 5, 4)), zeta, xi).shape
+        (2, 5, 8)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: Initializer = _KERNEL_INIT,
+        bias_init: Initializer = _BIAS_INIT,
+        rngs: nnx.Rngs,
+    ):
+        check_groups(in_features, out_features, 1)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.use_bias = bool(use_bias)
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        shape = (in_features, out_features)
+        self.u = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        self.v = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        self.w = nnx.Param(kernel_init(rngs.params(), shape, param_dtype))
+        self.mix_logits = nnx.Param(jnp.ones((3,), param_dtype))
+        self.bias: nnx.Param[jax.Array] | None = nnx.data(None)
+        if use_bias:
+            self.bias = nnx.Param(bias_init(rngs.params(), (out_features,), param_dtype))
+
+    def __call__(self, inputs: ArrayLike, zeta: ArrayLike, xi: ArrayLike) -> jax.Array:
+        """Applies the layer.
+
+        Args:
+            inputs: ``(*batch, n, in_features)``, n nodes; any number of batch axes, also none.
+            zeta: ``(n, n)`` weights, row i of the neighbours of node i, zero elsewhere; or ``(*batch, n, n)``.
+            xi: ``(n, n)`` weights, row i of all nodes for node i; or ``(*batch, n, n)``.
+
+        Returns:
+            ``(*batch, n, out_features)``.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        x, u, v, w, zeta, xi = (
+            array if self.dtype is None else jnp.asarray(array).astype(self.dtype)
+            for array in (inputs, self.u[...], self.v[...], self.w[...], zeta, xi)
+        )
+        y = ac_graph(x, u, v, w, zeta, xi, self.mix_logits[...], precision=self.precision)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+def ac_graph(
+    x: ArrayLike,
+    u: ArrayLike,
+    v: ArrayLike,
+    w: ArrayLike,
+    zeta: ArrayLike,
+    xi: ArrayLike,
+    mix_logits: ArrayLike,
+    *,
+    precision: lax.PrecisionLike = None,
+) -> jax.Array:
+    """Adaptive connection over a graph as a pure function: ``alpha x u + beta zeta (x v) + gamma xi (x w)``.
+
+    Args:
+        x: ``(*batch, n, in_features)``.
+        u: ``(in_features, out_features)``.
+        v: ``(in_features, out_features)``.
+        w: ``(in_features, out_features)``.
+        zeta: ``(n, n)`` or ``(*batch, n, n)``, weights of the neighbours, zero elsewhere.
+        xi: ``(n, n)`` or ``(*batch, n, n)``, weights of all nodes.
+        mix_logits: ``(3,)``, whose softmax is (alpha, beta, gamma).
+        precision: of the products, as in ``jax.numpy.matmul``.
+
+    Returns:
+        ``(*batch, n, out_features)``. The computation's dtype is that of `x` if it is a half-precision one, else what
+        the nodes, matrices and edge weights promote to.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+
+    Source: Eqs. (2), (5) and (6) of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.acnet import ac_graph
+        >>> x, eye, edges = jnp.ones((2, 1)), jnp.ones((1, 1)), jnp.ones((2, 2))
+        >>> ac_graph(x, eye, eye, eye, edges, edges, jnp.zeros(3)).tolist()  # (1 + 2 + 2) / 3
+        [[1.6666667461395264], [1.6666667461395264]]
+    """
+    arrays = x, u, v, w, zeta, xi = [jnp.asarray(array) for array in (x, u, v, w, zeta, xi)]
+    mix_logits = jnp.asarray(mix_logits)
+    if x.ndim < 2 or u.ndim != 2 or x.shape[-1] != u.shape[0] or not u.shape == v.shape == w.shape:
+        raise ValueError(
+            f"x, u, v and w have shapes {x.shape}, {u.shape}, {v.shape} and {w.shape}: expected "
+            "(*batch, n, in_features) and three times (in_features, out_features)."
+        )
+    if mix_logits.shape != (3,):
+        raise ValueError(f"mix_logits has shape {mix_logits.shape}: expected (3,), for alpha, beta and gamma.")
+    nodes = x.shape[-2]
+    for name, edges in (("zeta", zeta), ("xi", xi)):
+        if edges.shape not in ((nodes, nodes), (*x.shape[:-1], nodes)):
+            raise ValueError(
+                f"{name} has shape {edges.shape} for nodes of shape {x.shape}: expected ({nodes}, {nodes}), or that "
+                "after the same batch axes."
+            )
+    dtype = compute_dtype(*arrays)
+    x, u, v, w, zeta, xi = (array.astype(dtype) for array in arrays)
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.matmul(a, b, precision=precision)
+
+    terms = product(x, u), product(zeta, product(x, v)), product(xi, product(x, w))
+    wide = jnp.promote_types(dtype, jnp.float32)  # a half-precision sum is rounded once
+    alpha, beta, gamma = jax.nn.softmax(mix_logits.astype(wide))
+    own, local, everything = (term.astype(wide) for term in terms)
+    return (alpha * own + beta * local + gamma * everything).astype(dtype)
+
+
+def graph_constants(
+    key: jax.Array, neighbours: ArrayLike, *, normalize: bool = True, dtype: DTypeLike = jnp.float32
+) -> tuple[jax.Array, jax.Array]:
+    """Draws the constant edge weights zeta and xi of Eq. (6).
+
+    The paper says no more than that they are Gaussian. Both are independent for every ordered pair of nodes, of mean 0.
+
+    Args:
+        key: random key.
+        neighbours: ``(*batch, n, n)``, nonzero where node j (last axis) is a neighbour of node i. Whether a node is its
+            own neighbour is the caller's choice; on a grid the paper's N(i) is the 3 x 3 window with its centre.
+        normalize: whether the variance in row i is 1 over the number of its entries, so that a sum has the variance of
+            one term, however many there are; else it is 1.
+        dtype: of the weights.
+
+    Returns:
+        zeta, zero where there is no neighbour, and xi; both ``(*batch, n, n)``.
+
+    Raises:
+        ValueError: if `neighbours` is not square.
+
+    Source: Eq. (6) of the paper.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.acnet import graph_constants
+        >>> zeta, xi = graph_constants(jax.random.key(0), jnp.eye(3))
+        >>> int((zeta != 0).sum()), int((xi != 0).sum())
+        (3, 9)
+    """
+    mask = jnp.asarray(neighbours) != 0
+    if mask.ndim < 2 or mask.shape[-1] != mask.shape[-2]:
+        raise ValueError(f"neighbours has shape {mask.shape}: expected (n, n), a row for each node.")
+    of_zeta, of_xi = jax.random.split(key)
+    zeta = jnp.where(mask, jax.random.normal(of_zeta, mask.shape, dtype), 0)
+    xi = jax.random.normal(of_xi, mask.shape, dtype)
+    if normalize:
+        count = jnp.maximum(mask.sum(-1, keepdims=True), 1)
+        zeta, xi = zeta / jnp.sqrt(count).astype(dtype), xi / math.sqrt(max(mask.shape[-1], 1))
+    return zeta, xi

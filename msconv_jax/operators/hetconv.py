@@ -1,0 +1,322 @@
+"""Heterogeneous convolution (HetConv): k x k kernels on one part of the inputs, 1 x 1 kernels on the others.
+
+P. Singh, V. K. Verma, P. Rai, V. P. Namboodiri: "HetConv: Heterogeneous Kernel-Based Convolutions for Deep CNNs", CVPR
+2019. With P parts and ``S[c, k] = 1`` on 1/P of the inputs k of each filter c:
+
+    Y[c] = sum over k with S = 1 of (W[c, k] convolved with X[k])  +  sum over k with S = 0 of w[c, k] X[k].
+
+In the paper's figure the k x k kernels move on by one channel from filter to filter, ``S[c, k] = 1`` where k - c is
+divisible by P (``layout="lattice"``). The public reproduction is a grouped convolution plus a pointwise one without the
+grouped blocks (``layout="block"``); the two are equal up to a permutation of channels.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal, Unpack, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from msconv_jax.convolution import Padding, check_groups, lattice_convolve
+from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
+from msconv_jax.lowering import Lowering
+from msconv_jax.operators.composite import CompositeConv
+from msconv_jax.operators.lattice_conv import ConvOptions, apply_lattice, check_kernel_size, refuse_out_sharding
+
+Layout = Literal["block", "lattice"]
+
+
+class HetConv(CompositeConv):
+    """Heterogeneous convolution with ``nnx.Conv``'s arguments, at ``1/P + (1 - 1/P) / k^2`` of its cost.
+
+    Args:
+        in_features: number of input channels.
+        out_features: number of output channels.
+        kernel_size: taps of the large kernels per spatial axis, odd, one int for each axis.
+        strides: pixels between outputs, one int or one per axis.
+        parts: the paper's P, which divides the inputs and outputs of a group. 1 is the plain convolution,
+            ``in_features`` a depthwise plus a pointwise one.
+        layout: "block", as the public code: outputs of the p-th of P blocks have their large kernels on the p-th block
+            of inputs; or "lattice", the paper's order: on every P-th input, shifted by one from filter to filter.
+        masked: False keeps the 1x1 kernels also where there are large ones, as the public module does before its
+            training script zeroes them: another operator, with ``in_features * out_features`` 1x1 kernels.
+        rngs: for the initial values.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `padding` and `kernel_dilation` speak of
+            the large kernels; the small ones stand at their centres.
+
+    With a `kernel_size` of 1 there are no two sizes, and the operator is the plain 1x1 convolution.
+
+    Attributes:
+        kernel: the large kernels, ``(*kernel_size, inputs of a group // parts, out_features)``.
+        pointwise_kernel: the small ones, ``(1, ..., 1, other inputs of the group, out_features)``, an output's inputs
+            in ascending order; None if there are none.
+        bias: ``(out_features,)``, or None.
+        lattice: the :class:`msconv_jax.KernelLattice`.
+
+    Raises:
+        ValueError: for arguments that do not fit, at construction.
+
+    Source: Sec. 3 of the paper (its Eq. 4 for the cost).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax import HetConv
+        >>> conv = HetConv(64, 64, (3, 3), parts=4, padding=1, use_bias=False, rngs=nnx.Rngs(0))
+        >>> conv(jnp.ones((1, 15, 15, 64))).shape
+        (1, 15, 15, 64)
+        >>> conv.lattice.num_parameters / (9 * 64 * 64)
+        0.3333333333333333
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        parts: int,
+        layout: Layout = "block",
+        masked: bool = True,
+        rngs: nnx.Rngs,
+        **options: Unpack[ConvOptions],
+    ):
+        self.lattice = hetconv_lattice(
+            in_features,
+            out_features,
+            kernel_size,
+            parts=parts,
+            layout=layout,
+            kernel_dilation=options.get("kernel_dilation"),
+            feature_group_count=options.get("feature_group_count", 1),
+        )
+        super().__init__(in_features, out_features, kernel_size, strides, **options)
+        self.parts = int(parts)
+        self.layout = layout
+        self.masked = masked
+        init = options.get("kernel_init", nnx.initializers.lecun_normal())
+        metadata = dict(options.get("kernel_metadata", {}))
+        fan_in = in_features // self.feature_group_count
+        small = (1,) * len(self.kernel_size)
+        large = fan_in if self.kernel_size == small else fan_in // self.parts
+        shape = (*self.kernel_size, large, out_features)
+        self.kernel = nnx.Param(init(rngs.params(), shape, self.param_dtype), **metadata)
+        others = fan_in if not masked and self.kernel_size != small else fan_in - large
+        self.pointwise_kernel: nnx.Param[jax.Array] | None = nnx.data(None)
+        if others:
+            self.pointwise_kernel = nnx.Param(
+                init(rngs.params(), (*small, others, out_features), self.param_dtype), **metadata
+            )
+        self.make_bias(options, rngs)
+
+    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
+        """Maps ``(*batch, *spatial, in_features)`` to ``(*batch, *output_spatial, out_features)``."""
+        refuse_out_sharding(type(self).__name__, out_sharding)
+        kernel = self.kernel[...]
+        pointwise = None if self.pointwise_kernel is None else self.pointwise_kernel[...]
+        if pointwise is not None and not self.masked:
+            kernel, pointwise = _merged(kernel, pointwise, self.large_inputs)
+        return apply_lattice(self, inputs, _banks(kernel, pointwise))
+
+    @property
+    def large_inputs(self) -> np.ndarray:
+        """For each output the inputs of its group that have a large kernel, as numbers within the group, ascending."""
+        return large_inputs(self.in_features, self.out_features, self.parts, self.layout, self.feature_group_count)
+
+
+def hetconv(
+    x: ArrayLike,
+    kernel: ArrayLike,
+    pointwise_kernel: ArrayLike | None,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    *,
+    parts: int,
+    layout: Layout = "block",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    feature_group_count: int = 1,
+    lowering: Lowering = "auto",
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> jax.Array:
+    """Heterogeneous convolution as a pure function; the arguments mean what they mean for :class:`HetConv`.
+
+    Args:
+        x: ``(*batch, *spatial, in_features)``.
+        kernel: ``(*kernel_size, inputs of a group // parts, out_features)``.
+        pointwise_kernel: ``(1, ..., 1, other inputs of a group, out_features)``, or None for ``parts=1``.
+        strides: pixels between outputs.
+        padding: of the large kernels; see :func:`msconv_jax.lattice_convolve`.
+        parts: the paper's P.
+        layout: "block" or "lattice".
+        kernel_dilation: dilation of the large kernels.
+        feature_group_count: number of groups.
+        lowering: see :func:`msconv_jax.lattice_convolve`.
+        precision: see :func:`msconv_jax.lattice_convolve`.
+        preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+
+    Returns:
+        ``(*batch, *output_spatial, out_features)``.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+
+    Source: Sec. 3 of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators import hetconv
+        >>> hetconv(jnp.ones((1, 7, 7, 8)), jnp.ones((3, 3, 4, 6)), jnp.ones((1, 1, 4, 6)), parts=2).shape
+        (1, 7, 7, 6)
+    """
+    shape = jnp.shape(kernel)
+    if len(shape) < 3:
+        raise ValueError(f"kernel has shape {shape}: expected (*kernel_size, inputs, outputs).")
+    lattice = hetconv_lattice(
+        shape[-2] * feature_group_count * (1 if math.prod(shape[:-2]) == 1 else parts),
+        shape[-1],
+        shape[:-2],
+        parts=parts,
+        layout=layout,
+        kernel_dilation=kernel_dilation,
+        feature_group_count=feature_group_count,
+    )
+    pointwise = None if pointwise_kernel is None else jnp.asarray(pointwise_kernel)
+    return lattice_convolve(
+        x,
+        _banks(jnp.asarray(kernel), pointwise),
+        lattice,
+        strides,
+        padding,
+        lowering=lowering,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+
+
+def hetconv_lattice(
+    in_features: int,
+    out_features: int,
+    kernel_size: Sequence[int],
+    *,
+    parts: int,
+    layout: Layout = "block",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    feature_group_count: int = 1,
+) -> KernelLattice:
+    """The kernel lattice of a heterogeneous convolution; see :class:`HetConv` for the arguments.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+
+    Example:
+        >>> from msconv_jax.operators.hetconv import hetconv_lattice
+        >>> hetconv_lattice(4, 4, (3, 3), parts=2)
+        KernelLattice(4 -> 4 features, 4 tiles:
+          outputs 0:2  inputs 0:2  kernel 3x3  dilation 1x1
+          outputs 0:2  inputs 2:4  kernel 1x1  dilation 1x1
+          outputs 2:4  inputs 0:2  kernel 1x1  dilation 1x1
+          outputs 2:4  inputs 2:4  kernel 3x3  dilation 1x1)
+    """
+    size = check_kernel_size(kernel_size, "HetConv", odd=True)
+    dilation = per_axis("kernel_dilation", kernel_dilation, len(size))
+    check_groups(in_features, out_features, feature_group_count)
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout={layout!r}: expected one of {', '.join(get_args(Layout))}.")
+    fan_in, fan_out = in_features // feature_group_count, out_features // feature_group_count
+    if (
+        isinstance(parts, bool)
+        or not isinstance(parts, int | np.integer)
+        or parts < 1
+        or fan_in % parts
+        or fan_out % parts
+    ):
+        common = math.gcd(fan_in, fan_out)
+        fitting = [p for p in range(1, common + 1) if common % p == 0]
+        raise ValueError(
+            f"parts={parts!r} does not divide the {fan_in} inputs and {fan_out} outputs of a group "
+            f"(in_features={in_features}, out_features={out_features}, feature_group_count={feature_group_count}): "
+            f"take one of {fitting}."
+        )
+    return _hetconv_lattice(
+        int(in_features), int(out_features), size, int(parts), layout, dilation, int(feature_group_count)
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _hetconv_lattice(
+    in_features: int,
+    out_features: int,
+    kernel_size: tuple[int, ...],
+    parts: int,
+    layout: str,
+    dilation: tuple[int, ...],
+    groups: int,
+) -> KernelLattice:
+    small = (1,) * len(kernel_size)
+    if kernel_size == small:
+        parts = 1
+    fan_in, fan_out = in_features // groups, out_features // groups
+
+    def part(features: int, number: int, first: int) -> slice:
+        """Channels of one part in the group that begins at `first`."""
+        if layout == "lattice":
+            return slice(first + number, first + features, parts)
+        width = features // parts
+        return slice(first + number * width, first + (number + 1) * width)
+
+    tiles = []
+    for group in range(groups):
+        for p in range(parts):
+            outputs = part(fan_out, p, group * fan_out)
+            for q in range(parts):
+                inputs = part(fan_in, q, group * fan_in)
+                large = p == q
+                tiles.append(Tile(outputs, inputs, kernel_size if large else small, dilation if large else small))
+    return KernelLattice(in_features, out_features, tuple(tiles), dilated_extent(kernel_size, dilation))
+
+
+@functools.lru_cache(maxsize=128)
+def large_inputs(in_features: int, out_features: int, parts: int, layout: str, groups: int) -> np.ndarray:
+    """For each output the inputs of its group with a large kernel, (out_features, inputs of a group // parts)."""
+    fan_in, fan_out = in_features // groups, out_features // groups
+    within = np.arange(out_features) % fan_out
+    steps = np.arange(fan_in // parts)
+    if layout == "lattice":
+        return within[:, None] % parts + parts * steps
+    return within[:, None] // (fan_out // parts) * (fan_in // parts) + steps
+
+
+def small_inputs(large: np.ndarray, fan_in: int) -> np.ndarray:
+    """For each output the other inputs of its group, ascending."""
+    present = np.ones((len(large), fan_in), bool)
+    present[np.arange(len(large))[:, None], large] = False
+    return np.nonzero(present)[1].reshape(len(large), -1)
+
+
+def _merged(kernel: jax.Array, pointwise: jax.Array, large: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+    """1x1 kernels on all inputs: those beside a large kernel join its centre, the others remain."""
+    outputs = np.arange(len(large))[:, None]
+    table = pointwise.reshape(pointwise.shape[-2:]).T  # outputs, inputs
+    centre = tuple(size // 2 for size in kernel.shape[:-2])
+    kernel = kernel.at[centre].add(table[outputs, large].T)
+    small = small_inputs(large, table.shape[1])
+    if not small.size:
+        return kernel, None
+    rest = table[outputs, small].T
+    return kernel, rest.reshape((1,) * (kernel.ndim - 2) + rest.shape)
+
+
+def _banks(kernel: jax.Array, pointwise: jax.Array | None) -> list[jax.Array]:
+    """The kernels in the order of the lattice's banks."""
+    if pointwise is None:
+        return [kernel]
+    return sorted([kernel, pointwise], key=lambda array: array.shape[:-2])  # as the banks are

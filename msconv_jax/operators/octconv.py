@@ -1,0 +1,774 @@
+"""Octave convolution (OctConv): feature maps in two frequencies, the low one at half the resolution.
+
+Y. Chen, H. Fan, B. Xu, Z. Yan, Y. Kalantidis, M. Rohrbach, S. Yan, J. Feng: "Drop an Octave: Reducing Spatial
+Redundancy in Convolutional Neural Networks with Octave Convolution", ICCV 2019. Eqs. (1), (3) and (4): with f a
+convolution of stride 1, pool2 the mean of 2x2 pixels and up2 the repetition of each pixel 2x2 times,
+
+    Y_H = f(X_H; W_HH) + up2(f(X_L; W_LH)),
+    Y_L = f(X_L; W_LL) + f(pool2(X_H); W_HL).
+
+Maps of two frequencies are written as a pair ``(high, low)``, where a part without channels is None; maps without a
+low part are a bare array. The paper speaks of even sizes only. Here the low maps have half the high size rounded up, so
+that every size has its octave; even sizes give the numbers of the public code.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import numbers
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Unpack, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from msconv_jax.convolution import Padding, Pads, base_pads, convolve
+from msconv_jax.lattice import dilated_extent, per_axis
+from msconv_jax.lowering import Lowering
+from msconv_jax.operators.composite import CompositeConv
+from msconv_jax.operators.grouped import GroupedConv
+from msconv_jax.operators.lattice_conv import ConvOptions, refuse_out_sharding
+
+Exchange = Literal["l2h", "h2l"]
+Down = Literal["avg", "stride"]
+Odd = Literal["ceil", "floor"]
+GroupRule = Literal["gluon", "symbol", "pytorch"]
+Maps = ArrayLike | tuple[ArrayLike | None, ArrayLike | None]
+OctArrays = jax.Array | tuple[jax.Array | None, jax.Array | None]
+
+# Each path with the places of its input and its output in a pair (high, low).
+PATHS = {"h2h": (0, 0), "h2l": (0, 1), "l2h": (1, 0), "l2l": (1, 1)}
+_FREQUENCIES = ("high", "low")
+
+T = TypeVar("T")
+
+
+class OctConv(CompositeConv):
+    """Octave convolution, in ``nnx.Conv``'s place for maps of two frequencies.
+
+    Of C channels, ``int(alpha * C)`` are low and the rest high. ``alpha_in=0`` makes the first octave convolution of a
+    network, ``alpha_out=0`` its last, both 0 an ordinary convolution (after pooling, with strides 2).
+
+    Sizes. High maps of n pixels go with low maps of ``ceil(n / 2)`` along every spatial axis: pooling leaves cells
+    beyond the edge out of the mean, as the gluon code does, and upsampling drops what would reach beyond the high size.
+    With ``odd="floor"`` low maps have ``floor(n / 2)`` pixels, as in the PyTorch port: pooling drops an odd last row
+    and column, and an odd high size then cannot be reached from the low maps at strides 1, which is an error. Without
+    high input, the high output at strides 1 has twice the low size.
+
+    Strides 2 (both public codes): X_H is pooled, then all convolutions have stride 1, from the pooled X_H to Y_H, from
+    the twice pooled X_H and the pooled X_L to Y_L, and from X_L to Y_H without upsampling. The high output has the high
+    input's size halved and rounded as above. The second pooling is of the first one's result, also where odd sizes make
+    this differ from one mean over 4x4 pixels, which the gluon code takes.
+
+    ``down="stride"``, an ablation of the paper's Table 3, leaves all pooling out and gives the convolution that would
+    follow it the stride instead: 2, or 4 from X_H to Y_L at strides 2.
+
+    Groups. By `group_rule`, the public codes differ in the number of groups of a path for g = `feature_group_count`:
+
+    * "gluon": g, which keeps the parameters of the plain grouped convolution (the published networks);
+    * "symbol": g, but no more than the path has outputs;
+    * "pytorch": ``ceil(alpha_in * g)`` from low to low, ``ceil(g - alpha_in * g)`` from high to high, g across.
+
+    The depthwise form, ``feature_group_count == in_features > 1``, convolves each frequency for itself and has no
+    exchange.
+
+    Bias. One for each output frequency, as in the gluon code. `bias`, ``nnx.Conv``'s attribute, is None.
+
+    Args:
+        in_features: number of input channels, high and low together.
+        out_features: number of output channels, high and low together.
+        kernel_size: taps per spatial axis, one int for each axis.
+        strides: 1 or 2, the same along every axis.
+        alpha_in: share of the input channels that are low, in [0, 1].
+        alpha_out: share of the output channels that are low, in [0, 1].
+        exchange: the paths kept between the frequencies, out of "l2h" and "h2l" (Table 3). An input frequency from
+            which no path is left does not influence the output.
+        down: "avg" for pooling, "stride" for strided convolutions.
+        odd: "ceil" or "floor": how the size of the low maps is rounded.
+        group_rule: "gluon", "symbol" or "pytorch".
+        rngs: for the initial values.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `padding` must keep the size, such as
+            "SAME" (read as half of the dilated kernel on either side, at all strides) or that number itself.
+
+    Attributes:
+        h2h, h2l, l2h, l2l: the convolutions from each input to each output frequency, or None.
+        high_bias: ``(high output channels,)``, or None.
+        low_bias: ``(low output channels,)``, or None.
+        in_split: numbers of high and low input channels.
+        out_split: numbers of high and low output channels.
+
+    Raises:
+        ValueError: for arguments that do not fit, at construction.
+
+    Source: Eqs. (1), (3), (4), Sec. 3 and Tables 1 and 3 of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax.operators.octconv import OctConv
+        >>> first = OctConv(3, 32, (3, 3), alpha_in=0, alpha_out=0.25, rngs=nnx.Rngs(0))
+        >>> last = OctConv(32, 64, (3, 3), 2, alpha_in=0.25, alpha_out=0, rngs=nnx.Rngs(0))
+        >>> high, low = first(jnp.ones((1, 15, 15, 3)))
+        >>> high.shape, low.shape
+        ((1, 15, 15, 24), (1, 8, 8, 8))
+        >>> last((high, low)).shape
+        (1, 8, 8, 64)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        alpha_in: float,
+        alpha_out: float,
+        exchange: Collection[Exchange] = ("l2h", "h2l"),
+        down: Down = "avg",
+        odd: Odd = "ceil",
+        group_rule: GroupRule = "gluon",
+        rngs: nnx.Rngs,
+        **options: Unpack[ConvOptions],
+    ):
+        super().__init__(in_features, out_features, kernel_size, strides, **options)
+        self.in_split = oct_channels(in_features, alpha_in, "alpha_in")
+        self.out_split = oct_channels(out_features, alpha_out, "alpha_out")
+        self.alpha_in, self.alpha_out = float(alpha_in), float(alpha_out)
+        self.exchange = _check_exchange(exchange)
+        _check_down_and_odd(down, odd)
+        if group_rule not in get_args(GroupRule):
+            raise ValueError(f"group_rule={group_rule!r}: expected one of {', '.join(get_args(GroupRule))}.")
+        self.down: Down = down
+        self.odd: Odd = odd
+        self.group_rule: GroupRule = group_rule
+        step = _check_strides(strides, len(self.kernel_size))
+        pads = same_pads(self.padding, self.kernel_size, self.kernel_dilation)
+        groups = self._path_groups()
+
+        def convolution(path: str) -> GroupedConv | None:
+            if path not in groups:
+                return nnx.data(None)
+            source, target = PATHS[path]
+            return self.inner(
+                self.in_split[source],
+                self.out_split[target],
+                self.kernel_size,
+                _path_stride(path, step, down),
+                options,
+                rngs=rngs,
+                padding=pads,
+                feature_group_count=groups[path],
+            )
+
+        self.h2h: GroupedConv | None = convolution("h2h")
+        self.h2l: GroupedConv | None = convolution("h2l")
+        self.l2h: GroupedConv | None = convolution("l2h")
+        self.l2l: GroupedConv | None = convolution("l2l")
+
+        def bias(channels: int) -> nnx.Param[jax.Array] | None:
+            if not self.use_bias or not channels:
+                return nnx.data(None)
+            init = options.get("bias_init", nnx.initializers.zeros_init())
+            value = init(rngs.params(), (channels,), self.param_dtype)
+            return nnx.Param(value, **options.get("bias_metadata", {}))
+
+        self.high_bias: nnx.Param[jax.Array] | None = bias(self.out_split[0])
+        self.low_bias: nnx.Param[jax.Array] | None = bias(self.out_split[1])
+
+    def _path_groups(self) -> dict[str, int]:
+        """The paths that there are, each with its number of groups."""
+        groups = self.feature_group_count
+        splits = (
+            f"{self.in_split[0]} high and {self.in_split[1]} low input channels (alpha_in={self.alpha_in}) and "
+            f"{self.out_split[0]} and {self.out_split[1]} output channels (alpha_out={self.alpha_out})"
+        )
+        wanted = ("h2h", "l2l", *self.exchange)
+        if depthwise := groups == self.in_features > 1:
+            if self.in_split[1] * self.out_features != self.out_split[1] * self.in_features:
+                raise ValueError(
+                    f"a depthwise OctConv keeps the frequencies apart, but has {splits}: make the two alphas equal."
+                )
+            wanted = ("h2h", "l2l")
+        found = {}
+        for path, (source, target) in PATHS.items():
+            inputs, outputs = self.in_split[source], self.out_split[target]
+            if path not in wanted or not inputs or not outputs:
+                continue
+            own = inputs if depthwise else self._groups_of(path, outputs)
+            if inputs % own or outputs % own:
+                raise ValueError(
+                    f"feature_group_count={groups} makes {own} groups, which do not divide the {inputs} inputs and "
+                    f"{outputs} outputs of path {path}: OctConv has {splits}; change alphas, rule or groups."
+                )
+            found[path] = own
+        for place, name in enumerate(_FREQUENCIES):
+            if self.out_split[place] and not any(PATHS[path][1] == place for path in found):
+                raise ValueError(
+                    f"exchange={self.exchange} leaves the {name} output without input: OctConv has {splits}; "
+                    f"add {'l2h' if place == 0 else 'h2l'!r} to exchange, or change alpha_out."
+                )
+        return found
+
+    def _groups_of(self, path: str, outputs: int) -> int:
+        """The groups of a path that is not depthwise, by the rule."""
+        groups = self.feature_group_count
+        if self.group_rule == "symbol":
+            return min(outputs, groups)
+        if self.group_rule == "pytorch" and path in ("h2h", "l2l"):
+            return math.ceil(self.alpha_in * groups if path == "l2l" else groups - self.alpha_in * groups)
+        return groups
+
+    def __call__(self, inputs: Maps, out_sharding: None = None) -> OctArrays:
+        """Convolves.
+
+        Args:
+            inputs: ``(high, low)``, each ``(*batch, *spatial, channels)`` with any number of batch axes, low at half
+                the high size (see the class); or, where there is only one input frequency, this array alone or with
+                None in the other's place.
+            out_sharding: as in ``nnx.Conv``, must be None: meshes with explicit axes are not supported.
+
+        Returns:
+            ``(high, low)``, or only the high array where there are no low outputs; ``(None, low)`` where there are no
+            high ones. At strides 1 the high output has the high input's size.
+
+        Raises:
+            ValueError: if the inputs do not fit.
+        """
+        refuse_out_sharding(type(self).__name__, out_sharding)
+        ndim = len(self.kernel_size)
+        parts = _parts(inputs, self.in_split, ndim, type(self).__name__)
+        strides = per_axis("strides", self.strides, ndim)[0]
+        outputs = _octave(parts, self._convolutions, ndim=ndim, strides=strides, down=self.down, odd=self.odd)
+        biases = (self.high_bias, self.low_bias)
+        high, low = (
+            y if y is None or bias is None else y + bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+            for y, bias in zip(outputs, biases, strict=True)
+        )
+        return _joined(high, low)
+
+    @property
+    def _convolutions(self) -> dict[str, GroupedConv]:
+        convolutions = {"h2h": self.h2h, "h2l": self.h2l, "l2h": self.l2h, "l2l": self.l2l}
+        return {path: convolution for path, convolution in convolutions.items() if convolution is not None}
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of all paths, without biases: a plain convolution's, if no path is left out."""
+        return sum(math.prod(convolution.kernel_shape) for convolution in self._convolutions.values())
+
+    def macs(self, output_size: int | Sequence[int]) -> int:
+        """Multiply-accumulates of the convolutions for one image.
+
+        With ``alpha_in = alpha_out = a``, strides 1 and even sizes, ``1 - 3/4 a (2 - a)`` times a plain convolution's
+        (Table 1).
+
+        Args:
+            output_size: spatial size of the high output in pixels, which is a plain convolution's output size.
+        """
+        ndim = len(self.kernel_size)
+        high = per_axis("output_size", output_size, ndim)
+        low = _halved(high, self.odd)
+        doubled = per_axis("strides", self.strides, ndim)[0] == 1  # l2h then works before the upsampling
+        total = 0
+        for path, convolution in self._convolutions.items():
+            size = high if path == "h2h" or (path == "l2h" and not doubled) else low
+            total += math.prod(convolution.kernel_shape) * math.prod(size)
+        return total
+
+
+def octconv(
+    inputs: Maps,
+    kernels: Mapping[str, ArrayLike],
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    *,
+    down: Down = "avg",
+    odd: Odd = "ceil",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    lowering: Lowering = "auto",
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> OctArrays:
+    """Octave convolution as a pure function; the arguments mean what they mean for :class:`OctConv`.
+
+    Args:
+        inputs: ``(high, low)``, with None for a part without channels, or one array for a single frequency.
+        kernels: for each path, out of "h2h", "h2l", "l2h" and "l2l", its kernel ``(*kernel_size, inputs of a group,
+            outputs)``; all of one size. The number of a path's groups follows from its input.
+        strides: 1 or 2.
+        padding: of the dilated kernel; must keep the size.
+        down: "avg" or "stride".
+        odd: "ceil" or "floor".
+        kernel_dilation: pixels between taps, one int or one per axis.
+        lowering: see :func:`msconv_jax.lattice_convolve`.
+        precision: see :func:`msconv_jax.lattice_convolve`.
+        preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+
+    Returns:
+        ``(high, low)``, or only the high array without low outputs.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.octconv import octconv
+        >>> kernels = {"h2h": jnp.ones((3, 3, 6, 4)), "l2h": jnp.ones((3, 3, 2, 4))}
+        >>> octconv((jnp.ones((7, 7, 6)), jnp.ones((4, 4, 2))), kernels).shape
+        (7, 7, 4)
+    """
+    _check_down_and_odd(down, odd)
+    arrays = {path: jnp.asarray(kernel) for path, kernel in kernels.items()}
+    shapes = {path: kernel.shape for path, kernel in arrays.items()}
+    sizes = {shape[:-2] for shape in shapes.values()}
+    ends = {(PATHS[path][1], shape[-1]) for path, shape in shapes.items() if path in PATHS}
+    if not shapes.keys() <= PATHS.keys() or len(sizes) != 1 or sizes == {()} or len(ends) > len(dict(ends)):
+        raise ValueError(
+            f"kernels of shapes {shapes}: expected kernels (*kernel_size, inputs of a group, outputs) of one size "
+            f"under the names {', '.join(PATHS)}, those to one frequency with equal outputs."
+        )
+    kernel_size = sizes.pop()
+    step = _check_strides(strides, len(kernel_size))
+    pads = same_pads(padding, kernel_size, kernel_dilation)
+    high, low = inputs if isinstance(inputs, tuple | list) and _is_pair(inputs) else (inputs, None)
+    parts = (None if high is None else jnp.asarray(high), None if low is None else jnp.asarray(low))
+    for path in shapes:
+        if parts[PATHS[path][0]] is None:
+            raise ValueError(f"the kernel of path {path} has no {_FREQUENCIES[PATHS[path][0]]} input.")
+
+    def apply(path: str, x: jax.Array) -> jax.Array:
+        return convolve(
+            x,
+            arrays[path],
+            (_path_stride(path, step, down),) * len(kernel_size),
+            pads,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=max(1, x.shape[-1] // shapes[path][-2]),
+            lowering=lowering,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+        )
+
+    paths = {path: functools.partial(apply, path) for path in arrays}
+    return _joined(*_octave(parts, paths, ndim=len(kernel_size), strides=step, down=down, odd=odd))
+
+
+def oct_pool(x: jax.Array, ndim: int, odd: Odd = "ceil") -> jax.Array:
+    """Half the resolution: the mean over two pixels along every spatial axis.
+
+    Args:
+        x: ``(*batch, *spatial, channels)``.
+        ndim: number of spatial axes.
+        odd: "ceil" takes the last pixel of an odd axis alone, "floor" drops it.
+
+    Returns:
+        ``(*batch, *halves, channels)``, in the dtype of `x` if it is a floating one.
+
+    Raises:
+        ValueError: if "floor" leaves no pixel.
+
+    Source: pool2 of Eq. (3), whose index ``2 p + 0.5 + i`` is this mean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.octconv import oct_pool
+        >>> oct_pool(jnp.array([[1.0], [3.0], [7.0]]), 1).ravel().tolist()
+        [2.0, 7.0]
+    """
+    spatial = x.shape[-ndim - 1 : -1]
+    size = _halved(spatial, odd)
+    if 0 in size and 0 not in spatial:
+        raise ValueError(f"maps of size {spatial} have no pooled pixel with odd={odd!r}: take odd='ceil'.")
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
+    keep = [(0, 0, 0)] * (x.ndim - ndim - 1)  # the batch axes
+    x = lax.pad(
+        x,
+        jnp.zeros((), x.dtype),
+        [*keep, *((0, 2 * half - n, 0) for half, n in zip(size, spatial, strict=True)), (0, 0, 0)],
+    )
+    # A sum over a reshaped array: XLA's windowed sums and their gradients are slow in half precision.
+    x = x.reshape((*x.shape[: len(keep)], *(n for half in size for n in (half, 2)), x.shape[-1]))
+    total = x.sum(tuple(len(keep) + 2 * axis + 1 for axis in range(ndim)), dtype=jnp.promote_types(dtype, jnp.float32))
+    weights = np.ones((1,) * (ndim + 1))
+    for axis, (half, n) in enumerate(zip(size, spatial, strict=True)):
+        of_axis = np.where(2 * np.arange(half) + 1 < n, 0.5, 1.0)  # 1 for a pixel alone
+        weights = weights * of_axis.reshape((1,) * axis + (-1,) + (1,) * (ndim - axis))
+    return (total * jnp.asarray(weights, total.dtype)).astype(dtype)
+
+
+def oct_upsample(x: jax.Array, size: Sequence[int]) -> jax.Array:
+    """Twice the resolution: repeats each pixel twice along every spatial axis and crops.
+
+    Args:
+        x: ``(*batch, *spatial, channels)``.
+        size: the spatial size to reach in pixels, twice that of `x` or one less.
+
+    Returns:
+        ``(*batch, *size, channels)``.
+
+    Raises:
+        ValueError: for another size.
+
+    Source: up2 of Eq. (4), nearest neighbour as in the public codes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.octconv import oct_upsample
+        >>> oct_upsample(jnp.array([[2.0], [7.0]]), (3,)).ravel().tolist()
+        [2.0, 2.0, 7.0]
+    """
+    size, ndim = tuple(size), len(size)
+    spatial, first = x.shape[-ndim - 1 : -1], x.ndim - ndim - 1
+    if _halved(size, "ceil") != spatial:
+        raise ValueError(
+            f"low maps of size {spatial} are {tuple(2 * n for n in spatial)} after upsampling, which does not fit high "
+            f"maps of size {size}: odd='floor' cannot give odd sizes back; take odd='ceil', or even sizes."
+        )
+    for axis, n in enumerate(size, first):
+        x = lax.slice_in_dim(jnp.repeat(x, 2, axis), 0, n, axis=axis)
+    return x
+
+
+def oct_map(function: Callable[[Any], T], maps: Any) -> T | tuple[T | None, T | None]:
+    """Applies a function to each frequency that there is.
+
+    Args:
+        function: of one array, such as an activation.
+        maps: ``(high, low)``, with None for a part without channels, or one array.
+
+    Returns:
+        The results in the same form.
+
+    Raises:
+        ValueError: if `maps` is a tuple that is not a pair.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax.operators.octconv import oct_map
+        >>> high, low = oct_map(nnx.relu, (-jnp.ones((4, 4, 3)), None))
+        >>> float(high.max()), low
+        (0.0, None)
+    """
+    if not _is_pair(maps):
+        return function(maps)
+    high, low = (None if part is None else function(part) for part in maps)
+    return high, low
+
+
+def oct_channels(features: int, alpha: float, name: str = "alpha") -> tuple[int, int]:
+    """Numbers of high and of low channels: low is ``int(alpha * features)``, as in the public codes.
+
+    Args:
+        features: number of channels.
+        alpha: share of the low ones, in [0, 1].
+        name: what an error calls `alpha`.
+
+    Raises:
+        ValueError: if `alpha` is not a number in [0, 1].
+
+    Example:
+        >>> from msconv_jax.operators.octconv import oct_channels
+        >>> oct_channels(30, 0.25)
+        (23, 7)
+    """
+    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not 0 <= alpha <= 1:
+        raise ValueError(
+            f"{name}={alpha!r}: expected a share of low-frequency channels in [0, 1], such as 0.5; 0 for none."
+        )
+    low = int(alpha * features)
+    return int(features) - low, low  # NumPy's ints would be taken for data
+
+
+class OctBatchNorm(nnx.Module):
+    """Batch normalisation of maps of two frequencies, each with its own statistics.
+
+    Half-precision maps are normalised in float32 and come back in half precision, unless `dtype` says otherwise.
+
+    Args:
+        features: number of channels, high and low together.
+        alpha: share of the low ones, in [0, 1].
+        rngs: for the initial values.
+        **options: the other arguments of ``nnx.BatchNorm``, with the papers' `epsilon` 1e-5 and `momentum` 0.9
+            (PyTorch's 0.1) as defaults.
+
+    Attributes:
+        bn_h: the ``nnx.BatchNorm`` of the high channels, or None.
+        bn_l: that of the low channels, or None.
+
+    Raises:
+        ValueError: if `alpha` is not in [0, 1].
+        TypeError: for an argument that ``nnx.BatchNorm`` does not have.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax.operators.octconv import OctBatchNorm
+        >>> norm = OctBatchNorm(16, alpha=0.25, rngs=nnx.Rngs(0))
+        >>> high, low = norm((jnp.ones((1, 8, 8, 12)), jnp.ones((1, 4, 4, 4))))
+        >>> high.shape, low.shape
+        ((1, 8, 8, 12), (1, 4, 4, 4))
+    """
+
+    def __init__(self, features: int, *, alpha: float, rngs: nnx.Rngs, **options: Any):
+        options = {"epsilon": 1e-5, "momentum": 0.9, **options}
+        self.split = oct_channels(features, alpha)
+        high, low = self.split
+        self.bn_h: nnx.BatchNorm | None = nnx.BatchNorm(high, rngs=rngs, **options) if high else nnx.data(None)
+        self.bn_l: nnx.BatchNorm | None = nnx.BatchNorm(low, rngs=rngs, **options) if low else nnx.data(None)
+
+    def __call__(self, maps: Maps) -> OctArrays:
+        """Normalises maps of the form that :class:`OctConv` takes and gives.
+
+        Args:
+            maps: ``(high, low)``, or one array where there is only one frequency.
+
+        Returns:
+            ``(high, low)``, or only the high array where there are no low channels.
+
+        Raises:
+            ValueError: if the maps do not fit.
+        """
+        parts = _parts(maps, self.split, 0, type(self).__name__)
+
+        def normalise(norm: nnx.BatchNorm | None, x: jax.Array | None) -> jax.Array | None:
+            if norm is None or x is None:
+                return None
+            half = norm.dtype is None and x.dtype in (jnp.bfloat16, jnp.float16)
+            return norm(x).astype(x.dtype) if half else norm(x)
+
+        return _joined(normalise(self.bn_h, parts[0]), normalise(self.bn_l, parts[1]))
+
+
+class OctConvNormAct(nnx.Module):
+    """Octave convolution, normalisation of each frequency, activation: the unit of the papers' networks.
+
+    Args:
+        in_features: number of input channels, high and low together.
+        out_features: number of output channels, high and low together.
+        kernel_size: taps per spatial axis, one int for each axis.
+        strides: 1 or 2, the same along every axis.
+        alpha_in: share of the input channels that are low, in [0, 1].
+        alpha_out: share of the output channels that are low, in [0, 1].
+        activation: a function of one array, applied to each frequency, or None.
+        norm: makes the normalisation, called with ``(out_features, alpha=alpha_out, dtype=..., param_dtype=...,
+            rngs=...)``: :class:`OctBatchNorm` or a ``functools.partial`` of it.
+        exchange: see :class:`OctConv`.
+        down: see :class:`OctConv`.
+        odd: see :class:`OctConv`.
+        group_rule: see :class:`OctConv`.
+        rngs: for the initial values.
+        **options: see :class:`OctConv`; `use_bias` is False by default, since the normalisation has its own.
+
+    Attributes:
+        conv: the :class:`OctConv`.
+        norm: the normalisation.
+
+    Raises:
+        ValueError: for arguments that do not fit, at construction.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax.operators.octconv import OctConvNormAct
+        >>> unit = OctConvNormAct(3, 16, (3, 3), alpha_in=0, alpha_out=0.5, rngs=nnx.Rngs(0))
+        >>> high, low = unit(jnp.ones((1, 8, 8, 3)))
+        >>> high.shape, low.shape
+        ((1, 8, 8, 8), (1, 4, 4, 8))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        alpha_in: float,
+        alpha_out: float,
+        activation: Callable[[jax.Array], jax.Array] | None = nnx.relu,
+        norm: Callable[..., Any] = OctBatchNorm,
+        exchange: Collection[Exchange] = ("l2h", "h2l"),
+        down: Down = "avg",
+        odd: Odd = "ceil",
+        group_rule: GroupRule = "gluon",
+        rngs: nnx.Rngs,
+        **options: Unpack[ConvOptions],
+    ):
+        own: ConvOptions = {"use_bias": False, **options}
+        self.conv = OctConv(
+            in_features,
+            out_features,
+            kernel_size,
+            strides,
+            alpha_in=alpha_in,
+            alpha_out=alpha_out,
+            exchange=exchange,
+            down=down,
+            odd=odd,
+            group_rule=group_rule,
+            rngs=rngs,
+            **own,
+        )
+        self.norm = norm(
+            out_features, alpha=alpha_out, dtype=self.conv.dtype, param_dtype=self.conv.param_dtype, rngs=rngs
+        )
+        self.activation = activation
+
+    def __call__(self, inputs: Maps) -> OctArrays:
+        """Convolves, normalises and activates; takes and gives what :class:`OctConv` does."""
+        maps = self.norm(self.conv(inputs))
+        return maps if self.activation is None else oct_map(self.activation, maps)
+
+
+# --- the equations ---
+
+
+def _octave(
+    inputs: tuple[jax.Array | None, jax.Array | None],
+    paths: Mapping[str, Callable[[jax.Array], jax.Array]],
+    *,
+    ndim: int,
+    strides: int,
+    down: Down,
+    odd: Odd,
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Eqs. (1), (3) and (4) for the convolutions in `paths`, which bring their own strides with down="stride"."""
+    high, low = inputs
+    high_size = () if high is None else high.shape[-ndim - 1 : -1]
+    low_size = () if low is None else low.shape[-ndim - 1 : -1]
+    if high is not None and low is not None:
+        if low_size != _halved(high_size, odd) or high.shape[: -ndim - 1] != low.shape[: -ndim - 1]:
+            raise ValueError(
+                f"the high input has shape {high.shape} and the low one {low.shape}: for high maps of size {high_size} "
+                f"low maps of size {_halved(high_size, odd)} are expected (odd={odd!r}), with equal batch axes."
+            )
+    elif high is None:
+        high_size = tuple(2 * n for n in low_size)
+
+    def halved(x: jax.Array) -> jax.Array:
+        return oct_pool(x, ndim, odd) if down == "avg" else x
+
+    to_high, to_low = [], []
+    if high is not None:
+        own = halved(high) if strides == 2 else high
+        if "h2h" in paths:
+            to_high.append(paths["h2h"](own))
+        if "h2l" in paths:
+            to_low.append(paths["h2l"](halved(own)))
+    if low is not None:
+        if "l2h" in paths:
+            y = paths["l2h"](low)
+            to_high.append(y if strides == 2 else oct_upsample(y, high_size))
+        if "l2l" in paths:
+            to_low.append(paths["l2l"](halved(low) if strides == 2 else low))
+    high, low = (functools.reduce(operator.add, terms) if terms else None for terms in (to_high, to_low))
+    return high, low
+
+
+def _path_stride(path: str, strides: int, down: Down) -> int:
+    """The stride of a path's convolution: 1 after pooling, else all that the path's resolution falls by."""
+    if down == "avg":
+        return 1
+    return {"h2h": strides, "h2l": 2 * strides, "l2h": 1, "l2l": strides}[path]
+
+
+def _halved(size: Sequence[int], odd: Odd) -> tuple[int, ...]:
+    """The size of the low maps that go with high maps of this size."""
+    return tuple(n // 2 if odd == "floor" else -(-n // 2) for n in size)
+
+
+# --- arguments ---
+
+
+def same_pads(padding: Padding, kernel_size: Sequence[int], kernel_dilation: int | Sequence[int] | None) -> Pads:
+    """`padding` as a pair of ints for each axis, checked to keep the size at stride 1.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    ones = (1,) * len(kernel_size)
+    extent = dilated_extent(kernel_size, per_axis("kernel_dilation", kernel_dilation, len(kernel_size)))
+    pads = base_pads(padding, ones, extent, ones)
+    if any(before + after != reach - 1 for (before, after), reach in zip(pads, extent, strict=True)):
+        half = base_pads("SAME", ones, extent, ones)
+        raise ValueError(
+            f"padding={padding!r} changes the size of maps under a kernel that spans {extent} pixels, and high and low "
+            f"maps would no longer fit each other: take padding='SAME' or {half}, and crop or pad the maps outside."
+        )
+    return pads
+
+
+def _check_strides(strides: int | Sequence[int] | None, ndim: int) -> int:
+    steps = set(per_axis("strides", strides, ndim))
+    if steps not in ({1}, {2}):
+        raise ValueError(
+            f"strides={strides!r}: an octave convolution has strides 1 or 2, the same along every axis; for others, "
+            "pool its input before."
+        )
+    return steps.pop()
+
+
+def _check_exchange(exchange: Collection[str]) -> tuple[str, ...]:
+    known = get_args(Exchange)
+    if isinstance(exchange, str) or not isinstance(exchange, Collection) or not set(exchange) <= set(known):
+        raise ValueError(f"exchange={exchange!r}: expected a tuple of some of {known}, such as ('l2h',); () for none.")
+    return tuple(path for path in known if path in exchange)
+
+
+def _check_down_and_odd(down: str, odd: str) -> None:
+    for name, value, known in (("down", down, get_args(Down)), ("odd", odd, get_args(Odd))):
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}.")
+    if down == "stride" and odd == "floor":
+        raise ValueError(
+            "down='stride' with odd='floor': strided convolutions round odd sizes up; take odd='ceil', or down='avg'."
+        )
+
+
+def _is_pair(maps: Any) -> bool:
+    """Whether `maps` is a pair; else it is one array.
+
+    Raises:
+        ValueError: for a tuple or list of another length.
+    """
+    if not isinstance(maps, tuple | list):
+        return False
+    if len(maps) != 2:
+        raise ValueError(f"expected a pair (high, low) or one array, not a {type(maps).__name__} of {len(maps)}.")
+    return True
+
+
+def _parts(maps: Maps, split: tuple[int, int], ndim: int, user: str) -> tuple[jax.Array | None, jax.Array | None]:
+    """The maps as ``(high, low)``, checked against the numbers of channels."""
+    high_low: Sequence[ArrayLike | None]
+    if isinstance(maps, tuple | list) and _is_pair(maps):
+        high_low = maps
+    elif 0 in split:
+        high_low = (maps, None) if split[0] else (None, maps)  # type: ignore[assignment]
+    else:
+        shape = jnp.shape(maps)  # type: ignore[arg-type]  # a pair came above
+        raise ValueError(
+            f"inputs are one array of shape {shape}: {user} expects a pair (high, low) with {split[0]} and {split[1]} "
+            "channels; for plain maps, begin with a layer of alpha_in=0."
+        )
+    parts = [None if part is None else jnp.asarray(part) for part in high_low]
+    for name, x, channels in zip(_FREQUENCIES, parts, split, strict=True):
+        if (x is None) != (channels == 0) or (x is not None and (x.ndim < ndim + 1 or x.shape[-1] != channels)):
+            given = "missing" if x is None else f"of shape {x.shape}"
+            spatial = f"{ndim} spatial axes" if ndim else "*spatial"
+            wanted = f"(*batch, {spatial}, {channels} channels)" if channels else "None: it has no channels"
+            raise ValueError(f"the {name} input is {given}: {user} expects {wanted}.")
+    return parts[0], parts[1]
+
+
+def _joined(high: jax.Array | None, low: jax.Array | None) -> OctArrays:
+    """The pair, or the high part alone where there is no low one."""
+    return high if low is None and high is not None else (high, low)

@@ -1,0 +1,686 @@
+"""Pixel-adaptive convolution (PAC): a convolution whose taps are weighted by a kernel of guide features.
+
+H. Su, V. Jampani, D. Sun, O. Gallo, E. Learned-Miller, J. Kautz: "Pixel-Adaptive Convolutional Neural Networks",
+CVPR 2019. Eq. (3): with the signal v, the guide f, the weights W and the adapting kernel K,
+
+    v'_i = sum_{j in Omega(i)} K(f_i, f_j) W[p_j - p_i] v_j + b,      K(f_i, f_j) = exp(-|f_i - f_j|^2 / 2).
+
+The paper writes W[p_i - p_j]; like its public code, and every convolution of this library, we correlate. The transposed
+operator convolves the signal with zeros inserted and does not flip its kernel either: under a constant guide it is the
+ordinary transposed convolution with the kernel flipped. The guide is zero outside the image, so that K is K(f_i, 0)
+there; normalisation leaves those taps out.
+
+The operators as pure functions and as modules; :mod:`msconv_jax.operators.adapting` computes them, tap by tap.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Unpack, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.typing import Initializer
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from msconv_jax.convolution import Padding, check_padding, compute_dtype
+from msconv_jax.lattice import per_axis
+from msconv_jax.operators import adapting
+from msconv_jax.operators.adapting import AdaptingKernel, AdaptingOptions, Geometry, KernelType, smoothing_kernel
+from msconv_jax.operators.composite import CompositeConv
+from msconv_jax.operators.lattice_conv import ConvOptions, check_kernel_size
+
+Filler = Literal["uniform", "linear"]
+Result = jax.Array | tuple[jax.Array, jax.Array]
+
+
+# --- pure functions ---
+
+
+def pac_kernel(
+    guide: ArrayLike,
+    kernel_size: Sequence[int],
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    *,
+    kernel_dilation: int | Sequence[int] | None = 1,
+    transposed: bool = False,
+    output_padding: int | Sequence[int] = 0,
+    mask: ArrayLike | None = None,
+    **options: Unpack[AdaptingOptions],
+) -> Result:
+    """The adapting kernel K by itself, to look at or to share between several operators.
+
+    The arguments are those of the operator, :func:`pac_convolve` or, with `transposed`, :func:`pac_convolve_transpose`,
+    whose `guide` has the output's size. The `mask` has the signal's size, ``(*batch, *signal spatial)``, in any case.
+
+    Returns:
+        ``(*batch, *output spatial, taps, 1)``, with `channel_wise` one for each guide channel at the end; at least
+        float32. With a `mask` also the output's mask, see :func:`pac_convolve`.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+
+    Source: Eq. (3); the mask and the normalisation as in the public code.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.pac import pac_kernel
+        >>> pac_kernel(jnp.ones((1, 8, 8, 3)), (3, 3), strides=2).shape
+        (1, 4, 4, 9, 1)
+    """
+    size = check_kernel_size(kernel_size, "pac_kernel", odd=True)
+    guide = adapting.widened(guide)
+    batch, spatial = _batch_and_spatial("guide", guide, len(size))
+    form = AdaptingKernel.of(options, guide, len(size))
+    if transposed:
+        geometry = adapting.transpose_geometry(None, size, strides, kernel_dilation, padding, output_padding, spatial)
+    elif any(adapting.check_output_padding(output_padding, len(size))):
+        raise ValueError(f"output_padding={output_padding!r} belongs to the transposed operator: leave it at 0.")
+    else:
+        geometry = adapting.convolution_geometry(spatial, size, strides, kernel_dilation, padding)
+    valid = adapting.flattened_mask(mask, batch, geometry.signal)
+    K, norm = adapting.kernel_of_taps(adapting.flattened(guide, batch), valid, form, geometry=geometry)
+    return adapting.with_output_mask(K, norm, batch, mask)
+
+
+def pac_convolve(
+    x: ArrayLike,
+    kernel: ArrayLike,
+    guide: ArrayLike | None = None,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    *,
+    kernel_dilation: int | Sequence[int] | None = 1,
+    adapting_kernel: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    **options: Unpack[AdaptingOptions],
+) -> Result:
+    """Pixel-adaptive convolution.
+
+    Args:
+        x: the signal, ``(*batch, *spatial, in_features)``.
+        kernel: the weights W, ``(*kernel_size, in_features, out_features)`` with odd sizes, or ``(*kernel_size, 1, 1)``
+            for one filter that is applied to each channel by itself.
+        guide: ``(*batch, *spatial, guide channels)``; its scale is the kernel's: divide by the wanted deviation.
+        strides: pixels between outputs, one int or one per spatial axis.
+        padding: "SAME", "SAME_LOWER", "VALID", an int, or for each axis an int or a pair, of signal and guide.
+        kernel_dilation: pixels between taps.
+        adapting_kernel: K from :func:`pac_kernel`, in place of `guide`, the `mask` and the `options`.
+        mask: ``(*batch, *spatial)`` or with one channel: where `x` is valid, 1 or True. Invalid taps are left out, and
+            the rest is divided by the share of valid taps among those in the image, or, with `normalize_kernel`,
+            by their sum of K.
+        precision: of the products with the weights; None computes float32 in full float32 (unless JAX's default matmul
+            precision is set).
+        preferred_element_type: dtype of the result.
+        **options: :class:`AdaptingOptions`. K has one channel here, so `channel_wise` is for a guide of one channel.
+
+    Returns:
+        ``(*batch, *output_spatial, out_features)`` in the dtype of the computation, which is that of `x` if it is a
+        half-precision one, else what `x` and the kernel promote to; K is computed and the sum taken in at least
+        float32. With a `mask` also the output's mask, of bools and with a channel axis if `mask` has one: where there
+        was something to divide by; the output is 0 elsewhere.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+
+    Source: Eq. (3).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.pac import pac_convolve
+        >>> pac_convolve(jnp.ones((1, 9, 9, 4)), jnp.ones((3, 3, 4, 8)), jnp.ones((1, 9, 9, 2)), strides=2).shape
+        (1, 5, 5, 8)
+    """
+    x, kernel, size, spatial = _check_signal(x, kernel)
+    geometry = adapting.convolution_geometry(spatial, size, strides, kernel_dilation, padding)
+    return _apply(x, kernel, guide, geometry, adapting_kernel, mask, options, precision, preferred_element_type)
+
+
+def pac_convolve_transpose(
+    x: ArrayLike,
+    kernel: ArrayLike,
+    guide: ArrayLike | None = None,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    *,
+    output_padding: int | Sequence[int] = 0,
+    kernel_dilation: int | Sequence[int] | None = 1,
+    adapting_kernel: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    **options: Unpack[AdaptingOptions],
+) -> Result:
+    """Transposed pixel-adaptive convolution: up-sampling by `strides` under a guide of the output's size.
+
+    The signal with ``strides - 1`` zeros between its samples and ``(kernel_size - 1) * kernel_dilation - padding``
+    zeros around (and `output_padding` more after) is convolved with stride 1 and the kernel as it is, not flipped.
+    The arguments are those of :func:`pac_convolve`, except that
+
+    * `guide` is ``(*batch, *output_spatial, guide channels)``, and an `adapting_kernel` is made with `transposed`;
+    * `strides` is the factor of up-sampling;
+    * `padding` is in PyTorch's sense, what is cut off the full output: an int, or for each axis an int or a pair;
+      "VALID" is 0, and "SAME" gives outputs of ``input * stride``, cutting an odd pixel before ("SAME_LOWER": after)
+      the image;
+    * `output_padding`, pixels more after the image, is one int or one per spatial axis; 0 with "SAME";
+    * `normalize_kernel` sums over the taps that meet a sample.
+
+    Returns:
+        ``(*batch, *output_spatial, out_features)``; along each axis ``(input - 1) * stride - (padding before and after)
+        + kernel_dilation * (kernel_size - 1) + 1 + output_padding``. With a `mask` also the output's mask.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+
+    Source: Sec. 3 of the paper; order and orientation of the taps as in the public code.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.pac import pac_convolve_transpose
+        >>> x, guide = jnp.ones((1, 8, 8, 4)), jnp.ones((1, 16, 16, 2))
+        >>> pac_convolve_transpose(x, jnp.ones((5, 5, 4, 8)), guide, 2, padding=2, output_padding=1).shape
+        (1, 16, 16, 8)
+    """
+    x, kernel, size, spatial = _check_signal(x, kernel)
+    geometry = adapting.transpose_geometry(spatial, size, strides, kernel_dilation, padding, output_padding)
+    return _apply(x, kernel, guide, geometry, adapting_kernel, mask, options, precision, preferred_element_type)
+
+
+def pac_pool(
+    x: ArrayLike,
+    guide: ArrayLike | None = None,
+    kernel_size: Sequence[int] = (3, 3),
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    *,
+    kernel_dilation: int | Sequence[int] | None = 1,
+    adapting_kernel: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    preferred_element_type: DTypeLike | None = None,
+    **options: Unpack[AdaptingOptions],
+) -> Result:
+    """Pixel-adaptive pooling: the sum of each channel over the taps, weighted by K (its mean with `normalize_kernel`).
+
+    The arguments are those of :func:`pac_convolve`, with odd taps per spatial axis as `kernel_size`. With
+    `channel_wise` the `guide` has as many channels as `x`, and its channel c makes the K of channel c; an
+    `adapting_kernel` has one channel or as many as `x`.
+
+    Returns:
+        ``(*batch, *output_spatial, features)``; with a `mask` also the output's mask, which has one channel for each
+        of `x` if K is normalised and `channel_wise` and the `mask` has a channel axis.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+
+    Source: Sec. 3 of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.pac import pac_pool
+        >>> y = pac_pool(jnp.full((1, 5, 5, 4), 7.0), jnp.ones((1, 5, 5, 3)), (3, 3), normalize_kernel=True)
+        >>> float(y.min()), float(y.max())
+        (7.0, 7.0)
+    """
+    size = check_kernel_size(kernel_size, "pac_pool", odd=True)
+    x = jnp.asarray(x)
+    _, spatial = _batch_and_spatial("x", x, len(size))
+    geometry = adapting.convolution_geometry(spatial, size, strides, kernel_dilation, padding)
+    return _apply(x, None, guide, geometry, adapting_kernel, mask, options, None, preferred_element_type)
+
+
+def _batch_and_spatial(name: str, array: jax.Array, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if array.ndim < ndim + 1:
+        raise ValueError(f"{name} has shape {array.shape}: expected (*batch, {ndim} spatial axes, channels).")
+    return array.shape[: -ndim - 1], array.shape[-ndim - 1 : -1]
+
+
+def _check_signal(x: ArrayLike, kernel: ArrayLike) -> tuple[jax.Array, jax.Array, tuple[int, ...], tuple[int, ...]]:
+    """Both as arrays, the kernel's size and the signal's."""
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+    if kernel.ndim < 3:
+        raise ValueError(f"kernel has shape {kernel.shape}: expected (*kernel_size, inputs, outputs).")
+    size = check_kernel_size(kernel.shape[:-2], "pixel-adaptive convolution", odd=True)
+    if x.ndim < len(size) + 1 or (x.shape[-1] != kernel.shape[-2] and kernel.shape[-2:] != (1, 1)):
+        raise ValueError(
+            f"x has shape {x.shape} and the kernel {kernel.shape}: expected x to be (*batch, {len(size)} spatial axes, "
+            f"{kernel.shape[-2]} channels)."
+        )
+    return x, kernel, size, x.shape[-len(size) - 1 : -1]
+
+
+def _apply(
+    x: jax.Array,
+    kernel: jax.Array | None,
+    guide: ArrayLike | None,
+    geometry: Geometry,
+    adapting_kernel: ArrayLike | None,
+    mask: ArrayLike | None,
+    options: AdaptingOptions,
+    precision: lax.PrecisionLike,
+    preferred_element_type: DTypeLike | None,
+) -> Result:
+    """Checks the guide or K against the signal, and computes."""
+    ndim, channels = len(geometry.size), x.shape[-1]
+    batch = x.shape[: -ndim - 1]
+    if (guide is None) == (adapting_kernel is None):
+        raise ValueError(
+            "pixel-adaptive operators take either a guide or a precomputed adapting kernel; "
+            f"{'neither was' if guide is None else 'both were'} given."
+        )
+    widths = {1, channels} if kernel is None else {1}
+    K = None
+    if guide is not None:
+        guide = adapting.widened(guide)
+        expected = (*batch, *geometry.guide.signal)
+        if guide.shape[:-1] != expected or guide.ndim != x.ndim:
+            whose = "the output" if geometry.transposed else "the signal"
+            raise ValueError(
+                f"guide has shape {guide.shape}: expected {(*expected, 'channels')}, the size of {whose}; resize it."
+            )
+        if options.get("channel_wise", False) and guide.shape[-1] not in widths:
+            raise ValueError(
+                f"channel_wise=True with {guide.shape[-1]} guide channels: "
+                + (f"the signal has {channels}." if kernel is None else "only PACPool takes a kernel for each channel.")
+            )
+    else:
+        if mask is not None:
+            raise ValueError("a mask with a precomputed adapting kernel: give the mask where that kernel is made.")
+        K = adapting.widened(cast(ArrayLike, adapting_kernel))
+        expected = (*batch, *geometry.output, len(geometry.taps))
+        if K.shape[:-1] != expected or K.shape[-1] not in widths:
+            raise ValueError(
+                f"the adapting kernel has shape {K.shape}: expected {expected} and one channel"
+                + ("." if kernel is not None else f", or {channels} of them.")
+            )
+    form = AdaptingKernel.of(options, guide, ndim)
+    dtype = compute_dtype(x) if kernel is None else compute_dtype(x, kernel)
+    if not jnp.issubdtype(dtype, jnp.inexact):  # whole numbers, pooled
+        dtype = jnp.promote_types(dtype, jnp.float32)
+    if precision is None and dtype == jnp.float32 and jax.config.jax_default_matmul_precision is None:  # type: ignore[attr-defined]
+        precision = lax.Precision.HIGHEST
+    weights = None
+    if kernel is not None:
+        shared = kernel.shape[-2:] == (1, 1)
+        weights = kernel.astype(dtype).reshape((-1,) if shared else (-1, *kernel.shape[-2:]))
+    guide, K = (None if a is None else adapting.flattened(a, batch) for a in (guide, K))
+    signal = adapting.flattened(x.astype(dtype), batch)
+    arrays = adapting.Operands(signal, weights, guide, K, adapting.flattened_mask(mask, batch, geometry.signal))
+    y, norm = adapting.weighted_sum(arrays, form, geometry=geometry, precision=precision)
+    y = y.astype(dtype if preferred_element_type is None else preferred_element_type)
+    return adapting.with_output_mask(y, norm, batch, mask)
+
+
+# --- modules ---
+
+
+class PACOptions(ConvOptions, total=False):
+    """:class:`ConvOptions` and what :class:`PACConv` adds to them."""
+
+    kernel_type: str
+    normalize_kernel: bool
+    shared_filters: bool
+    smooth_kernel_type: str
+
+
+class _Adapting(nnx.Module):
+    """The parameters of the adapting kernel, which all three modules hold alike."""
+
+    transposed: ClassVar[bool] = False
+    kernel_size: tuple[int, ...]
+    strides: int | Sequence[int] | None
+    padding: Padding
+    kernel_dilation: int | Sequence[int] | None
+
+    def _make_adapting(
+        self,
+        kernel_type: str,
+        smooth_kernel_type: str,
+        normalize_kernel: bool,
+        dtype: DTypeLike,
+        channel_wise: bool = False,
+        features: int | None = None,
+    ) -> None:
+        named = KernelType.parse(kernel_type)
+        smooth = smoothing_kernel(smooth_kernel_type, len(self.kernel_size))
+        learnt = named.inverse and not named.fixed
+        if learnt and channel_wise and features is None:
+            raise ValueError(
+                f"kernel_type={kernel_type!r} with channel_wise=True learns one alpha and one lambda for each channel: "
+                "give their number as features=..., or append '_fixed' to the kernel type."
+            )
+        self.kernel_type = kernel_type
+        self.smooth_kernel_type = smooth_kernel_type
+        self.normalize_kernel = bool(normalize_kernel)
+        self.channel_wise = bool(channel_wise)
+        shape = (features,) if channel_wise and features is not None else ()
+        self.inv_alpha = nnx.Param(jnp.full(shape, named.alpha, dtype)) if learnt else nnx.data(None)
+        self.inv_lambda = nnx.Param(jnp.full(shape, named.power, dtype)) if learnt else nnx.data(None)
+        full = smooth is not None and smooth_kernel_type.startswith("full_")
+        self.smooth_kernel = nnx.Param(jnp.asarray(smooth, dtype)) if full else nnx.data(None)
+
+    def _settings(self) -> dict[str, Any]:
+        """What the pure functions take besides the arrays and the kernel's size."""
+        smooth = None if self.smooth_kernel is None else self.smooth_kernel[...]
+        return {
+            "strides": self.strides,
+            "padding": self.padding,
+            "kernel_dilation": self.kernel_dilation,
+            "kernel_type": self.kernel_type,
+            "normalize_kernel": self.normalize_kernel,
+            "channel_wise": self.channel_wise,
+            "smooth_kernel": smoothing_kernel(self.smooth_kernel_type, len(self.kernel_size))
+            if smooth is None
+            else smooth,
+            "inv_alpha": None if self.inv_alpha is None else self.inv_alpha[...],
+            "inv_lambda": None if self.inv_lambda is None else self.inv_lambda[...],
+        }
+
+    def adapting_kernel(self, guide: ArrayLike, mask: ArrayLike | None = None) -> Result:
+        """K for this guide, and with a mask the output's mask: see :func:`pac_kernel`."""
+        return pac_kernel(guide, self.kernel_size, mask=mask, transposed=self.transposed, **self._settings())
+
+
+class _PACBase(_Adapting, CompositeConv):
+    """The convolution and, with `transposed`, its transpose."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        kernel_type: str = "gaussian",
+        normalize_kernel: bool = False,
+        shared_filters: bool = False,
+        smooth_kernel_type: str = "none",
+        rngs: nnx.Rngs,
+        **options: Unpack[ConvOptions],
+    ):
+        super().__init__(in_features, out_features, kernel_size, strides, **options)
+        name, size = type(self).__name__, check_kernel_size(self.kernel_size, type(self).__name__, odd=True)
+        if self.feature_group_count != 1:
+            raise ValueError(
+                f"feature_group_count={self.feature_group_count}: {name} has no groups; leave it at 1, or take "
+                "shared_filters=True to keep the channels apart."
+            )
+        if self.lowering != "auto":
+            raise ValueError(f"lowering={self.lowering!r}: {name} has one way to be computed; leave it at 'auto'.")
+        if shared_filters and in_features != out_features:
+            raise ValueError(
+                f"shared_filters=True with in_features={in_features} and out_features={out_features}: one filter for "
+                "each channel by itself needs as many outputs as inputs."
+            )
+        self._make_adapting(kernel_type, smooth_kernel_type, normalize_kernel, self.param_dtype)
+        self.shared_filters = bool(shared_filters)
+        uniform = _uniform((in_features if shared_filters else 1) / math.sqrt(in_features * math.prod(size)))
+        shape = (*size, 1, 1) if shared_filters else (*size, in_features, out_features)
+        value = options.get("kernel_init", uniform)(rngs.params(), shape, self.param_dtype)
+        self.kernel = nnx.Param(value, **options.get("kernel_metadata", {}))
+        self.make_bias({"bias_init": uniform, **options}, rngs)
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of the weights: ``(*kernel_size, in_features, out_features)``, ``(*kernel_size, 1, 1)`` if shared."""
+        return self.kernel.shape
+
+    def __call__(
+        self,
+        inputs: ArrayLike,
+        guide: ArrayLike | None = None,
+        *,
+        kernel: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        out_sharding: None = None,
+    ) -> Result:
+        """Convolves.
+
+        Args:
+            inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
+            guide: ``(*batch, *spatial, guide channels)``, for the transposed operator of the output's size.
+            kernel: K from :meth:`adapting_kernel` or another layer's, in place of the guide and the mask.
+            mask: ``(*batch, *spatial)`` or with one channel: where the inputs are valid.
+            out_sharding: as in ``nnx.Conv``, must be None.
+
+        Returns:
+            ``(*batch, *output_spatial, out_features)``; with a mask also the output's: see :func:`pac_convolve` and
+            :func:`pac_convolve_transpose`.
+
+        Raises:
+            ValueError: if the inputs do not fit.
+        """
+        x, weights = self.check_input(inputs, out_sharding), self.kernel[...]
+        dtype = self.dtype if self.dtype is not None else compute_dtype(x, weights)
+        x, weights = self.promote_dtype((x, weights), dtype=dtype)
+        function = pac_convolve_transpose if self.transposed else pac_convolve
+        result: Any = function(
+            x,
+            weights,
+            guide,
+            adapting_kernel=kernel,
+            mask=mask,
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+            **self._settings(),
+        )
+        return self.add_bias(result) if mask is None else (self.add_bias(result[0]), result[1])
+
+
+class PACConv(_PACBase):
+    """Pixel-adaptive convolution, called with a signal and a guide.
+
+    Args:
+        in_features: number of input channels.
+        out_features: number of output channels.
+        kernel_size: taps per spatial axis, odd, one int for each axis.
+        strides: pixels between outputs, one int or one per axis.
+        kernel_type: "gaussian", or "inv_{alpha}_{lambda}" followed by ``_asym`` and ``_fixed`` if wanted: see
+            :class:`AdaptingOptions`. Alpha and lambda are learnt (`inv_alpha`, `inv_lambda`) unless fixed.
+        normalize_kernel: divide K by its sum over the taps in the image.
+        shared_filters: one filter ``(*kernel_size, 1, 1)`` for every channel by itself.
+        smooth_kernel_type: "none", "gaussian", "average_{n}", or "full_{n}", learnt (`smooth_kernel`): smooths the
+            feature that the others are compared with.
+        rngs: for the initial values.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. There are no groups and no `lowering`.
+            Kernel and bias are uniform in +-1/sqrt(in_features * prod(kernel_size)) at first (shared filters:
+            times in_features), unless `kernel_init` and `bias_init` say otherwise; `precision` as in
+            :func:`pac_convolve`.
+
+    Attributes:
+        kernel: ``(*kernel_size, in_features, out_features)``, or ``(*kernel_size, 1, 1)``.
+        bias: ``(out_features,)``, or None.
+        inv_alpha: (), or None; likewise `inv_lambda`.
+        smooth_kernel: ``(n, n)``, or None.
+
+    Raises:
+        ValueError: for arguments that do not fit, at construction.
+
+    Source: Eq. (3) of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax.operators.pac import PACConv
+        >>> conv = PACConv(16, 32, (5, 5), rngs=nnx.Rngs(0))
+        >>> conv(jnp.ones((1, 12, 12, 16)), jnp.ones((1, 12, 12, 3))).shape
+        (1, 12, 12, 32)
+    """
+
+
+class PACConvTranspose(_PACBase):
+    """Transposed pixel-adaptive convolution: up-sampling of a signal under a guide of the output's size.
+
+    Args:
+        in_features: number of input channels.
+        out_features: number of output channels.
+        kernel_size: taps per spatial axis, odd, one int for each axis.
+        strides: the factor of up-sampling, one int or one per axis.
+        output_padding: pixels more after the image, one int or one per axis.
+        filler: the initial values: "uniform" as in :class:`PACConv`, or "linear", which up-samples linearly (under a
+            constant guide, the edges aside) each channel by itself, with a bias of zeros. `kernel_init` and
+            `bias_init` prevail.
+        rngs: for the initial values.
+        **options: the other arguments of :class:`PACConv`. `padding` is in PyTorch's sense: see
+            :func:`pac_convolve_transpose`; the default "SAME" gives outputs of ``input * stride``. `normalize_kernel`
+            sums over the taps that meet a sample of the signal.
+
+    Attributes:
+        kernel: as in :class:`PACConv`, whose other parameters are here too; it is not flipped.
+
+    Raises:
+        ValueError: for arguments that do not fit, at construction.
+
+    Source: Sec. 3 of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax.operators.pac import PACConvTranspose
+        >>> up = PACConvTranspose(4, 4, (5, 5), 2, filler="linear", rngs=nnx.Rngs(0))
+        >>> up(jnp.ones((1, 8, 8, 4)), jnp.ones((1, 16, 16, 3))).shape
+        (1, 16, 16, 4)
+    """
+
+    transposed = True
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        output_padding: int | Sequence[int] = 0,
+        filler: Filler = "uniform",
+        rngs: nnx.Rngs,
+        **options: Unpack[PACOptions],
+    ):
+        size = check_kernel_size(kernel_size, "PACConvTranspose", odd=True)
+        dilation, padding = options.get("kernel_dilation", 1), options.get("padding", "SAME")
+        geometry = adapting.transpose_geometry((1,) * len(size), size, strides, dilation, padding, output_padding)
+        self.output_padding = adapting.check_output_padding(output_padding, len(size))
+        if filler == "linear":
+            if not options.get("shared_filters", False) and in_features != out_features:
+                raise ValueError(
+                    f"filler='linear' with in_features={in_features} and out_features={out_features}: it up-samples "
+                    "each channel by itself and needs as many outputs as inputs."
+                )
+            options.setdefault("kernel_init", _linear(geometry, bool(options.get("normalize_kernel", False))))
+            options.setdefault("bias_init", nnx.initializers.zeros_init())
+        elif filler != "uniform":
+            raise ValueError(f"filler={filler!r}: expected 'uniform' or 'linear'.")
+        super().__init__(in_features, out_features, kernel_size, strides, rngs=rngs, **options)
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "output_padding": self.output_padding}
+
+
+class PACPool(_Adapting):
+    """Pixel-adaptive pooling: each channel summed over the taps with the weights K, and no others.
+
+    Args:
+        kernel_size: taps per spatial axis, odd, one int for each axis.
+        strides: pixels between outputs, one int or one per axis.
+        padding: "SAME", "SAME_LOWER", "VALID", an int, or for each axis an int or a pair.
+        kernel_dilation: pixels between taps, one int or one per axis.
+        kernel_type: as in :class:`PACConv`.
+        normalize_kernel: divide K by its sum over the taps in the image: a weighted mean.
+        channel_wise: one K for each channel of the guide, which then has as many as the signal.
+        smooth_kernel_type: as in :class:`PACConv`.
+        features: number of guide channels, for alpha and lambda of each channel.
+        dtype: of the computation, else that of the inputs.
+        param_dtype: of the parameters.
+
+    Attributes:
+        inv_alpha: () or, with `channel_wise`, ``(features,)``; or None; likewise `inv_lambda`.
+        smooth_kernel: ``(n, n)``, or None.
+
+    Raises:
+        ValueError: for arguments that do not fit, at construction.
+
+    Source: Sec. 3 of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.pac import PACPool
+        >>> pool = PACPool((3, 3), 2, normalize_kernel=True)
+        >>> pool(jnp.ones((1, 8, 8, 4)), jnp.ones((1, 8, 8, 3))).shape
+        (1, 4, 4, 4)
+    """
+
+    def __init__(
+        self,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        padding: Padding = "SAME",
+        kernel_dilation: int | Sequence[int] | None = 1,
+        kernel_type: str = "gaussian",
+        normalize_kernel: bool = False,
+        channel_wise: bool = False,
+        smooth_kernel_type: str = "none",
+        features: int | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.kernel_size = check_kernel_size(kernel_size, "PACPool", odd=True)
+        ndim = len(self.kernel_size)
+        if features is not None:
+            (features,) = per_axis("features", features, 1)
+        self.strides = per_axis("strides", strides, ndim)
+        self.padding = check_padding(padding, ndim)
+        self.kernel_dilation = per_axis("kernel_dilation", kernel_dilation, ndim)
+        self.features = features
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self._make_adapting(kernel_type, smooth_kernel_type, normalize_kernel, param_dtype, channel_wise, features)
+
+    def __call__(
+        self,
+        inputs: ArrayLike,
+        guide: ArrayLike | None = None,
+        *,
+        kernel: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> Result:
+        """Pools ``(*batch, *spatial, features)``; arguments, result and errors as for :class:`PACConv`."""
+        x = inputs if self.dtype is None else jnp.asarray(inputs, self.dtype)
+        return pac_pool(x, guide, self.kernel_size, adapting_kernel=kernel, mask=mask, **self._settings())
+
+
+def _uniform(bound: float) -> Initializer:
+    """Uniform in +-bound."""
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _linear(geometry: Geometry, normalized: bool) -> Initializer:
+    """Linear up-sampling of each channel; under normalisation times the number of samples below the kernel."""
+    rows = []
+    for K, s, d in zip(geometry.size, geometry.strides, geometry.dilation, strict=True):
+        if 2 * s - 1 > K or d != 1:
+            raise ValueError(
+                f"filler='linear' with kernel_size={geometry.size}, strides={geometry.strides} and kernel_dilation="
+                f"{geometry.dilation}: linear up-sampling needs kernels of at least 2 * stride - 1 taps, undilated."
+            )
+        row = np.maximum(0, s - np.abs(np.arange(K) - K // 2)) / s
+        rows.append(row * [(K - 1 - j) // s + j // s + 1 for j in range(K)] if normalized else row)
+    spatial = functools.reduce(np.multiply.outer, rows)
+
+    def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
+        del key, out_sharding
+        return jnp.asarray(spatial[..., None, None], dtype) * jnp.eye(*shape[-2:], dtype=dtype)
+
+    return init

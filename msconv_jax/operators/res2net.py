@@ -1,0 +1,316 @@
+"""Res2Net's convolution: the channels in slices, each convolved together with the result of the slice before it.
+
+S.-H. Gao, M.-M. Cheng, K. Zhao, X.-Y. Zhang, M.-H. Yang, P. Torr: "Res2Net: A New Multi-scale Backbone Architecture",
+TPAMI 2021. With s slices x_1, ..., x_s of equal width and K_i a convolution with normalisation and activation,
+
+    y_1 = K_1(x_1),   y_i = K_i(x_i + y_{i-1}) for 1 < i < s,   y_s = x_s,
+
+joined to one map. The paper's Eq. (1) leaves the first slice as it is and the public code the last; the two are equal
+up to the order of the slices, and we take the code's, so that its weights fit. The first block of every stage is not in
+the paper's formula: there the public code leaves out the sums, ``y_i = K_i(x_i)`` with the block's stride, and averages
+the last slice over the kernel's window.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Unpack, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+
+from msconv_jax.convolution import base_pads, compute_dtype, convolve
+from msconv_jax.lattice import dilated_extent, per_axis
+from msconv_jax.operators.composite import CompositeConv
+from msconv_jax.operators.grouped import GroupedConv
+from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv
+
+Kind = Literal["normal", "stage"]
+LastSlice = Literal["pool", "conv"]
+
+_BATCH_NORM = functools.partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-5)  # PyTorch's defaults
+
+
+class Res2Conv(CompositeConv):
+    """Res2Net's split convolution in ``nnx.Conv``'s place, with normalisation and activation inside.
+
+    By default it is the part of the paper's block between its two 1x1 convolutions: each K_i is a convolution without
+    bias, a batch normalisation and a ReLU. The slices are contiguous blocks of ``in_features / scale`` channels.
+
+    * ``kind="normal"``: the sums of the module's formula; it keeps the image's size.
+    * ``kind="stage"``: no sums, a stride in each K_i, and the last slice averaged over windows of `kernel_size` with
+      the same stride and padding. The zeros of the padding count as values, so the divisor is the same everywhere.
+      The windows are not dilated: they lie centred in those of K_i.
+
+    One slice (``scale=1``) is a plain convolution with normalisation and activation, for either kind.
+
+    It holds ``k^2 w^2 n / g`` kernel weights for slices of w channels, g groups and n convolutions: one less than
+    slices, or one each for ``scale=1`` and ``last_slice="conv"``.
+
+    Args:
+        in_features: number of input channels, divisible by `scale`.
+        out_features: number of output channels; equal to `in_features` unless `scale` is 1.
+        kernel_size: taps per spatial axis, one int for each axis.
+        strides: pixels between outputs, one int or one per axis; 1 for several slices of kind "normal".
+        scale: number of slices, at least 1.
+        kind: "normal" or "stage".
+        last_slice: what kind "stage" does with the last slice: "pool" averages it as the public code, "conv" gives it a
+            K of its own, which reproduces the parameter counts of the paper's CIFAR table. Kind "normal" always passes
+            it on as it is.
+        conv: factory of the slices' convolutions, with the arguments of ``nnx.Conv``, such as a class, or a
+            ``functools.partial`` of one. It gets the slice's width, all other arguments and options.
+        norm: factory of the normalisations, called with the width and ``nnx.BatchNorm``'s `dtype`, `param_dtype` and
+            `rngs`; None leaves them out. The default is ``nnx.BatchNorm`` with momentum 0.9 and epsilon 1e-5.
+        act: activation function; None leaves it out. It is stored: use a named function, since two lambdas are never
+            equal. (The factories are used at construction only.)
+        rngs: for the initial values.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `feature_group_count` (Res2NeXt's
+            cardinality) is that of each slice's convolution and divides the slice's width. `use_bias` is each slice's
+            as well, there is no bias of the whole; by default there are biases only without `norm`, which would
+            cancel them. The `padding` of kind "normal" must keep the image's size, as "SAME" does.
+
+    Attributes:
+        convs: the slices' convolutions, an ``nnx.List``.
+        bns: their normalisations, an ``nnx.List``, empty for ``norm=None``.
+
+    Raises:
+        ValueError: for arguments that do not fit, at construction.
+
+    Source: Eq. (1) and Fig. 2 of the paper; "stage" and ``last_slice="pool"``: the public code.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax.operators.res2net import Res2Conv
+        >>> conv = Res2Conv(64, 64, (3, 3), scale=4, rngs=nnx.Rngs(0))
+        >>> conv(jnp.ones((1, 14, 14, 64))).shape
+        (1, 14, 14, 64)
+        >>> [k.kernel.shape for k in conv.convs]
+        [(3, 3, 16, 16), (3, 3, 16, 16), (3, 3, 16, 16)]
+        >>> first = Res2Conv(64, 64, (3, 3), 2, scale=4, kind="stage", padding=1, rngs=nnx.Rngs(0))
+        >>> first(jnp.ones((1, 15, 15, 64))).shape
+        (1, 8, 8, 64)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        scale: int = 4,
+        kind: Kind = "normal",
+        last_slice: LastSlice = "pool",
+        conv: Callable[..., Any] = GroupedConv,
+        norm: Callable[..., Any] | None = _BATCH_NORM,
+        act: Callable[[jax.Array], jax.Array] | None = nnx.relu,
+        rngs: nnx.Rngs,
+        **options: Unpack[ConvOptions],
+    ):
+        options.setdefault("use_bias", norm is None)
+        super().__init__(in_features, out_features, kernel_size, strides, **options)
+        self.scale = _check_scale(scale)
+        for name, value, choices in (("kind", kind, get_args(Kind)), ("last_slice", last_slice, get_args(LastSlice))):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}.")
+        self.kind: Kind = kind
+        self.last_slice = last_slice
+        if kind == "normal" and last_slice != "pool":
+            raise ValueError(
+                f"last_slice={last_slice!r} with kind='normal', which passes the last slice on as it is: take "
+                "kind='stage', or leave last_slice out."
+            )
+        if self.scale > 1:
+            self._check_slices()
+        self.act = act
+        count = self.scale if self.scale == 1 or last_slice == "conv" else self.scale - 1
+        inputs, outputs = in_features // self.scale, out_features // self.scale
+        self.convs = nnx.List(
+            [
+                conv(inputs, outputs, kernel_size=self.kernel_size, strides=strides, rngs=rngs, **options)
+                for _ in range(count)
+            ]
+        )
+        norms = [] if norm is None else [norm] * count
+        self.bns = nnx.List(
+            [make(outputs, dtype=self.dtype, param_dtype=self.param_dtype, rngs=rngs) for make in norms]
+        )
+
+    def _check_slices(self) -> None:
+        """Raises ValueError unless the arguments suit several slices."""
+        scale, groups = self.scale, self.feature_group_count
+        if self.in_features != self.out_features:
+            raise ValueError(
+                f"in_features={self.in_features} and out_features={self.out_features} with scale={scale}: slices keep "
+                "their width, so the two must be equal; change the width by a 1x1 convolution before or after, or "
+                "take scale=1."
+            )
+        if self.in_features % scale:
+            raise ValueError(
+                f"in_features={self.in_features} is not divisible by scale={scale}: take one of "
+                f"{_divisors(self.in_features)} as scale, or other channels."
+            )
+        width = self.in_features // scale
+        if width % groups:
+            raise ValueError(
+                f"feature_group_count={groups} does not divide the {width} channels of a slice "
+                f"(in_features={self.in_features}, scale={scale}): take one of {_divisors(width)}."
+            )
+        if self.kind == "stage":
+            return
+        ndim = len(self.kernel_size)
+        if any(stride != 1 for stride in per_axis("strides", self.strides, ndim)):
+            raise ValueError(
+                f"strides={self.strides!r} with kind='normal': its sums need slices of one size; take kind='stage', "
+                "which has no sums, for the block that changes the stride."
+            )
+        extent = self._extent()
+        pads = base_pads(self.padding, (1,) * ndim, extent, (1,) * ndim)
+        if any(sum(pad) != reach - 1 for pad, reach in zip(pads, extent, strict=True)):
+            raise ValueError(
+                f"padding={self.padding!r} with kind='normal' and kernel_size={self.kernel_size}: its sums need slices "
+                "of one size; take 'SAME', which keeps the image's size, or kind='stage', which has no sums."
+            )
+
+    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
+        """Convolves.
+
+        In training (``module.train()``, the initial mode) the batch normalisations use and record the batch's
+        statistics, after ``module.eval()`` the recorded ones.
+
+        Args:
+            inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
+            out_sharding: as in ``nnx.Conv``, must be None: meshes with explicit axes are not supported.
+
+        Returns:
+            ``(*batch, *output_spatial, out_features)``, of the spatial size that ``nnx.Conv`` gives.
+
+        Raises:
+            ValueError: if the inputs do not fit.
+        """
+        x = self.check_input(inputs, out_sharding)
+        dtype = compute_dtype(x, jnp.zeros((), self.param_dtype)) if self.dtype is None else self.dtype
+        (x,) = self.promote_dtype((x,), dtype=dtype)
+        branches = [functools.partial(self._branch, number) for number in range(len(self.convs))]
+        last = self._average if self.kind == "stage" else None
+        y = res2conv(x, branches, scale=self.scale, kind=self.kind, last=last)
+        return y.astype(dtype if self.preferred_element_type is None else self.preferred_element_type)
+
+    def _branch(self, number: int, x: jax.Array) -> jax.Array:
+        """The convolution of one slice, with normalisation and activation: K of the module's formula."""
+        y = self.convs[number](x)
+        if len(self.bns):
+            y = self.bns[number](y).astype(y.dtype)  # float32 parameters would widen half precision
+        return y if self.act is None else self.act(y)
+
+    def _average(self, x: jax.Array) -> jax.Array:
+        """The mean over windows of `kernel_size`, at the positions where K_i's windows lie.
+
+        As a convolution with ones: XLA's window sums are two to three times slower on CPU, and coarser in bfloat16.
+        """
+        extent, ndim = self._extent(), len(self.kernel_size)
+        strides = per_axis("strides", self.strides, ndim)
+        pads = []
+        for (low, high), reach, size in zip(
+            base_pads(self.padding, x.shape[-ndim - 1 : -1], extent, strides), extent, self.kernel_size, strict=True
+        ):
+            before = (reach - size) // 2
+            pads.append((low - before, high - (reach - size - before)))
+        width = x.shape[-1]
+        ones = jnp.ones((*self.kernel_size, 1, width), x.dtype)
+        total = convolve(x, ones, strides, pads, feature_group_count=width, precision="highest")
+        return total / math.prod(self.kernel_size)
+
+    def _extent(self) -> tuple[int, ...]:
+        """Pixels per axis that the slices' dilated kernels span."""
+        return dilated_extent(
+            self.kernel_size, per_axis("kernel_dilation", self.kernel_dilation, len(self.kernel_size))
+        )
+
+    def macs(self, output_size: Sequence[int]) -> int:
+        """Multiply-accumulates of the slices' convolutions for one image; pooling and normalisation count none.
+
+        Args:
+            output_size: spatial size of the output, in pixels.
+
+        Raises:
+            TypeError: if `conv` made modules that tell neither their own cost nor their kernel.
+        """
+        return sum(_macs(conv, output_size) for conv in self.convs)
+
+
+def res2conv(
+    x: ArrayLike,
+    branches: Sequence[Callable[[jax.Array], jax.Array]],
+    *,
+    scale: int = 4,
+    kind: Kind = "normal",
+    last: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """The split as a pure function of the K_i: what :class:`Res2Conv` does with its convolutions.
+
+    Args:
+        x: ``(*batch, *spatial, features)``.
+        branches: the functions K_i, from a slice to a map of the same batch; for kind "normal" also of the same shape.
+            ``scale - 1`` of them, or `scale`, then the last slice has its own as well.
+        scale: number of slices, a divisor of the features.
+        kind: "normal" adds the result for each slice to the next one, "stage" does not.
+        last: function of the last slice where it has no K; None passes it on.
+
+    Returns:
+        ``(*batch, *output_spatial, output features)``, the slices' maps in their order.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+
+    Source: Eq. (1) of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.res2net import res2conv
+        >>> res2conv(jnp.array([1.0, 2.0, 3.0, 4.0]), [lambda x: 10 * x] * 3)
+        Array([  10.,  120., 1230.,    4.], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    scale = _check_scale(scale)
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(get_args(Kind))}.")
+    if not x.ndim or x.shape[-1] % scale:
+        raise ValueError(f"x has shape {x.shape}: expected a last axis divisible by scale={scale}.")
+    if len(branches) not in (max(scale - 1, 1), scale):
+        raise ValueError(f"{len(branches)} branches with scale={scale}: expected {max(scale - 1, 1)} or {scale}.")
+    outputs: list[jax.Array] = []
+    for number, own in enumerate(jnp.split(x, scale, axis=-1)):
+        if number == len(branches):
+            outputs.append(own if last is None else last(own))
+            continue
+        if kind == "normal" and number:
+            own = (own + outputs[-1]).astype(x.dtype)
+        outputs.append(branches[number](own))
+    return jnp.concatenate(outputs, axis=-1)
+
+
+def _check_scale(scale: int) -> int:
+    if isinstance(scale, bool) or not isinstance(scale, int | np.integer) or scale < 1:
+        raise ValueError(f"scale={scale!r}: expected an int of at least 1; the paper uses 4, and 1 does not split.")
+    return int(scale)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _macs(conv: Any, output_size: Sequence[int]) -> int:
+    if hasattr(conv, "macs"):
+        return conv.macs(output_size)
+    if isinstance(conv, LatticeConv):
+        return conv.lattice.macs(output_size)
+    if isinstance(conv, nnx.Conv):
+        return math.prod(conv.kernel_shape) * math.prod(per_axis("output_size", output_size))
+    raise TypeError(f"{type(conv).__name__} has no macs(output_size): its multiply-accumulates are not known.")

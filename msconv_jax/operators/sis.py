@@ -1,0 +1,325 @@
+"""SIS: a scale-in-scale operator, several small convolutions in series inside one layer.
+
+"SIS: A new multi-scale convolutional operator", JUSTC 2022. The input is turned into C/2 channels, two further kernels
+make C/4 each of them, and the three results, of growing receptive field, are concatenated. There is no public code;
+where the paper's matrix notation (Eqs. 12, 15, 18 and 23) contradicts its component equations (Eqs. 8 to 11, 13, 14 and
+19 to 22), the latter hold here. Eq. 18, printed among the interactive forms, is Eq. 24.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Literal, Unpack, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from msconv_jax.convolution import Padding, convolve
+from msconv_jax.lowering import Lowering
+from msconv_jax.operators.composite import CompositeConv
+from msconv_jax.operators.grouped import GroupedConv
+from msconv_jax.operators.lattice_conv import ConvOptions
+
+Kind = Literal["basic", "interactive1", "interactive2", "recurrent1", "recurrent2"]
+Inner = Literal["bnrelu"]
+
+Application = Callable[[int, jax.Array], jax.Array]
+"""One kernel applied to an array for the n-th time, counted from 0."""
+
+
+class SISConv(CompositeConv):
+    """Scale-in-scale convolution, a drop-in for ``nnx.Conv`` with 1/2 to 11/16 of its weights.
+
+    With C output channels, ``*`` a convolution and ``Y1 = K1 * X`` of C/2 channels, the output is a concatenation:
+
+    * "basic" (Eqs. 2 to 5): ``[Y1, Y2, Y3]`` with ``Y2 = K2 * Y1`` and ``Y3 = K3 * Y2``.
+
+    The other kinds split Y1 into its first half Y11 and its second half Y12:
+
+    * "interactive1" (between layers, Eqs. 8 to 11, Fig. 1d): ``S = K2 * Y11 + K3 * Y12``; ``[Y1, K2 * S, K3 * S]``;
+    * "interactive2" (across layers, Eqs. 13 and 14, Fig. 1e): ``[Y1, K2 * (K2 * Y11 + Y12), K3 * (Y11 + K3 * Y12)]``;
+    * "recurrent1" (Eqs. 19 to 22, Fig. 1f): ``[Y1, h_T(Y11), h_T(Y12)]`` with ``h_0 = 0`` and
+      ``h_t(Z) = K * (h_{t-1}(Z) + Z)``, where K is K2 for Y11 and K3 for Y12;
+    * "recurrent2" (Eq. 24, Fig. 1g): ``[Y1, sum_t h_t(Y11), sum_t h_t(Y12)]``.
+
+    The paper gives T = 2 only; more steps follow by the recursion. It says that each of the two paths "shares a
+    weight". By its equations each path uses its own kernel again; its table of parameters fits K2 = K3 better. The
+    default is the equations' reading, ``share_paths=True`` the other.
+
+    Weights and multiply-accumulates, as fractions of those of ``nnx.Conv`` with as many input as output channels:
+
+    ==================  =======  ===================  ================================
+    kind                weights  with `share_paths`   multiply-accumulates
+    ==================  =======  ===================  ================================
+    basic               11/16    not possible         11/16
+    interactive1 and 2  5/8      9/16                 3/4
+    recurrent1 and 2    5/8      9/16                 1/2 + 2 T / 16
+    ==================  =======  ===================  ================================
+
+    `padding` and `strides` belong to K1, so that the output has the shape that ``nnx.Conv`` gives; K2 and K3 keep their
+    input's size. `kernel_dilation` and `feature_group_count` belong to every kernel. The paper treats equal numbers of
+    input and output channels; for others the split is of the output channels.
+
+    Args:
+        in_features: number of input channels, divisible by `feature_group_count`.
+        out_features: number of output channels C, divisible by four times `feature_group_count`.
+        kernel_size: taps per spatial axis of every kernel, one int for each axis.
+        strides: pixels between outputs, one int or one per axis.
+        kind: "basic", "interactive1", "interactive2", "recurrent1" or "recurrent2".
+        steps: the number T of steps of the recurrent kinds, at least 1; for other kinds leave it at 2.
+        share_paths: whether K3 is K2. The basic kind cannot: its K2 has twice K3's input channels. With "interactive1"
+            the second and third part of the output are then equal.
+        inner: "bnrelu" puts a batch normalisation of its own and a ReLU after each application of a kernel, K1's as
+            well; K2 and K3 have one for each time they are applied, since its statistics differ. None, the default, is
+            the paper's equations, where the network's own normalisation follows the operator.
+        rngs: for the initial values.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. The bias is added to the output.
+
+    Attributes:
+        k1: K1, ``in_features -> C / 2``.
+        k2: K2, ``C / 4 -> C / 4``, or ``C / 2 -> C / 4`` for "basic".
+        k3: K3, ``C / 4 -> C / 4``, or None with `share_paths`.
+        bn1: the normalisation after K1, or None.
+        bn2: those after K2, one for each time it is applied to the first path, or None.
+        bn3: those of the second path, or None.
+
+    Raises:
+        ValueError: for arguments that do not fit, at construction.
+
+    Source: Eqs. (2) to (24) and Fig. 1 of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from msconv_jax.operators.sis import SISConv
+        >>> conv = SISConv(64, 64, (3, 3), strides=2, padding=1, kind="interactive2", rngs=nnx.Rngs(0))
+        >>> conv(jnp.ones((1, 15, 15, 64))).shape
+        (1, 8, 8, 64)
+        >>> conv.num_parameters / (64 * 64 * 9), conv.macs((8, 8)) / (64 * 64 * 9 * 8 * 8)
+        (0.625, 0.75)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        kind: Kind = "basic",
+        steps: int = 2,
+        share_paths: bool = False,
+        inner: Inner | None = None,
+        rngs: nnx.Rngs,
+        **options: Unpack[ConvOptions],
+    ):
+        super().__init__(in_features, out_features, kernel_size, strides, **options)
+        self.kind = kind
+        self.steps = _check_kind(kind, steps, share_paths)
+        self.share_paths = bool(share_paths)
+        if inner is not None and inner not in get_args(Inner):
+            raise ValueError(f"inner={inner!r}: expected None or 'bnrelu'.")
+        groups = self.feature_group_count
+        if out_features % (4 * groups):
+            raise ValueError(
+                f"out_features={out_features} with feature_group_count={groups}: SISConv's smallest part has a quarter "
+                f"of the channels, which the groups divide; take a multiple of {4 * groups} or fewer groups."
+            )
+        half, quarter = out_features // 2, out_features // 4
+        size, later = self.kernel_size, half if kind == "basic" else quarter
+        self.k1 = self.inner(in_features, half, size, strides, options, rngs=rngs)
+        self.k2 = self.inner(later, quarter, size, 1, options, rngs=rngs, padding="SAME")
+        self.k3: GroupedConv | None = nnx.data(None)
+        if not share_paths:
+            self.k3 = self.inner(quarter, quarter, size, 1, options, rngs=rngs, padding="SAME")
+        self.bn1: nnx.BatchNorm | None = nnx.data(None)
+        self.bn2: nnx.List[nnx.BatchNorm] | None = nnx.data(None)
+        self.bn3: nnx.List[nnx.BatchNorm] | None = nnx.data(None)
+        if inner is not None:
+            times = self._applications
+            self.bn1 = self._normalisation(half, rngs)
+            self.bn2 = nnx.List([self._normalisation(quarter, rngs) for _ in range(times)])
+            self.bn3 = nnx.List([self._normalisation(quarter, rngs) for _ in range(times)])
+        self.make_bias(options, rngs)
+
+    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
+        """Convolves.
+
+        Args:
+            inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
+            out_sharding: as in ``nnx.Conv``, must be None.
+
+        Returns:
+            ``(*batch, *output_spatial, out_features)``.
+
+        Raises:
+            ValueError: if the inputs do not fit.
+        """
+        x = self.check_input(inputs, out_sharding)
+        third_kernel = self.k2 if self.k3 is None else self.k3
+
+        def second(time: int, z: jax.Array) -> jax.Array:
+            return _finish(self.k2(z), None if self.bn2 is None else self.bn2[time])
+
+        def third(time: int, z: jax.Array) -> jax.Array:
+            return _finish(third_kernel(z), None if self.bn3 is None else self.bn3[time])
+
+        y1 = _finish(self.k1(x), self.bn1)
+        return self.add_bias(_scales(y1, second, third, self.kind, self.steps))
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of kernel weights (no bias, no normalisation)."""
+        return sum(kernel.lattice.num_parameters for kernel in (self.k1, self.k2, self.k3) if kernel is not None)
+
+    def macs(self, output_size: Sequence[int]) -> int:
+        """Multiply-accumulates for one image whose output has the spatial size `output_size`, in pixels."""
+        third = self.k2 if self.k3 is None else self.k3
+        later = self.k2.lattice.macs(output_size) + third.lattice.macs(output_size)
+        return self.k1.lattice.macs(output_size) + self._applications * later
+
+    @property
+    def _applications(self) -> int:
+        """How often each of K2 and K3 is applied, each in its own path."""
+        return 1 if self.kind == "basic" else self.steps  # two for the interactive kinds
+
+    def _normalisation(self, features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+        return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, param_dtype=self.param_dtype, rngs=rngs)
+
+
+def sisconv(
+    x: ArrayLike,
+    k1: ArrayLike,
+    k2: ArrayLike,
+    k3: ArrayLike | None,
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    *,
+    kind: Kind = "basic",
+    steps: int = 2,
+    kernel_dilation: int | Sequence[int] | None = 1,
+    feature_group_count: int = 1,
+    lowering: Lowering = "auto",
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> jax.Array:
+    """Scale-in-scale convolution as a pure function; the arguments mean what they mean for :class:`SISConv`.
+
+    Args:
+        x: ``(*batch, *spatial, in_features)``.
+        k1: ``(*kernel_size, in_features // feature_group_count, C / 2)``, with C output channels.
+        k2: ``(*kernel_size, C / 4 // feature_group_count, C / 4)``; for "basic" with C / 2 input channels.
+        k3: ``(*kernel_size, C / 4 // feature_group_count, C / 4)``, or None for paths that share `k2`.
+        strides: pixels between outputs.
+        padding: of `k1`; see :func:`msconv_jax.lattice_convolve`.
+        kind: the form of the operator.
+        steps: steps of the recurrent kinds.
+        kernel_dilation: pixels between taps of every kernel, one int or one per axis.
+        feature_group_count: number of groups of every kernel.
+        lowering: see :func:`msconv_jax.lattice_convolve`.
+        precision: see :func:`msconv_jax.lattice_convolve`.
+        preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+
+    Returns:
+        ``(*batch, *output_spatial, C)``.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+
+    Source: Eqs. (2) to (24) of the paper.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from msconv_jax.operators.sis import sisconv
+        >>> k1, k2 = jnp.ones((3, 3, 6, 8)), jnp.ones((3, 3, 4, 4))
+        >>> sisconv(jnp.ones((1, 7, 7, 6)), k1, k2, None, strides=2, padding=1, kind="recurrent2", steps=3).shape
+        (1, 4, 4, 16)
+    """
+    steps = _check_kind(kind, steps, k3 is None)
+    shapes = [jnp.shape(kernel) for kernel in (k1, k2, k2 if k3 is None else k3)]
+    half = shapes[0][-1] if shapes[0] else 0
+    later = half if kind == "basic" else half // 2
+    groups = feature_group_count
+    size = shapes[0][:-2]
+    expected = [(*size, inputs // groups, half // 2) for inputs in (later, half // 2)]
+    if half % (2 * groups) or shapes[1:] != expected:
+        raise ValueError(
+            f"the kernels have shapes {shapes}: with feature_group_count={groups} and kind={kind!r}, k1 has a number "
+            f"of outputs that {2 * groups} divides, and k2 and k3 are {expected[0]} and {expected[1]}."
+        )
+
+    def apply(z: jax.Array, kernel: ArrayLike, strides: int | Sequence[int] | None, padding: Padding) -> jax.Array:
+        return convolve(
+            z,
+            kernel,
+            strides,
+            padding,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=feature_group_count,
+            lowering=lowering,
+            precision=precision,
+            preferred_element_type=preferred_element_type,
+        )
+
+    return _scales(
+        apply(jnp.asarray(x), k1, strides, padding),
+        lambda time, z: apply(z, k2, 1, "SAME"),
+        lambda time, z: apply(z, k2 if k3 is None else k3, 1, "SAME"),
+        kind,
+        steps,
+    )
+
+
+def _scales(y1: jax.Array, second: Application, third: Application, kind: str, steps: int) -> jax.Array:
+    """The operator's equations from Y1 on: the concatenation of Y1 and what K2 and K3 make of it."""
+    if kind == "basic":
+        y2 = second(0, y1)
+        return jnp.concatenate([y1, y2, third(0, y2)], axis=-1)
+    y11, y12 = jnp.split(y1, 2, axis=-1)
+    if kind == "interactive1":
+        both = second(0, y11) + third(0, y12)
+        parts = [second(1, both), third(1, both)]
+    elif kind == "interactive2":
+        parts = [second(1, second(0, y11) + y12), third(1, y11 + third(0, y12))]
+    else:
+        fuse = kind == "recurrent2"
+        parts = [_recur(y11, second, steps, fuse), _recur(y12, third, steps, fuse)]
+    return jnp.concatenate([y1, *parts], axis=-1)
+
+
+def _recur(z: jax.Array, apply: Application, steps: int, fuse: bool) -> jax.Array:
+    """The last of ``h_t = K * (h_{t-1} + z)``, or the sum of all."""
+    total = h = apply(0, z)
+    for time in range(1, steps):
+        h = apply(time, h + z)
+        total = total + h
+    return total if fuse else h
+
+
+def _finish(y: jax.Array, norm: nnx.BatchNorm | None) -> jax.Array:
+    """Normalised and rectified, if there is a normalisation; in the dtype of `y`."""
+    return y if norm is None else nnx.relu(norm(y)).astype(y.dtype)
+
+
+def _check_kind(kind: str, steps: int, share_paths: bool) -> int:
+    """`steps` as an int; raises ValueError for what the kinds do not allow."""
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind={kind!r}: expected one of {', '.join(get_args(Kind))}.")
+    try:
+        number = 0 if isinstance(steps, bool) else operator.index(steps)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"steps={steps!r}: expected an int of at least 1; the paper's is 2.")
+    if number != 2 and not kind.startswith("recurrent"):
+        raise ValueError(f"steps={steps} with kind={kind!r}: only the recurrent kinds have steps; leave it at 2.")
+    if share_paths and kind == "basic":
+        raise ValueError(
+            "share_paths=True (k3=None) with kind='basic': its K2 turns C/2 channels into C/4 and its K3 C/4 into C/4, "
+            "so they cannot be one kernel; leave share_paths=False, or take an interactive or recurrent kind."
+        )
+    return number
