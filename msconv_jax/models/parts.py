@@ -113,10 +113,14 @@ class Parts:
         """Builds a plain convolution (stem, 1x1), padded by half of its kernel, without bias."""
         return self._convolution(nnx.Conv, name, in_features, out_features, kernel_size, strides, 1, rngs)
 
+    @property
+    def spatial_conv(self) -> Callable[..., Layer]:
+        """The factory of the blocks' spatial convolutions: `conv`, or what its None stands for."""
+        return self.conv or (nnx.Conv if self.groups == 1 else GroupedConv)
+
     def spatial(self, name: str, in_features: int, out_features: int, strides: int, rngs: nnx.Rngs) -> Layer:
         """Builds the 3x3 convolution of a block with the network's factory and groups."""
-        conv = self.conv or (nnx.Conv if self.groups == 1 else GroupedConv)
-        return self._convolution(conv, name, in_features, out_features, 3, strides, self.groups, rngs)
+        return self._convolution(self.spatial_conv, name, in_features, out_features, 3, strides, self.groups, rngs)
 
     def _convolution(
         self,
@@ -133,8 +137,9 @@ class Parts:
             return factory(
                 in_features,
                 out_features,
-                (kernel_size, kernel_size),
-                strides,
+                # By name: an operator whose third argument is another one can tell them apart.
+                kernel_size=(kernel_size, kernel_size),
+                strides=strides,
                 # 'SAME' would pad unevenly at stride 2 and shift the maps of official weights.
                 padding=kernel_size // 2,
                 feature_group_count=groups,

@@ -1,0 +1,183 @@
+"""The blocks of Res2Net and Res2NeXt, for `ResNet(block=...)`, and the shortcut of the v1b networks."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+from flax import nnx
+
+from msconv_jax.models.blocks import ResidualBlock
+from msconv_jax.models.layers import check_positive
+from msconv_jax.models.parts import Layer, Parts
+from msconv_jax.operators.res2net import Kind, LastSlice, Res2Conv
+
+__all__ = ["AveragePoolShortcut", "Res2Bottleneck"]
+
+
+class AveragePoolShortcut(nnx.Module):
+    """Projection on the shortcut: average over strides x strides pixels, 1x1 convolution, normalisation.
+
+    A replacement for `ConvShortcut`. A last row or column of windows that reaches beyond the map averages the pixels
+    that there are. With stride 1 there is no pooling.
+
+    Args:
+        in_features: input channels.
+        out_features: output channels.
+        strides: the block's stride, and the side of the windows.
+        parts: the network's parts.
+        name: path of the shortcut in the model, for error messages.
+        rngs: source of the `params` stream.
+
+    Source:
+        He et al., Bag of Tricks for Image Classification, arXiv 1812.01187, figure 2c; public code of Res2Net, v1b
+        networks.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> shortcut = AveragePoolShortcut(8, 16, 2, parts=Parts(), name="downsample", rngs=nnx.Rngs(0))
+        >>> shortcut(jnp.ones((1, 7, 7, 8))).shape
+        (1, 4, 4, 16)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        strides: int,
+        *,
+        parts: Parts,
+        name: str,
+        rngs: nnx.Rngs,
+    ):
+        self.strides = strides
+        self.conv = parts.dense(f"{name}.conv", in_features, out_features, 1, 1, rngs)
+        self.bn = parts.normalise(f"{name}.bn", out_features, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Projects maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features)."""
+        if self.strides > 1:
+            window = (self.strides, self.strides)
+            beyond: Any = tuple((0, -size % self.strides) for size in x.shape[1:3])
+            mean = nnx.avg_pool(x, window, strides=window, padding=beyond, count_include_pad=False)
+            x = mean.astype(x.dtype)  # the windows' counts are float32
+        return self.bn(self.conv(x))
+
+
+class Res2Bottleneck(ResidualBlock):
+    """1x1, the slices of `Res2Conv`, 1x1; the slices' 3x3 are the network's spatial convolution.
+
+    A slice has `floor(planes * base_width / 64) * groups` channels, and there are `scale` of them; the output has
+    `4 * planes` channels. With `parts.se_reduction` squeeze-and-excitation follows the last normalisation, as in the
+    other blocks.
+
+    Args:
+        in_features: input channels.
+        planes: a quarter of the output channels.
+        strides: stride of the block.
+        parts: the network's parts. Its spatial convolution, normalisation and activation are those of every slice;
+            with `conv=SISConv` the block is the scale-in-scale block.
+        name: path of the block in the model, for error messages.
+        drop_path_rate: probability of dropping the branch in training.
+        scale: number of slices.
+        base_width: channels of one slice of one group when `planes` is 64, `26` in `26w`; None takes the parts'.
+        groups: groups of each slice's convolution, Res2NeXt's cardinality; None takes the parts'.
+        kind: "stage" or "normal", see `Res2Conv`. None is "stage" if the shortcut projects, that is if the stride is
+            not 1 or the channels change, and else "normal". In every network of the public code this makes the first
+            block of each stage, also of stride 1, a "stage" block and no other.
+        last_slice: "pool" or "conv" for the last slice of "stage" blocks, see `Res2Conv`; "normal" blocks pass it on.
+        kernel_dilation: dilation of the slices' convolutions.
+        rngs: source of the `params` and, with drop path, `dropout` streams.
+
+    Raises:
+        ValueError: if a slice would have no channels, or if a layer refuses its arguments.
+
+    Source:
+        Gao et al., Res2Net, arXiv 1904.01169, figure 2b and section 3.2; "stage" blocks: the public code.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> parts = Parts(base_width=26)
+        >>> block = Res2Bottleneck(64, 64, parts=parts, name="layer1.0", rngs=nnx.Rngs(0))
+        >>> block.conv2.kind, [conv.kernel.shape for conv in block.conv2.convs]
+        ('stage', [(3, 3, 26, 26), (3, 3, 26, 26), (3, 3, 26, 26)])
+        >>> block(jnp.ones((1, 5, 5, 64))).shape
+        (1, 5, 5, 256)
+    """
+
+    expansion: ClassVar[int] = 4
+    reference_planes: ClassVar[int] = 64  # for so many planes a slice has `base_width` channels in each group
+
+    def __init__(
+        self,
+        in_features: int,
+        planes: int,
+        strides: int = 1,
+        *,
+        parts: Parts,
+        name: str,
+        drop_path_rate: float = 0.0,
+        scale: int = 4,
+        base_width: int | None = None,
+        groups: int | None = None,
+        kind: Kind | None = None,
+        last_slice: LastSlice = "pool",
+        kernel_dilation: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        base_width = parts.base_width if base_width is None else base_width
+        groups = parts.groups if groups is None else groups
+        for argument, value, way_out in (
+            ("scale", scale, "the paper uses 4"),
+            ("base_width", base_width, "the paper uses 26"),
+            ("groups", groups, "1 is Res2Net, 8 Res2NeXt"),
+            ("kernel_dilation", kernel_dilation, "1 is the paper's"),
+        ):
+            check_positive(f"{name}: {argument}", value, way_out)
+        slice_width = planes * base_width // self.reference_planes * groups
+        if slice_width < 1:
+            raise ValueError(
+                f"{name}: planes={planes}, base_width={base_width}: floor(planes * base_width / "
+                f"{self.reference_planes}) is 0, so the slices have no channels; use a larger base_width or width"
+            )
+        width, out_features = slice_width * scale, planes * self.expansion
+        super().__init__(
+            in_features,
+            out_features,
+            strides,
+            parts=parts,
+            name=name,
+            drop_path_rate=drop_path_rate,
+            rngs=rngs,
+        )
+        if kind is None:
+            kind = "stage" if strides != 1 or in_features != out_features else "normal"
+        of_slices = dataclasses.replace(parts, groups=groups)
+
+        def split(*shape: Any, padding: int, **options: Any) -> Layer:
+            return Res2Conv(
+                *shape,
+                scale=scale,
+                kind=kind,
+                last_slice=last_slice if kind == "stage" else "pool",
+                conv=of_slices.spatial_conv,
+                norm=parts.norm,
+                act=parts.act,
+                padding=padding * kernel_dilation,
+                kernel_dilation=kernel_dilation,
+                **options,
+            )
+
+        self.conv1 = parts.dense(f"{name}.conv1", in_features, width, 1, 1, rngs)
+        self.bn1 = parts.normalise(f"{name}.bn1", width, rngs)
+        self.conv2 = dataclasses.replace(of_slices, conv=split).spatial(f"{name}.conv2", width, width, strides, rngs)
+        self.conv3 = parts.dense(f"{name}.conv3", width, out_features, 1, 1, rngs)
+        self.bn3 = parts.normalise(f"{name}.bn3", out_features, rngs, last_of_block=True)
+
+    def branch(self, x: jax.Array) -> jax.Array:
+        """The residual branch's map of the block's input (N, H, W, in_features)."""
+        y = self.conv2(self.act(self.bn1(self.conv1(x))))
+        return self.bn3(self.conv3(y))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), 4 * planes)."""
+        return self.join(x, self.branch(x))
