@@ -3,6 +3,43 @@
 from msconv_jax.convolution import lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.models import create_model, list_models
-from msconv_jax.operators import GroupedConv, PSConv
+from msconv_jax.operators import (
+    ACConv,
+    ACGraph,
+    DynamicPSConv,
+    GroupedConv,
+    HetConv,
+    ICConv,
+    OctConv,
+    PACConv,
+    PACConvTranspose,
+    PACPool,
+    PSConv,
+    PyConv,
+    Res2Conv,
+    SISConv,
+)
+from msconv_jax.torch_weights import load_state_dict
 
-__all__ = ["GroupedConv", "KernelLattice", "PSConv", "Tile", "create_model", "lattice_convolve", "list_models"]
+__all__ = [
+    "ACConv",
+    "ACGraph",
+    "DynamicPSConv",
+    "GroupedConv",
+    "HetConv",
+    "ICConv",
+    "KernelLattice",
+    "OctConv",
+    "PACConv",
+    "PACConvTranspose",
+    "PACPool",
+    "PSConv",
+    "PyConv",
+    "Res2Conv",
+    "SISConv",
+    "Tile",
+    "create_model",
+    "lattice_convolve",
+    "list_models",
+    "load_state_dict",
+]

@@ -7,21 +7,25 @@ for each with its largest deviation, and exits with status 1 if one deviates, ca
 ``--only`` takes a pattern over ``ops/NAME`` and ``models/NAME``.
 
 An operator fixture holds inputs, parameters, outputs, a cotangent for each output and the gradients, all in PyTorch's
-layouts. An adapter below turns the PyTorch parameters into ours by differentiable operations, so that the gradients
-come out in PyTorch's layouts again, and with respect to every one of its parameters.
+layouts. ``tests/families`` makes our module for it and ``msconv_jax.torch_weights`` turns PyTorch's parameters into
+ours by differentiable operations, so that the gradients come out in PyTorch's layouts again, and with respect to every
+one of its parameters. BatchNorm's running variance after a step is compared up to the known factor n / (n - 1):
+PyTorch keeps the unbiased variance, Flax the biased one.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import math
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +33,11 @@ import numpy as np
 from flax import nnx
 
 import msconv_jax
+from msconv_jax import edo
+from msconv_jax.torch_weights import conversion_of
+from msconv_jax.torch_weights.psconv import psconv_kernel
+from tests.families import FAMILIES
+from tests.families.family import CannotBuildError
 
 OPERATOR_TOLERANCE = 1e-5  # of the largest value of each array
 MODEL_TOLERANCE = 1e-4  # of the standard deviation of the golden logits or stage outputs
@@ -57,105 +66,122 @@ class Result(NamedTuple):
         return f"{verdict}  {self.name}: {self.deviation:.2e} in {self.where} (tolerance {self.tolerance:.0e})"
 
 
-class CannotBuildError(Exception):
-    """The fixture asks for something that the library does not offer."""
-
-
-# --- operators: adapters from a fixture's meta to f(parameters, inputs) -> outputs, all in PyTorch's layouts ---
-
-Apply = Callable[[Arrays, tuple[jax.Array, ...]], tuple[jax.Array, ...]]
-
-
-def psconv2d(meta: Mapping[str, Any]) -> Apply:
-    """PSConv2d and PSGConv2d: y = gwconv(x) + gwconv_shift(x, halves swapped) + conv(x)."""
-    ctor = meta["ctor"]
-    groups, parts, dilation = ctor.get("groups", 1), ctor["parts"], ctor["dilation"]
-    if parts != 4:
-        raise CannotBuildError(f"parts={parts}: only 4 parts are a pattern (1, d, 1, 2d)")
-    if not ctor.get("paper_mask", groups in (1, parts)):
-        raise CannotBuildError(
-            f"groups={groups} with the mask of the public code, which leaves extra dilation-1 weights beside the "
-            "dilated ones; PSConv follows the paper"
-        )
-    module = nnx.eval_shape(
-        lambda: msconv_jax.PSConv(
-            ctor["in_channels"],
-            ctor["out_channels"],
-            (ctor.get("kernel_size", 3),) * 2,
-            ctor["stride"],
-            padding=ctor.get("padding", 1),
-            pattern=(1, dilation, 1, 2 * dilation),
-            feature_group_count=groups,
-            use_bias=ctor.get("bias", False),
-            rngs=nnx.Rngs(0),
-        )
-    )
-    graphdef = nnx.graphdef(module)
-
-    def apply(parameters: Arrays, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        state = {"kernel": psconv_kernel(parameters, groups)}
-        if module.use_bias:
-            state["bias"] = sum(parameters[f"{name}.bias"] for name in ("gwconv", "gwconv_shift", "conv"))
-        (x,) = inputs
-        y = nnx.merge(graphdef, nnx.State(jax.tree.map(nnx.Param, state)))(x.transpose(0, 2, 3, 1))
-        return (y.transpose(0, 3, 1, 2),)
-
-    return apply
-
-
-def psconv_kernel(parameters: Arrays, groups: int = 1, prefix: str = "") -> jax.Array:
-    """The one HWIO kernel that PSConv2d (4 parts) keeps in three weights; its masked entries are left out."""
-    diagonal, swapped, dense = (
-        jnp.asarray(parameters[f"{prefix}{name}.weight"]) for name in ("gwconv", "gwconv_shift", "conv")
-    )
-    outputs, fan_in = dense.shape[0] // (4 * groups), dense.shape[1] // 4  # of a part
-    columns = []
-    for group in range(groups):
-        for p in range(4):
-            rows = slice((4 * group + p) * outputs, (4 * group + p + 1) * outputs)
-            of_part = [dense[rows, q * fan_in : (q + 1) * fan_in] for q in range(4)]
-            of_part[p], of_part[(p + 2) % 4] = diagonal[rows], swapped[rows]
-            columns.append(jnp.concatenate(of_part, axis=1))
-    return jnp.concatenate(columns, axis=0).transpose(2, 3, 1, 0)
-
-
-OPERATORS: dict[str, Callable[[Mapping[str, Any]], Apply]] = {
-    "PSConv2d": psconv2d,
-    "PSGConv2d": psconv2d,
-    "PSGConv2d (paper_mask)": psconv2d,
-}
+# --- operators ---
 
 
 def check_operator(path: Path) -> Result:
-    """Outputs and gradients of one operator fixture."""
+    """Outputs, gradients and, in training mode, the statistics after the step of one operator fixture."""
     name = f"ops/{path.stem}"
     with np.load(path, allow_pickle=False) as file:
         data = {key: file[key] for key in file.files}
     meta = json.loads(str(data.pop("meta")))
-    if meta["family"] not in OPERATORS:
+    if meta["family"] == "EDO":
+        return _check_search(name, meta, data)
+    if meta["family"] not in FAMILIES:
         return Result(name, math.nan, "", OPERATOR_TOLERANCE, f"unknown kind {meta['family']!r}")
-    apply = OPERATORS[meta["family"]](meta)
+    family = FAMILIES[meta["family"]]
+    module = nnx.eval_shape(lambda: family.build(meta["ctor"]))
+    module.train() if meta["mode"] == "train" else module.eval()
+    graphdef, _ = nnx.split(module)
+    sizes: dict[str, int] = {}  # of each normalisation, the values that a channel's statistics are over
 
     def numbered(stem: str) -> list[str]:
         return sorted(key for key in data if key == stem or (key[: len(stem)] == stem and key[len(stem) :].isdigit()))
 
-    parameters = {key.removeprefix("param:"): data[key] for key in data if key.startswith("param:")}
+    def with_prefix(prefix: str) -> dict[str, np.ndarray]:
+        return {key.removeprefix(prefix): value for key, value in data.items() if key.startswith(prefix)}
+
+    parameters = with_prefix("param:")
+    conversion = conversion_of(module, parameters)
+    for key, shape in conversion.shapes.items():
+        if key not in parameters or parameters[key].shape != tuple(shape):
+            raise CannotBuildError(f"{key} {tuple(shape)} is not among the fixture's parameters")
+    if unused := sorted(set(parameters) - set(conversion.shapes)):
+        raise CannotBuildError(f"nothing takes the parameters {', '.join(unused)}")
+
+    def apply(parameters: Arrays, inputs: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], Arrays]:
+        merged = nnx.merge(graphdef, _as_state(module, conversion.convert(parameters)))
+        with _recording_sizes(merged, sizes):
+            outputs = family.call(merged, *(x.transpose(0, 2, 3, 1) for x in inputs))
+        statistics = {name: value[...] for name, value in _flat(nnx.state(merged, nnx.BatchStat)).items()}
+        return tuple(y.transpose(0, 3, 1, 2) for y in outputs), statistics
+
     inputs = tuple(jnp.asarray(data[key]) for key in numbered("x"))
     cotangents = tuple(jnp.asarray(data[key]) for key in numbered("ct"))
 
     @jax.jit
     def run(parameters: Arrays, inputs: tuple[jax.Array, ...]) -> Any:
-        outputs, pullback = jax.vjp(apply, parameters, inputs)
-        return outputs, pullback(cotangents)
+        outputs, pullback, statistics = jax.vjp(apply, parameters, inputs, has_aux=True)
+        return outputs, pullback(cotangents), statistics
 
-    outputs, (of_parameters, of_inputs) = run(jax.tree.map(jnp.asarray, parameters), inputs)
-    got = dict(zip(numbered("y"), outputs, strict=True))
+    outputs, (of_parameters, of_inputs), statistics = run(jax.tree.map(jnp.asarray, parameters), inputs)
+    got: dict[str, Any] = dict(zip(numbered("y"), outputs, strict=True))
     got |= dict(zip(numbered("grad_x"), of_inputs, strict=True))
     got |= {f"grad:{key}": value for key, value in of_parameters.items() if f"grad:{key}" in data}
+    golden = dict(data)
+    if after := with_prefix("after:"):
+        before, expected = conversion.convert(parameters), conversion.convert({**parameters, **after})
+        for key, value in statistics.items():
+            golden[f"after:{key}"] = expected[key]
+            got[f"after:{key}"] = _unbiased(value, before[key], sizes[key]) if key.endswith("var") else value
     missing = [key for key in data if key.startswith(("y", "grad")) and key not in got]
     if missing:
         raise CannotBuildError(f"nothing to compare with {', '.join(missing)}")
-    deviations = {key: _deviation(value, data[key], np.abs(data[key]).max()) for key, value in got.items()}
+    deviations = {key: _deviation(value, golden[key], np.abs(golden[key]).max()) for key, value in got.items()}
+    where = max(deviations, key=lambda key: _nan_is_worst(deviations[key]))
+    return Result(name, deviations[where], where, OPERATOR_TOLERANCE)
+
+
+def _flat(state: Any) -> dict[str, Any]:
+    """The variables of a state under dotted names."""
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def _as_state(module: nnx.Module, values: Mapping[str, Any]) -> nnx.State:
+    """The module's state with these values."""
+    flat = nnx.to_flat_state(nnx.state(module))
+    names = [".".join(map(str, path)) for path, _ in flat]
+    if set(names) != set(values):
+        raise CannotBuildError(f"converted {sorted(values)} where the module holds {sorted(names)}")
+    return nnx.from_flat_state(
+        [(path, variable.replace(values[name])) for name, (path, variable) in zip(names, flat, strict=True)]
+    )
+
+
+@contextlib.contextmanager
+def _recording_sizes(module: nnx.Module, sizes: dict[str, int]) -> Iterator[None]:
+    """While active, notes under the name of each normalisation's variance how many values it is taken over."""
+    names = {
+        id(child): ".".join(map(str, (*path, "var")))
+        for path, child in nnx.iter_modules(module)
+        if isinstance(child, nnx.BatchNorm)
+    }
+    call = nnx.BatchNorm.__call__
+
+    def recording(self: nnx.BatchNorm, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        if id(self) in names:
+            sizes[names[id(self)]] = x.size // x.shape[-1]
+        return call(self, x, *args, **kwargs)
+
+    with mock.patch.object(nnx.BatchNorm, "__call__", recording):
+        yield
+
+
+def _unbiased(after: Any, before: Any, size: int) -> Any:
+    """Flax's running variance after one step as PyTorch's, which keeps the unbiased variance of the batch."""
+    return 0.9 * before + (np.asarray(after) - 0.9 * before) * size / (size - 1)
+
+
+def _check_search(name: str, meta: Mapping[str, Any], data: Mapping[str, np.ndarray]) -> Result:
+    """The errors of every dilation of a supernet's filters, and the dilations chosen, in both readings of Eq. (4)."""
+    kernel = data["W"].transpose(2, 3, 1, 0)
+    size = 2 * meta["ctor"]["k"] + 1
+    deviations = {}
+    for objective, label in (("sum", "eq4"), ("abs", "l1")):
+        errors = edo.dilation_errors(kernel, (size, size), objective=objective)
+        golden = data[f"err_{label}"]
+        deviations[f"err_{label}"] = _deviation(errors, golden, np.abs(golden).max())
+        deviations[f"sel_{label}"] = _deviation(edo.best_dilations(errors), data[f"sel_{label}"], 0)
     where = max(deviations, key=lambda key: _nan_is_worst(deviations[key]))
     return Result(name, deviations[where], where, OPERATOR_TOLERANCE)
 
@@ -213,7 +239,7 @@ def psconv_resnet50(state: Mapping[str, np.ndarray]) -> nnx.Module:
             dense(block.conv1, f"{key}.conv1")
             dense(block.conv3, f"{key}.conv3")
             weights = {n: take(f"{key}.conv2.{n}.weight") for n in ("gwconv", "gwconv_shift", "conv")}
-            block.conv2.kernel = nnx.Param(psconv_kernel({f"{n}.weight": value for n, value in weights.items()}))
+            block.conv2.kernel = nnx.Param(psconv_kernel({f"{n}.weight": value for n, value in weights.items()}, 1, 4))
             if f"{key}.downsample.0.weight" in state:
                 dense(block.downsample.conv, f"{key}.downsample.0")
                 norm(block.downsample.bn, f"{key}.downsample.1")

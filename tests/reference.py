@@ -61,3 +61,21 @@ def naive_psconv(x: np.ndarray, kernel: np.ndarray, dilation: Callable[[int, int
                             if 0 <= u < height and 0 <= v < width:
                                 y[row, column, c] += kernel[i + half, j + half, k, c] * x[u, v, k]
     return y
+
+
+def naive_convolve(x: np.ndarray, kernel: np.ndarray, strides: int | Sequence[int], pads: Sequence[int]) -> np.ndarray:
+    """A plain dense convolution of (N, *spatial, C) with equal zeros on both sides of an axis, position by position."""
+    ndim = kernel.ndim - 2
+    steps = (strides,) * ndim if isinstance(strides, int) else tuple(strides)
+    padded = np.pad(x.astype(np.float64), [(0, 0), *((p, p) for p in pads), (0, 0)])
+    size = [(n - k) // s + 1 for n, k, s in zip(padded.shape[1:-1], kernel.shape, steps, strict=False)]
+    y = np.zeros((len(x), *size, kernel.shape[-1]))
+    for place in np.ndindex(*size):
+        window = tuple(slice(p * s, p * s + k) for p, s, k in zip(place, steps, kernel.shape, strict=False))
+        y[(slice(None), *place)] = np.tensordot(padded[(slice(None), *window)], kernel, ndim + 1)
+    return y
+
+
+def whole(shape: Sequence[int], seed: int) -> np.ndarray:
+    """Small whole numbers: their products and sums are exact in float32."""
+    return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)

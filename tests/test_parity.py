@@ -13,6 +13,35 @@ DATA = pathlib.Path(__file__).parent / "data"
 SHARED = pathlib.Path(__file__).parent.parent.parent / "shared" / "golden"
 
 
+RELEASED, WHOLE = parity.fixtures(DATA, "ops/*"), parity.fixtures(SHARED, "ops/*")
+no_golden = pytest.mark.skipif(not SHARED.is_dir(), reason="all recorded numbers stand in ../shared/golden only")
+
+
+@pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
+def test_the_operators_agree_with_the_papers_code(path):
+    result = parity.check(path)
+    assert result.passed, str(result)
+
+
+def test_every_paper_has_a_recorded_number_here():
+    found = {path.stem.split("_")[0] for path in RELEASED}
+    assert found == {
+        *("acnet", "edo", "hetconv", "ic", "octconv", "pacconv2d", "pacconvtranspose2d", "pacpool2d", "psconv2d"),
+        *("psgconv2d", "pyconv2", "res2net", "sis"),
+    }
+    assert sum(path.stat().st_size for path in RELEASED) < 1_000_000
+
+
+@pytest.mark.slow
+@no_golden
+@pytest.mark.parametrize(
+    "path", [path for path in WHOLE if not (DATA / "ops" / path.name).exists()], ids=lambda p: p.stem
+)
+def test_the_operators_agree_with_all_recorded_numbers(path):
+    result = parity.check(path)
+    assert result.passed, str(result)
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "ops").mkdir()
@@ -91,7 +120,7 @@ def test_a_missing_folder_fails(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the recorded numbers of whole networks stand in ../shared/golden")
+@no_golden
 def test_ps_resnet50_agrees_with_the_public_network():
     result = parity.check(SHARED / "models" / "psconv_resnet50.npz")
     assert result.passed, str(result)

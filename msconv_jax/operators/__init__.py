@@ -1,9 +1,58 @@
 """The operators, one file per paper, each with its pure function and its Flax NNX module."""
 
+from msconv_jax.operators.acnet import ACConv, ACGraph, ac_graph, graph_constants
+from msconv_jax.operators.dynamic_psconv import DynamicPSConv
 from msconv_jax.operators.grouped import GroupedConv
+from msconv_jax.operators.hetconv import HetConv, hetconv
+from msconv_jax.operators.icconv import ICConv, icconv
+from msconv_jax.operators.octconv import OctBatchNorm, OctConv, OctConvNormAct, oct_map, octconv
+from msconv_jax.operators.pac import (
+    PACConv,
+    PACConvTranspose,
+    PACPool,
+    pac_convolve,
+    pac_convolve_transpose,
+    pac_kernel,
+    pac_pool,
+)
 from msconv_jax.operators.psconv import PSConv, psconv
+from msconv_jax.operators.pyconv import PyConv, pyconv
+from msconv_jax.operators.res2net import Res2Conv, res2conv
+from msconv_jax.operators.sis import SISConv, sisconv
 
-DROP_IN = (GroupedConv, PSConv)
-"""The modules that take ``nnx.Conv``'s place: its arguments, parameters and shapes."""
+DROP_IN = (GroupedConv, PSConv, DynamicPSConv, ICConv, PyConv, HetConv, Res2Conv, SISConv, ACConv)
+"""The modules that take ``nnx.Conv``'s place: its arguments, and its output's shape."""
 
-__all__ = ["DROP_IN", "GroupedConv", "PSConv", "psconv"]
+__all__ = [
+    "DROP_IN",
+    "ACConv",
+    "ACGraph",
+    "DynamicPSConv",
+    "GroupedConv",
+    "HetConv",
+    "ICConv",
+    "OctBatchNorm",
+    "OctConv",
+    "OctConvNormAct",
+    "PACConv",
+    "PACConvTranspose",
+    "PACPool",
+    "PSConv",
+    "PyConv",
+    "Res2Conv",
+    "SISConv",
+    "ac_graph",
+    "graph_constants",
+    "hetconv",
+    "icconv",
+    "oct_map",
+    "octconv",
+    "pac_convolve",
+    "pac_convolve_transpose",
+    "pac_kernel",
+    "pac_pool",
+    "psconv",
+    "pyconv",
+    "res2conv",
+    "sisconv",
+]

@@ -1,5 +1,4 @@
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +9,7 @@ from flax import nnx
 from msconv_jax import PSConv
 from msconv_jax.operators import psconv
 from msconv_jax.operators.psconv import psconv_lattice
-from tests import parity
-from tests.reference import naive_psconv
-
-DATA = pathlib.Path(__file__).parent.parent / "data"
-
-
-def whole(shape, seed):
-    return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
-
-
-# --- numbers of the public code ---
-
-
-@pytest.mark.parametrize("path", parity.fixtures(DATA, "ops/*"), ids=lambda path: path.stem)
-def test_agrees_with_the_public_code(path):
-    result = parity.check(path)
-    assert result.passed, str(result)
-
-
-def test_the_recorded_numbers_are_there():
-    assert len(parity.fixtures(DATA, "ops/psconv2d_*")) == 4
-    assert len(parity.fixtures(DATA, "ops/psgconv2d_*_paper")) == 3
-
+from tests.reference import naive_psconv, whole
 
 # --- the paper's Eq. (3) ---
 

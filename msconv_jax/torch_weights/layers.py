@@ -1,0 +1,64 @@
+"""PyTorch's weights of plain layers: convolution, linear and batch normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import nnx
+
+from msconv_jax.operators import GroupedConv
+from msconv_jax.torch_weights.conversion import Arrays, Conversion, converts
+
+
+def hwio(weight: Any) -> Any:
+    """PyTorch's convolution kernel (out, in, *spatial) as ours, (*spatial, in, out)."""
+    spatial = range(2, weight.ndim)
+    return weight.transpose(*spatial, 1, 0)
+
+
+def oihw(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of PyTorch's kernel for one of ours, (*spatial, in, out)."""
+    return (shape[-1], shape[-2], *shape[:-2])
+
+
+def plain_weights(module: nnx.Conv) -> Conversion:
+    """``weight`` and, if there is one, ``bias``: a plain convolution's tensors for any operator with one kernel."""
+    shapes = {"weight": oihw(module.kernel_shape)}
+    if module.use_bias:
+        shapes["bias"] = (module.out_features,)
+
+    def convert(tensors: Arrays) -> dict[str, Any]:
+        values = {"kernel": hwio(tensors["weight"])}
+        return {**values, "bias": tensors["bias"]} if module.use_bias else values
+
+    return Conversion(shapes, convert)
+
+
+@converts(nnx.Conv, GroupedConv)
+def convolution(module: nnx.Conv) -> tuple[Conversion, ...]:
+    """A plain convolution, grouped or not."""
+    return (plain_weights(module),)
+
+
+@converts(nnx.Linear)
+def linear(module: nnx.Linear) -> tuple[Conversion, ...]:
+    """``weight`` (out, in) and, if there is one, ``bias``."""
+    shapes: dict[str, tuple[int, ...]] = {"weight": (module.out_features, module.in_features)}
+    if module.use_bias:
+        shapes["bias"] = (module.out_features,)
+
+    def convert(tensors: Arrays) -> dict[str, Any]:
+        values = {"kernel": tensors["weight"].T}
+        return {**values, "bias": tensors["bias"]} if module.use_bias else values
+
+    return (Conversion(shapes, convert),)
+
+
+@converts(nnx.BatchNorm)
+def batch_norm(module: nnx.BatchNorm) -> tuple[Conversion, ...]:
+    """``weight``, ``bias``, ``running_mean`` and ``running_var``."""
+    names = {"running_mean": "mean", "running_var": "var"}
+    names |= {"weight": "scale"} if module.use_scale else {}
+    names |= {"bias": "bias"} if module.use_bias else {}
+    shapes = dict.fromkeys(names, (module.num_features,))
+    return (Conversion(shapes, lambda tensors: {ours: tensors[theirs] for theirs, ours in names.items()}),)

@@ -1,0 +1,31 @@
+"""OctConv: the PyTorch port's names, with a bias for each path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msconv_jax.operators.octconv import PATHS, OctConv, OctConvNormAct
+from msconv_jax.torch_weights.conversion import Arrays, Conversion, converts, rename_children
+from msconv_jax.torch_weights.layers import hwio, oihw
+
+# Conv_BN and Conv_BN_ACT hold bn_h and bn_l themselves.
+rename_children(OctConvNormAct, {"norm": ""})
+
+
+@converts(OctConv)
+def octconv(module: OctConv) -> tuple[Conversion, ...]:
+    """``conv_h2h.weight`` and so on; where there are biases, each path has one, and they add up in the output."""
+    paths = {path: getattr(module, path) for path in PATHS if getattr(module, path) is not None}
+    shapes = {f"conv_{path}.weight": oihw(conv.kernel_shape) for path, conv in paths.items()}
+    if module.use_bias:
+        shapes |= {f"conv_{path}.bias": (conv.out_features,) for path, conv in paths.items()}
+
+    def convert(tensors: Arrays) -> dict[str, Any]:
+        values = {f"{path}.kernel": hwio(tensors[f"conv_{path}.weight"]) for path in paths}
+        if module.use_bias:
+            for place, name in enumerate(("high_bias", "low_bias")):
+                biases = [tensors[f"conv_{path}.bias"] for path in paths if PATHS[path][1] == place]
+                values |= {name: sum(biases)} if biases else {}
+        return values
+
+    return (Conversion(shapes, convert),)
