@@ -1,5 +1,6 @@
 """What the README shows runs, and names what is there."""
 
+import doctest
 import fnmatch
 import os
 import pathlib
@@ -24,6 +25,17 @@ def test_python_examples_run_one_after_the_other():
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_every_shown_result_comes_out():
+    """The interactive examples, one after the other in one session."""
+    text = "\n".join(re.findall(r"```pycon\n(.*?)```", README, re.DOTALL))
+    examples = doctest.DocTestParser().get_doctest(text, {}, "README.md", "README.md", 0)
+    assert {name for name in msconv_jax.__all__ if f"ms.{name}(" in text} >= {
+        *(operator.__name__ for operator in msconv_jax.operators.DROP_IN),
+        *("ACGraph", "OctConv", "PACConv", "PACConvTranspose", "PACPool"),
+    }
+    assert doctest.DocTestRunner().run(examples).failed == 0
 
 
 def test_commands_name_targets_and_files_that_exist():
