@@ -66,6 +66,15 @@ def test_the_public_names_of_the_changelog_exist():
         assert hasattr(msconv_jax, name), name
 
 
+def test_the_quoted_memory_is_that_of_the_kept_table():
+    table = (ROOT / "benchmarks" / "results" / "x86-2-cores-pac-memory.md").read_text()
+    mebibytes = re.findall(r"\| (?:unfolded|pac_convolve) \| (\d+) \|", table)
+    unfolded, ours, unfolded_both, ours_both = mebibytes
+    text = " ".join(README.split())
+    assert f"{ours} MiB besides its inputs and output, and {ours_both} MiB with gradients" in text
+    assert f"where unfolding needs {unfolded} and {unfolded_both} " in text
+
+
 def test_the_quoted_times_are_those_of_the_kept_table():
     table = (ROOT / "benchmarks" / "results" / "x86-2-cores.md").read_text().partition("### GroupedConv")[0]
     means = re.findall(r"\| geometric mean \| \|  \| ([\d.]+) \|", table)

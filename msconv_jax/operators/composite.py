@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -85,6 +86,12 @@ class CompositeConv(nnx.Module):
             init = options.get("bias_init", nnx.initializers.zeros_init())
             value = init(rngs.params(), (self.out_features,), self.param_dtype)
             self.bias = nnx.Param(value, **options.get("bias_metadata", {}))
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights, without the operator's bias."""
+        flat = nnx.to_flat_state(nnx.state(self, nnx.Param))
+        return sum(math.prod(variable.shape) for path, variable in flat if path != ("bias",))
 
     def check_input(self, inputs: jax.typing.ArrayLike, out_sharding: None) -> jax.Array:
         """The inputs as an array ``(*batch, *spatial, in_features)``.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Unpack
 
@@ -139,6 +140,16 @@ class DynamicPSConv(LatticeConv):
                 start = stop
             first = last
         return KernelLattice(self.in_features, self.out_features, tuple(tiles), dilated_extent(self.kernel_size, base))
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights, the mask's factors included, without the bias."""
+        outer, inner = self.outer_factor, self.inner_factor
+        return math.prod(self.kernel_shape) + math.prod(outer.shape) + math.prod(inner.shape)
+
+    def macs(self, output_size: Sequence[int]) -> int:
+        """Multiply-accumulates for one image, in training: both dilations of every kernel are computed."""
+        return sum(lattice.macs(output_size) for lattice in self._candidates())
 
     def _signs(self) -> jax.Array:
         """S, ``(out_features, inputs of a group)`` of -1 and +1."""

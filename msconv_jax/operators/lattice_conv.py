@@ -86,6 +86,15 @@ class LatticeConv(nnx.Conv):
         """The kernel lattice."""
         return self._lattice
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights, without the bias."""
+        return self.lattice.num_parameters
+
+    def macs(self, output_size: Sequence[int]) -> int:
+        """Multiply-accumulates for one image whose output has the spatial size `output_size`, in pixels."""
+        return self.lattice.macs(output_size)
+
     def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
         """Convolves.
 

@@ -432,6 +432,21 @@ class _PACBase(_Adapting, CompositeConv):
         """Shape of the weights: ``(*kernel_size, in_features, out_features)``, ``(*kernel_size, 1, 1)`` if shared."""
         return self.kernel.shape
 
+    def macs(self, output_size: Sequence[int], guide_features: int) -> int:
+        """Multiply-accumulates for one image: the convolution, its inputs times K, and K itself.
+
+        ``taps * (in * out + in + guide_features + 1)`` for each output pixel; for shared filters, ``out`` is 1. The
+        transposed operator meets samples on one of ``prod(strides)`` taps only, on average.
+
+        Args:
+            output_size: spatial size of the output, in pixels.
+            guide_features: channels of the guide.
+        """
+        taps, outputs = math.prod(self.kernel_size), 1 if self.shared_filters else self.out_features
+        each = taps * (self.in_features * outputs + self.in_features + guide_features + 1)
+        skipped = math.prod(per_axis("strides", self.strides, len(self.kernel_size))) if self.transposed else 1
+        return each * math.prod(per_axis("output_size", output_size)) // skipped
+
     def __call__(
         self,
         inputs: ArrayLike,

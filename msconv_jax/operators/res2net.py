@@ -28,7 +28,7 @@ from msconv_jax.convolution import base_pads, compute_dtype, convolve
 from msconv_jax.lattice import dilated_extent, per_axis
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
-from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv
+from msconv_jax.operators.lattice_conv import ConvOptions
 
 Kind = Literal["normal", "stage"]
 LastSlice = Literal["pool", "conv"]
@@ -233,6 +233,12 @@ class Res2Conv(CompositeConv):
             self.kernel_size, per_axis("kernel_dilation", self.kernel_dilation, len(self.kernel_size))
         )
 
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the slices' convolutions, without biases and normalisations."""
+        flat = [leaf for conv in self.convs for leaf in nnx.to_flat_state(nnx.state(conv, nnx.Param))]
+        return sum(math.prod(variable.shape) for path, variable in flat if path[-1] != "bias")
+
     def macs(self, output_size: Sequence[int]) -> int:
         """Multiply-accumulates of the slices' convolutions for one image; pooling and normalisation count none.
 
@@ -309,8 +315,6 @@ def _divisors(number: int) -> list[int]:
 def _macs(conv: Any, output_size: Sequence[int]) -> int:
     if hasattr(conv, "macs"):
         return conv.macs(output_size)
-    if isinstance(conv, LatticeConv):
-        return conv.lattice.macs(output_size)
     if isinstance(conv, nnx.Conv):
         return math.prod(conv.kernel_shape) * math.prod(per_axis("output_size", output_size))
     raise TypeError(f"{type(conv).__name__} has no macs(output_size): its multiply-accumulates are not known.")

@@ -258,6 +258,18 @@ def test_the_kernel_lattice_counts_as_many_weights_as_the_kernels(operator):
     assert module.lattice.in_features == module.lattice.out_features == 8
 
 
+@over_cases
+def test_every_operator_tells_what_it_costs(operator, setting):
+    """The weights are those that are stored, and a map twice as high takes twice the multiply-accumulates."""
+    without_norm = {"norm": None} if operator is Res2Conv else {}
+    module = build(operator, use_bias=False, **{**setting, **without_norm})
+    assert module.num_parameters == sum(leaf.size for leaf in parameters(module))
+    once, twice = module.macs((5, 6)), module.macs((10, 6))
+    fixed = 2 * once - twice  # what does not depend on the size: linear layers of a mean
+    assert 0 <= fixed < once
+    assert (fixed > 0) == (operator is ACConv)
+
+
 @over_operators
 @pytest.mark.parametrize(
     ("options", "message"),

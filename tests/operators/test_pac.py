@@ -628,3 +628,12 @@ def test_memory_stays_far_below_the_unfolded_signal(transposed):
     gradient = jax.grad(lambda *arrays: (forward(*arrays) ** 2).sum(), argnums=(0, 1, 2))
     assert temporary(forward) < unfolded / 4
     assert temporary(gradient) < unfolded / 2
+
+
+def test_costs_are_those_of_the_formula():
+    module = PACConv(6, 5, (3, 3), rngs=nnx.Rngs(0))
+    assert module.num_parameters + 5 == 6 * 5 * 9 + 5 == module.kernel[...].size + module.bias[...].size
+    assert module.macs((4, 7), guide_features=3) == 28 * 9 * (6 * 5 + 6 + 3 + 1)
+    up = PACConvTranspose(4, 4, (5, 5), 2, shared_filters=True, rngs=nnx.Rngs(0))
+    assert up.num_parameters == 25
+    assert up.macs((8, 8), guide_features=3) == 16 * 25 * (4 + 4 + 3 + 1)

@@ -138,7 +138,7 @@ def test_one_per_stage_replaces_the_convolutions_of_a_network():
         ({"groups": (1,)}, r"groups=\(1,\).*each of the 2 levels"),
         ({"groups": 1}, "each of the 2 levels"),
         ({"groups": (1, 0)}, "groups"),
-        ({"level_features": (4, 3)}, "sum is 7"),
+        ({"level_features": (4, 3)}, "add up to 7"),
         ({"kernel_sizes": (3, 5, 7), "out_features": 6}, "does not divide into 4 shares"),
         ({"feature_group_count": 3}, "feature_group_count=3"),
         ({"kernel_size": (5, 5)}, "first level"),
