@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,17 @@ from msconv_jax.lowering import LayerKey, Lowering, Plan, Step
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 Pads = tuple[tuple[int, int], ...]
+
+
+class ConvolveSettings(TypedDict, total=False):
+    """How a convolution is computed, not what it is; what every pure function of the library passes on.
+
+    `lowering`, `precision` and `preferred_element_type` mean what they mean for :func:`lattice_convolve`.
+    """
+
+    lowering: Lowering
+    precision: lax.PrecisionLike
+    preferred_element_type: DTypeLike | None
 
 
 def lattice_convolve(
@@ -106,9 +117,7 @@ def convolve(
     *,
     kernel_dilation: int | Sequence[int] | None = 1,
     feature_group_count: int = 1,
-    lowering: Lowering = "auto",
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
+    **settings: Unpack[ConvolveSettings],
 ) -> jax.Array:
     """The plain convolution, grouped or not, with a lowering that is fast on every backend.
 
@@ -119,9 +128,7 @@ def convolve(
         padding: as in :func:`lattice_convolve`; speaks of the dilated kernel, as ``nnx.Conv``'s does.
         kernel_dilation: pixels between taps, one int or one per spatial axis.
         feature_group_count: number of groups of channels.
-        lowering: as in :func:`lattice_convolve`.
-        precision: as in :func:`lattice_convolve`.
-        preferred_element_type: as in :func:`lattice_convolve`.
+        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
 
     Returns:
         ``(*batch, *output_spatial, out_features)``.
@@ -151,9 +158,7 @@ def convolve(
         lattice,
         strides,
         padding,
-        lowering=lowering,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
+        **settings,
     )
 
 

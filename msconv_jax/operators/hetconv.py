@@ -21,12 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from msconv_jax.convolution import Padding, check_groups, lattice_convolve
+from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
-from msconv_jax.lowering import Lowering
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.lattice_conv import ConvOptions, apply_lattice, check_kernel_size, refuse_out_sharding
 
@@ -147,9 +145,7 @@ def hetconv(
     layout: Layout = "block",
     kernel_dilation: int | Sequence[int] | None = 1,
     feature_group_count: int = 1,
-    lowering: Lowering = "auto",
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
+    **settings: Unpack[ConvolveSettings],
 ) -> jax.Array:
     """Heterogeneous convolution as a pure function; the arguments mean what they mean for :class:`HetConv`.
 
@@ -163,9 +159,7 @@ def hetconv(
         layout: "block" or "lattice".
         kernel_dilation: dilation of the large kernels.
         feature_group_count: number of groups.
-        lowering: see :func:`msconv_jax.lattice_convolve`.
-        precision: see :func:`msconv_jax.lattice_convolve`.
-        preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
 
     Returns:
         ``(*batch, *output_spatial, out_features)``.
@@ -200,9 +194,7 @@ def hetconv(
         lattice,
         strides,
         padding,
-        lowering=lowering,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
+        **settings,
     )
 
 

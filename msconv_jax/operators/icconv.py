@@ -23,12 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.convolution import Padding, check_groups, lattice_convolve
+from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
-from msconv_jax.lowering import Lowering
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
 
 Dilations = tuple[tuple[int, ...], ...]
@@ -103,9 +101,7 @@ def icconv(
     pattern: Pattern,
     kernel_dilation: int | Sequence[int] | None = 1,
     feature_group_count: int = 1,
-    lowering: Lowering = "auto",
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
+    **settings: Unpack[ConvolveSettings],
 ) -> jax.Array:
     """Inception convolution as a pure function; the arguments mean what they mean for :class:`ICConv`.
 
@@ -117,9 +113,7 @@ def icconv(
         pattern: the dilations of the filters.
         kernel_dilation: factor on all dilations, one int or one per axis.
         feature_group_count: number of groups.
-        lowering: see :func:`msconv_jax.lattice_convolve`.
-        precision: see :func:`msconv_jax.lattice_convolve`.
-        preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
 
     Returns:
         ``(*batch, *output_spatial, out_features)``.
@@ -152,9 +146,7 @@ def icconv(
         lattice,
         strides,
         padding,
-        lowering=lowering,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
+        **settings,
     )
 
 

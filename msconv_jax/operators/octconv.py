@@ -26,11 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from msconv_jax.convolution import Padding, Pads, base_pads, convolve
+from msconv_jax.convolution import ConvolveSettings, Padding, Pads, base_pads, convolve
 from msconv_jax.lattice import dilated_extent, per_axis
-from msconv_jax.lowering import Lowering
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions, refuse_out_sharding
@@ -292,9 +291,7 @@ def octconv(
     down: Down = "avg",
     odd: Odd = "ceil",
     kernel_dilation: int | Sequence[int] | None = 1,
-    lowering: Lowering = "auto",
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
+    **settings: Unpack[ConvolveSettings],
 ) -> OctArrays:
     """Octave convolution as a pure function; the arguments mean what they mean for :class:`OctConv`.
 
@@ -307,9 +304,7 @@ def octconv(
         down: "avg" or "stride".
         odd: "ceil" or "floor".
         kernel_dilation: pixels between taps, one int or one per axis.
-        lowering: see :func:`msconv_jax.lattice_convolve`.
-        precision: see :func:`msconv_jax.lattice_convolve`.
-        preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
 
     Returns:
         ``(high, low)``, or only the high array without low outputs.
@@ -351,9 +346,7 @@ def octconv(
             pads,
             kernel_dilation=kernel_dilation,
             feature_group_count=max(1, x.shape[-1] // shapes[path][-2]),
-            lowering=lowering,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
+            **settings,
         )
 
     paths = {path: functools.partial(apply, path) for path in arrays}

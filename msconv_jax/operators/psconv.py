@@ -20,12 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from msconv_jax.convolution import Padding, check_groups, convolve, lattice_convolve
+from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, convolve, lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
-from msconv_jax.lowering import Lowering
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
 
 Vary = Literal["both", "in", "out", "none"]
@@ -188,9 +186,7 @@ def psconv(
     layout: Layout = "block",
     kernel_dilation: int | Sequence[int] | None = 1,
     feature_group_count: int = 1,
-    lowering: Lowering = "auto",
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
+    **settings: Unpack[ConvolveSettings],
 ) -> jax.Array:
     """Poly-scale convolution as a pure function; the arguments mean what they mean for :class:`PSConv`.
 
@@ -205,9 +201,7 @@ def psconv(
         layout: "block" or "lattice".
         kernel_dilation: factor on all dilations, one int or one per axis.
         feature_group_count: number of groups.
-        lowering: see :func:`msconv_jax.lattice_convolve`.
-        precision: see :func:`msconv_jax.lattice_convolve`.
-        preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
 
     Returns:
         ``(*batch, *output_spatial, out_features)``.
@@ -243,9 +237,7 @@ def psconv(
         lattice,
         strides,
         padding,
-        lowering=lowering,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
+        **settings,
     )
 
 

@@ -19,12 +19,10 @@ from typing import Any, Unpack
 
 import jax
 from flax import nnx
-from jax import lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from msconv_jax.convolution import Padding, check_groups, lattice_convolve
+from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
-from msconv_jax.lowering import Lowering
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.lattice_conv import ConvOptions, apply_lattice, check_kernel_size, refuse_out_sharding
 
@@ -139,9 +137,7 @@ def pyconv(
     padding: Padding = "SAME",
     *,
     kernel_dilation: int | Sequence[int] | None = 1,
-    lowering: Lowering = "auto",
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
+    **settings: Unpack[ConvolveSettings],
 ) -> jax.Array:
     """Pyramidal convolution as a pure function.
 
@@ -151,9 +147,7 @@ def pyconv(
         strides: pixels between outputs.
         padding: of the smallest kernel; see :func:`msconv_jax.lattice_convolve`.
         kernel_dilation: dilation of every level.
-        lowering: see :func:`msconv_jax.lattice_convolve`.
-        precision: see :func:`msconv_jax.lattice_convolve`.
-        preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
 
     Returns:
         ``(*batch, *output_spatial, sum of the level outputs)``.
@@ -190,9 +184,7 @@ def pyconv(
         lattice,
         strides,
         padding,
-        lowering=lowering,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
+        **settings,
     )
 
 

@@ -15,11 +15,9 @@ from typing import Literal, Unpack, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from msconv_jax.convolution import Padding, convolve
-from msconv_jax.lowering import Lowering
+from msconv_jax.convolution import ConvolveSettings, Padding, convolve
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions
@@ -203,9 +201,7 @@ def sisconv(
     steps: int = 2,
     kernel_dilation: int | Sequence[int] | None = 1,
     feature_group_count: int = 1,
-    lowering: Lowering = "auto",
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
+    **settings: Unpack[ConvolveSettings],
 ) -> jax.Array:
     """Scale-in-scale convolution as a pure function; the arguments mean what they mean for :class:`SISConv`.
 
@@ -220,9 +216,7 @@ def sisconv(
         steps: steps of the recurrent kinds.
         kernel_dilation: pixels between taps of every kernel, one int or one per axis.
         feature_group_count: number of groups of every kernel.
-        lowering: see :func:`msconv_jax.lattice_convolve`.
-        precision: see :func:`msconv_jax.lattice_convolve`.
-        preferred_element_type: see :func:`msconv_jax.lattice_convolve`.
+        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
 
     Returns:
         ``(*batch, *output_spatial, C)``.
@@ -260,9 +254,7 @@ def sisconv(
             padding,
             kernel_dilation=kernel_dilation,
             feature_group_count=feature_group_count,
-            lowering=lowering,
-            precision=precision,
-            preferred_element_type=preferred_element_type,
+            **settings,
         )
 
     return _scales(
