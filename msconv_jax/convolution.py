@@ -61,7 +61,7 @@ def lattice_convolve(
         padding: "SAME", "SAME_LOWER", "VALID", an int for every side, or for each axis an int or a pair
             (before, after). It speaks of the lattice's base kernel; each tile is padded further by half of its
             extra extent, so that all tiles give the size that the base kernel gives.
-        lowering: how to compute it: "tiles", "packs", "grouped", "dense", "shifts" (see
+        lowering: how to compute it: "tiles", "packs", "grouped", "dense", "shifts", "scatter" (see
             :mod:`msconv_jax.lowering`), or "auto" for the cheapest on JAX's default backend.
         precision: of the products, as in ``jax.lax.conv_general_dilated``.
         preferred_element_type: dtype of the result, as in ``jax.lax.conv_general_dilated``.
@@ -295,13 +295,12 @@ def _convolve(
 
     # The batch may be a symbolic dimension under jax.export; then a usual one decides.
     batch = x.shape[0] if isinstance(x.shape[0], int) else 8
-    plan = lowering_room.choose_plan(lattice, lowering, backend, batch * math.prod(output))
+    plan = lowering_room.choose_plan(lattice, lowering, backend, batch * math.prod(output), math.prod(strides))
     settings = {"precision": precision, "preferred_element_type": preferred_element_type}
     results = []
     for step in plan:
         own = take_channels(x, step.inputs)
-        apply = _shift_step if step.shifted else _convolution_step
-        results.append(apply(own, packed, lattice, step, strides, pads, output, settings))
+        results.append(_WAYS[step.way](own, packed, lattice, step, strides, pads, output, settings))
     return _assemble(results, plan)
 
 
@@ -362,6 +361,41 @@ def _shift_step(x, packed, lattice, step, strides, pads, output, settings) -> ja
         total = term if total is None else total + term
     assert total is not None  # every kernel has a tap
     return total.astype(settings["preferred_element_type"] or x.dtype)
+
+
+def _scatter_step(x, packed, lattice, step, strides, pads, output, settings) -> jax.Array:
+    """The step as one product with the weights of all taps, whose results are shifted and added."""
+    # The products of single taps are rounded, other than a convolution's: half precision needs float32 for them.
+    wide = jnp.promote_types(settings["preferred_element_type"] or x.dtype, jnp.float32)
+    parts = lowering_room.layer_steps(step)
+    kernels = [_layer_kernel(packed, lattice, part, part.layers[0]) for part in parts]
+    columns = [jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1) for kernel in kernels]  # (inputs, taps * outputs)
+    products = jnp.dot(
+        x, jnp.concatenate(columns, axis=1), precision=settings["precision"], preferred_element_type=wide
+    )
+    # lax.split, because its gradient is one concatenation; that of a slice is as large as all products.
+    sizes = [kernel.shape[-1] for kernel in kernels for _ in range(math.prod(kernel.shape[:-2]))]
+    pieces = iter(lax.split(products, sizes, axis=products.ndim - 1))
+    results = []
+    for part, kernel in zip(parts, kernels, strict=True):
+        kernel_size, dilation = kernel.shape[:-2], part.layers[0][1]
+        extent = dilated_extent(kernel_size, dilation)
+        before = [low for low, _ in _tile_pads(lattice, pads, extent, lattice.offset(extent))]
+        shifted = []
+        for tap in np.ndindex(*kernel_size):
+            widths = []
+            for t, d, low, size, count, stride in zip(
+                tap, dilation, before, x.shape[1:-1], output, strides, strict=True
+            ):
+                first = low - t * d  # where the first product comes to stand
+                widths.append((first, (count - 1) * stride + 1 - size - first, 0))
+            piece = lax.pad(next(pieces), jnp.zeros((), wide), [(0, 0, 0), *widths, (0, 0, 0)])
+            shifted.append(piece[(slice(None), *(slice(None, None, stride) for stride in strides))])
+        results.append(functools.reduce(operator.add, shifted))
+    return jnp.concatenate(results, axis=-1).astype(settings["preferred_element_type"] or x.dtype)
+
+
+_WAYS = {"convolve": _convolution_step, "shift": _shift_step, "scatter": _scatter_step}
 
 
 def _grouped_product(x: jax.Array, weights: jax.Array, groups: int, dtype: Any, precision: Any) -> jax.Array:

@@ -7,7 +7,7 @@ channels. The plans differ in how they cut the lattice:
 ``tiles``
     One dense convolution per dilation and set of inputs. No multiplication by zero, many narrow convolutions.
 ``packs``
-    Independent blocks (the groups of a grouped convolution) joined to packs of a useful width; a pack is one
+    A layer's independent blocks (the groups of a grouped convolution) joined to packs of a useful width; a pack is one
     dense convolution whose kernel has zeros outside the blocks.
 ``grouped``
     The native grouped convolution over the finest equal blocks.
@@ -16,6 +16,10 @@ channels. The plans differ in how they cut the lattice:
 ``shifts``
     A sum over taps of the shifted input times weights, without a convolution: elementwise where every output
     reads one input (depthwise), a matrix product otherwise.
+``scatter``
+    For each set of inputs one matrix product with the weights of all taps of all its outputs, whose results are then
+    shifted and added (known as kn2row). One wide product whatever the dilations, but its results take as much memory
+    as all taps of the output.
 """
 
 from __future__ import annotations
@@ -31,32 +35,36 @@ import numpy as np
 
 from msconv_jax.lattice import KernelLattice, dilated_extent
 
-Lowering = Literal["auto", "tiles", "packs", "grouped", "dense", "shifts"]
+Lowering = Literal["auto", "tiles", "packs", "grouped", "dense", "shifts", "scatter"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
 
 Channels = tuple[int, ...]
 
 
+Way = Literal["convolve", "shift", "scatter"]
 LayerKey = tuple[int, tuple[int, ...]]  # index of a bank, dilation
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One convolution (or one sum of shifts) of a plan.
+    """One convolution of a plan, or what takes its place.
 
     Attributes:
         inputs: input channels, group after group.
-        outputs: output channels, group after group.
+        outputs: output channels, group after group; to scatter, layer after layer, and then perhaps more than once.
         groups: number of equal groups.
         layers: which cells of these inputs and outputs the step computes, by bank and dilation.
-        shifted: computed as a sum of shifted products rather than as a convolution.
+        way: "convolve", or "shift" the inputs before the product with each tap's weights and add, or "scatter": shift
+            the products of all taps and add.
+        sizes: to scatter, the number of outputs of each layer.
     """
 
     inputs: Channels
     outputs: Channels
     groups: int
     layers: tuple[LayerKey, ...]
-    shifted: bool = False
+    way: Way = "convolve"
+    sizes: tuple[int, ...] = ()
 
 
 Plan = tuple[Step, ...]
@@ -73,6 +81,7 @@ class CostModel:
         quantum: channels are rounded up to a multiple of this.
         shifted: cost of a multiply-accumulate in a sum of shifts.
         grouped: cost of a multiply-accumulate in a native grouped convolution; None where it is never chosen.
+        scattered: cost of shifting and adding one product.
     """
 
     overhead: float
@@ -80,22 +89,30 @@ class CostModel:
     quantum: int
     shifted: float
     grouped: float | None
+    scattered: float
 
-    def __call__(self, lattice: KernelLattice, plan: Plan, pixels: int) -> float:
-        """Cost of the plan for `pixels` output pixels (batch included)."""
-        return sum(self._step(lattice, step, pixels) for step in plan)
+    def __call__(self, lattice: KernelLattice, plan: Plan, pixels: int, spread: int = 1) -> float:
+        """Cost of the plan for `pixels` output pixels (batch included), each of them `spread` input pixels."""
+        return sum(self._step(lattice, step, pixels, spread) for step in plan)
 
-    def _step(self, lattice: KernelLattice, step: Step, pixels: int) -> float:
+    def _step(self, lattice: KernelLattice, step: Step, pixels: int, spread: int) -> float:
         inputs, outputs = len(step.inputs) // step.groups, len(step.outputs) // step.groups
+        if step.way == "scatter":
+            products = sum(
+                len(part.outputs) * math.prod(lattice.banks[part.layers[0][0]].kernel_size)
+                for part in layer_steps(step)
+            )
+            product = pixels * spread * self._width(inputs) * self._width(products)
+            return self.overhead * (1 + len(step.layers)) + product + pixels * spread * products * self.scattered
         taps = _taps(lattice, step)
-        if step.shifted and inputs == 1:
+        if step.way == "shift" and inputs == 1:
             return self.overhead + pixels * taps * len(step.outputs) * self.shifted
         if step.groups > 1:
             if self.grouped is None:
                 return math.inf
             return self.overhead + pixels * taps * inputs * len(step.outputs) * self.grouped
         width = self._width(inputs) * self._width(outputs)
-        return self.overhead * (taps if step.shifted else 1) + pixels * taps * width
+        return self.overhead * (taps if step.way == "shift" else 1) + pixels * taps * width
 
     def _width(self, channels: int) -> int:
         return -(-channels // self.quantum) * self.quantum + self.narrowness
@@ -108,15 +125,15 @@ class CostModel:
 # GPU and TPU: estimates from the widths of their matrix units (tensor-core tiles of 64, a 128 x 128 array)
 # and a launch of some 5 us.
 COST_MODELS = {
-    "cpu": CostModel(overhead=6e6, narrowness=8, quantum=4, shifted=14.0, grouped=None),
-    "gpu": CostModel(overhead=5e8, narrowness=0, quantum=64, shifted=100.0, grouped=16.0),
-    "tpu": CostModel(overhead=2e8, narrowness=0, quantum=128, shifted=100.0, grouped=None),
+    "cpu": CostModel(overhead=6e6, narrowness=8, quantum=4, shifted=14.0, grouped=None, scattered=60.0),
+    "gpu": CostModel(overhead=5e8, narrowness=0, quantum=64, shifted=100.0, grouped=16.0, scattered=200.0),
+    "tpu": CostModel(overhead=2e8, narrowness=0, quantum=128, shifted=100.0, grouped=None, scattered=200.0),
 }
 _PACK_WIDTHS = (8, 16, 32, 64, 128)
 _MOST_BANDS = 64  # steps on the same inputs that are weighed against each other
 
 
-def choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int) -> Plan:
+def choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int, spread: int = 1) -> Plan:
     """The plan for a lattice.
 
     Args:
@@ -124,13 +141,14 @@ def choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int
         lowering: a name of ``LOWERINGS``; "auto" takes the cheapest plan of the backend's cost model.
         backend: "cpu", "gpu" or "tpu"; forced lowerings do not look at it, but for the width of packs.
         pixels: number of output pixels, batch included.
+        spread: input pixels for each output pixel, the product of the strides.
 
     Raises:
         ValueError: if `lowering` is not a known name.
     """
     check_lowering(lowering)
     # Rounding to a power of four keeps the cache small; the choice is not that fine.
-    return _choose_plan(lattice, lowering, backend, 4 ** max(0, round(math.log(max(pixels, 1), 4))))
+    return _choose_plan(lattice, lowering, backend, 4 ** max(0, round(math.log(max(pixels, 1), 4))), spread)
 
 
 def check_lowering(lowering: str) -> None:
@@ -140,20 +158,17 @@ def check_lowering(lowering: str) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int) -> Plan:
+def _choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int, spread: int) -> Plan:
     if lowering == "auto" and len(lattice.tiles) == 1 and (lattice.rows >= 0).all():
         return _fixed_plan(lattice, "dense")  # a plain convolution; nothing to weigh
-    if lowering in ("tiles", "grouped", "dense", "shifts"):
+    if lowering in ("tiles", "grouped", "dense", "shifts", "scatter"):
         return _fixed_plan(lattice, lowering)
-    cost = functools.partial(COST_MODELS[backend], lattice, pixels=pixels)
-    packs = min((_pack_plan(lattice, width) for width in _PACK_WIDTHS), key=cost)
+    cost = functools.partial(COST_MODELS[backend], lattice, pixels=pixels, spread=spread)
     if lowering == "packs":
-        return packs
-    names = ("tiles", "dense", "grouped", "shifts")
-    plans = [packs, *(_fixed_plan(lattice, name) for name in names)]
-    # Within a block and a dilation, the tiles may be cheaper apart (no zeros) or together (wider).
-    plans += [_mixed_plan(lattice, width, cost) for width in _PACK_WIDTHS]
-    return _merged_plan(lattice, min(plans, key=cost), cost)
+        return min((_pack_plan(lattice, width) for width in _PACK_WIDTHS), key=cost)
+    by_layer = tuple(step for layer in _layers(lattice) for step in _layer_plan(lattice, layer, cost))
+    plans = [_merged_plan(lattice, by_layer, cost), _scattered_plan(by_layer, cost)]
+    return min([*plans, *(_fixed_plan(lattice, name) for name in ("dense", "grouped"))], key=cost)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -164,28 +179,29 @@ def _fixed_plan(lattice: KernelLattice, name: str) -> Plan:
         return (Step(tuple(range(lattice.in_features)), tuple(range(lattice.out_features)), groups, layers),)
     if name == "shifts":
         return tuple(step for layer in layers for step in _shift_steps(lattice, layer))
-    return tuple(Step(*rectangle, 1, (layer,)) for layer in layers for rectangle in _rectangles(lattice, layer))
+    tiles = tuple(Step(*rectangle, 1, (layer,)) for layer in layers for rectangle in _rectangles(lattice, layer))
+    return _scattered_plan(tiles) if name == "scatter" else tiles
 
 
 @functools.lru_cache(maxsize=1024)
 def _pack_plan(lattice: KernelLattice, width: int) -> Plan:
     """One dense convolution per pack and layer."""
     return tuple(
-        Step(*_bounds(rectangles), 1, (layer,))
-        for layer in _layers(lattice)
-        for rectangles in _packed_rectangles(lattice, layer, width)
+        Step(*_bounds(pack), 1, (layer,)) for layer in _layers(lattice) for pack in _packs(lattice, layer, width)
     )
 
 
-def _mixed_plan(lattice: KernelLattice, width: int, cost) -> Plan:
-    """As a pack plan, but with a pack cut into its rectangles wherever that is cheaper."""
-    steps: list[Step] = []
-    for layer in _layers(lattice):
-        for rectangles in _packed_rectangles(lattice, layer, width):
-            whole = (Step(*_bounds(rectangles), 1, (layer,)),)
-            cut = tuple(Step(*rectangle, 1, (layer,)) for rectangle in rectangles)
+def _layer_plan(lattice: KernelLattice, layer: LayerKey, cost: Callable[[Plan], float]) -> Plan:
+    """The cheapest way for one layer: packs of one width, each whole or cut into its rectangles, or shifts."""
+    plans = [tuple(_shift_steps(lattice, layer))]
+    for width in _PACK_WIDTHS:
+        steps: list[Step] = []
+        for pack in _packs(lattice, layer, width):
+            whole = (Step(*_bounds(pack), 1, (layer,)),)
+            cut = tuple(Step(*rectangle, 1, (layer,)) for rectangle in pack)
             steps += min(whole, cut, key=cost)
-    return tuple(steps)
+        plans.append(tuple(steps))
+    return min(plans, key=cost)
 
 
 def _merged_plan(lattice: KernelLattice, plan: Plan, cost: Callable[[Plan], float]) -> Plan:
@@ -197,7 +213,7 @@ def _merged_plan(lattice: KernelLattice, plan: Plan, cost: Callable[[Plan], floa
     steps = list(plan)
     by_inputs: dict[tuple[Channels, int], list[int]] = {}
     for number, step in enumerate(steps):
-        if not step.shifted:
+        if step.way == "convolve":
             by_inputs.setdefault((step.inputs, step.groups), []).append(number)
     gains: dict[tuple[int, int], float] = {}
 
@@ -226,6 +242,48 @@ def _merged_plan(lattice: KernelLattice, plan: Plan, cost: Callable[[Plan], floa
         for other in others:
             weigh(min(a, other), max(a, other))
     return tuple(step for number, step in enumerate(steps) if number not in gone)
+
+
+def _scattered_plan(plan: Plan, cost: Callable[[Plan], float] | None = None) -> Plan:
+    """The plan with the convolutions on equal inputs scattered together; with a cost, those that gain by it.
+
+    The narrowest convolutions gain most, so they are tried first, one more at a time.
+    """
+    by_inputs: dict[Channels, list[Step]] = {}
+    for step in plan:
+        if step.way == "convolve" and step.groups == 1 and len(step.layers) == 1:
+            by_inputs.setdefault(step.inputs, []).append(step)
+    chosen: list[Step] = []
+    replaced: set[Step] = set()
+    for inputs, own in by_inputs.items():
+        own.sort(key=lambda step: len(step.outputs))
+        # One layer may come from several packs; a step that is scattered names each layer once.
+        first_of_layer = list({step.layers[0]: step for step in reversed(own)}.values())[::-1]
+        best, gain = None, 0.0
+        for count in [len(first_of_layer)] if cost is None else range(1, len(first_of_layer) + 1):
+            some = first_of_layer[:count]
+            layers = tuple(step.layers[0] for step in some)
+            outputs = tuple(output for step in some for output in step.outputs)
+            sizes = tuple(len(step.outputs) for step in some)
+            joined = Step(inputs, outputs, 1, layers, "scatter", sizes)
+            if cost is None:
+                best = (joined, some)
+            elif (saved := cost(tuple(some)) - cost((joined,))) > gain:
+                best, gain = (joined, some), saved
+        if best is not None:
+            chosen.append(best[0])
+            replaced |= set(best[1])
+    return (*(step for step in plan if step not in replaced), *chosen)
+
+
+@functools.lru_cache(maxsize=8192)
+def layer_steps(step: Step) -> tuple[Step, ...]:
+    """The layers of a step that scatters as steps of their own."""
+    ends = list(itertools.accumulate(step.sizes))
+    return tuple(
+        Step(step.inputs, step.outputs[end - size : end], 1, (layer,))
+        for layer, size, end in zip(step.layers, step.sizes, ends, strict=True)
+    )
 
 
 def _has_cells(lattice: KernelLattice, step: Step, other: Step) -> bool:
@@ -272,48 +330,31 @@ def _rectangles(lattice: KernelLattice, layer: LayerKey) -> tuple[_Rectangle, ..
     )
 
 
-@functools.lru_cache(maxsize=128)
-def _blocks(lattice: KernelLattice) -> tuple[np.ndarray, np.ndarray]:
-    """The independent blocks of the lattice: rows are in one block if a chain of shared inputs joins them.
-
-    Returns:
-        For each row the number of its block, counting from the first output on; and an int array (blocks, 2) of how
-        many inputs and outputs each block has.
-    """
-    present = lattice.rows >= 0
-    block_of_input = np.arange(lattice.in_features)
-    inputs_of_row = [np.flatnonzero(row) for row in present]
-    changed = True
-    while changed:
-        changed = False
-        for inputs in inputs_of_row:
-            names = block_of_input[inputs]
-            if (names != names.min()).any():
-                block_of_input[inputs] = names.min()
-                changed = True
-    number: dict[int, int] = {}
-    block_of_row = np.array([number.setdefault(int(block_of_input[i[0]]), len(number)) for i in inputs_of_row])
-    sizes = np.zeros((len(number), 2), int)
-    for name in block_of_input[present.any(axis=0)]:
-        sizes[number[int(name)], 0] += 1
-    np.add.at(sizes[:, 1], block_of_row[lattice.row_of_output], 1)
-    return block_of_row, sizes
-
-
-def _packed_rectangles(lattice: KernelLattice, layer: LayerKey, width: int) -> list[list[_Rectangle]]:
-    """The layer's rectangles by pack: blocks are joined, in order, until both sides are `width` wide."""
-    block_of_row, sizes = _blocks(lattice)
-    pack_of_block, pack, filled = [], 0, np.zeros(2, int)
-    for size in sizes:
-        pack_of_block.append(pack)
-        filled += size
-        if filled.min() >= width:
-            pack, filled = pack + 1, np.zeros(2, int)
-    packs: dict[int, list[_Rectangle]] = {}
+@functools.lru_cache(maxsize=512)
+def _blocks(lattice: KernelLattice, layer: LayerKey) -> tuple[tuple[_Rectangle, ...], ...]:
+    """The layer's independent blocks, by first output: rectangles that a chain of shared inputs joins are one block."""
+    blocks: list[tuple[set[int], list[_Rectangle]]] = []
     for rectangle in _rectangles(lattice, layer):
-        row = lattice.row_of_output[rectangle[1][0]]
-        packs.setdefault(pack_of_block[block_of_row[row]], []).append(rectangle)
-    return list(packs.values())
+        inputs, members = set(rectangle[0]), [rectangle]
+        apart = []
+        for block in blocks:
+            if inputs.isdisjoint(block[0]):
+                apart.append(block)
+            else:
+                inputs |= block[0]
+                members = block[1] + members
+        blocks = [*apart, (inputs, members)]
+    return tuple(sorted((tuple(members) for _, members in blocks), key=lambda members: members[0][1][0]))
+
+
+def _packs(lattice: KernelLattice, layer: LayerKey, width: int) -> list[list[_Rectangle]]:
+    """The layer's rectangles by pack: blocks are joined, in order, until both sides are `width` wide."""
+    packs: list[list[_Rectangle]] = [[]]
+    for block in _blocks(lattice, layer):
+        packs[-1] += block
+        if min(map(len, _bounds(packs[-1]))) >= width:
+            packs.append([])
+    return [pack for pack in packs if pack]
 
 
 def _bounds(rectangles: Iterable[_Rectangle]) -> _Rectangle:
@@ -348,7 +389,7 @@ def _shift_steps(lattice: KernelLattice, layer: LayerKey) -> list[Step]:
             tuple(o for _, outputs in rectangles for o in outputs),
             len(rectangles),
             (layer,),
-            shifted=True,
+            way="shift",
         )
         for rectangles in by_shape.values()
     ]

@@ -323,13 +323,13 @@ def test_convolve_is_the_plain_grouped_convolution(padding, groups):
 @pytest.mark.parametrize("pixels", [1, 100, 10_000, 1_000_000])
 def test_cpu_never_gets_a_native_grouped_convolution(name, pixels):
     for step in choose_plan(STRUCTURED[name], "auto", "cpu", pixels):
-        assert step.groups == 1 or step.shifted
+        assert step.groups == 1 or step.way == "shift"
 
 
 def test_cpu_choices_follow_the_measured_table():
     depthwise = psconv_lattice(128, 128, (3, 3), pattern=(1,), feature_group_count=128)
     (step,) = choose_plan(depthwise, "auto", "cpu", 8 * 28 * 28)
-    assert step.shifted
+    assert step.way == "shift"
     resnext = psconv_lattice(128, 128, (3, 3), pattern=(1,), feature_group_count=32)
     packs = choose_plan(resnext, "auto", "cpu", 8 * 56 * 56)
     assert {len(step.inputs) for step in packs} <= {8, 16, 32}
@@ -340,7 +340,7 @@ def test_cpu_choices_follow_the_measured_table():
 def test_a_plain_convolution_is_one_convolution_everywhere():
     for backend in ("cpu", "gpu", "tpu"):
         (step,) = choose_plan(psconv_lattice(64, 64, (3, 3), pattern=(2,)), "auto", backend, 10_000)
-        assert (step.groups, step.shifted) == (1, False)
+        assert (step.groups, step.way) == (1, "convolve")
 
 
 def test_auto_carries_out_the_plan_of_the_default_backend():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import msconv_jax
+from msconv_jax.lowering import LOWERINGS
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -58,6 +59,11 @@ def test_every_operator_and_model_is_named():
     assert set(msconv_jax.list_models("ps_*")) == {
         f"ps_{name}" for name in msconv_jax.list_models() if not name.startswith("ps_")
     } - {"ps_resnet18", "ps_resnet34"}
+
+
+def test_every_lowering_is_named():
+    for name in LOWERINGS:
+        assert f'`"{name}"`' in README or name == "auto"
 
 
 def test_the_public_names_of_the_changelog_exist():

@@ -54,7 +54,7 @@ def test_sizes_follow_the_matrix(layout, features, parts, size, stride, groups):
 
 
 @pytest.mark.parametrize("layout", ["block", "lattice"])
-@pytest.mark.parametrize("lowering", ["tiles", "packs", "grouped", "dense", "shifts"])
+@pytest.mark.parametrize("lowering", ["tiles", "packs", "grouped", "dense", "shifts", "scatter"])
 def test_every_lowering_gives_the_same(lowering, layout):
     x, kernel, pointwise = whole((1, 6, 7, 8), 0), whole((3, 3, 2, 8), 1), whole((1, 1, 6, 8), 2)
     y = hetconv(x, kernel, pointwise, 2, 1, parts=4, layout=layout, lowering=lowering)

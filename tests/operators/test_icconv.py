@@ -53,7 +53,7 @@ def test_every_filter_has_its_dilation(groups, size, stride, dilations):
 
 
 @pytest.mark.parametrize("groups", [1, 4, 8])
-@pytest.mark.parametrize("lowering", ["tiles", "packs", "grouped", "dense", "shifts"])
+@pytest.mark.parametrize("lowering", ["tiles", "packs", "grouped", "dense", "shifts", "scatter"])
 def test_every_lowering_gives_the_same(lowering, groups):
     pattern = list(itertools.islice(itertools.cycle([(1, 1), (1, 2), (3, 1)]), 8))
     x, kernel = whole((1, 8, 7, 8), 0), whole((3, 3, 8 // groups, 8), 1)

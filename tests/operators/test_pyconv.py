@@ -45,7 +45,7 @@ def test_levels_are_grouped_convolutions_side_by_side(sizes, groups, features, s
     np.testing.assert_array_equal(y, naive_pyconv(x, kernels, groups, stride))
 
 
-@pytest.mark.parametrize("lowering", ["tiles", "packs", "grouped", "dense", "shifts"])
+@pytest.mark.parametrize("lowering", ["tiles", "packs", "grouped", "dense", "shifts", "scatter"])
 def test_every_lowering_gives_the_same(lowering):
     x = whole((1, 7, 6, 8), 0)
     kernels = [whole((3, 3, 8, 4), 1), whole((5, 5, 2, 8), 2)]
