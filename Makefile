@@ -5,7 +5,7 @@ WORKDIR ?= runs/digits
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow lint format bench clean
+.PHONY: help train test test-slow lint format bench bench-full clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,8 +39,11 @@ format: $(VENV)/.test ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test ## Time the operators over the plain convolution
-	$(BIN)/python -m benchmarks.operators
+bench: $(VENV)/.test ## Time the operators over the plain convolution (about 5 minutes)
+	$(BIN)/python -m benchmarks
+
+bench-full: $(VENV)/.test ## All benchmarks, long; NAME=... keeps them in benchmarks/results
+	$(BIN)/python -m benchmarks --full $(if $(NAME),--write $(NAME))
 
 clean: ## Remove the environment and caches (not your runs)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -185,7 +185,13 @@ STRUCTURED = {
 }
 
 
-@pytest.mark.parametrize("name", STRUCTURED)
+# The fast run takes those that cover every kind of step; compiling all ways of the others takes a minute.
+SLOW = ("psconv in groups", "psconv, literal order", "one dilation pair per filter")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in STRUCTURED]
+)
 def test_structured_lattices(name):
     check_lowerings((STRUCTURED[name], (2, 1), 1, (7, 6)), LOWERINGS)
 

@@ -1,0 +1,99 @@
+"""All benchmarks, as one document.
+
+    python -m benchmarks [--full] [--write NAME]
+
+Without `--full`: the operators over the plain convolution, with few rounds (minutes on two cores). With it: more
+rounds, the native grouped convolutions, `ps_resnet50` over `resnet50`, and PyTorch's operators if PyTorch is installed.
+The document is printed, or with `--write` written to `benchmarks/results/NAME.md`, in place of what stood there. Leave
+the machine alone meanwhile: other work on it changes the ratios too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+
+from benchmarks import models, operators, pytorch_operators
+from benchmarks.tables import LEGEND, Comparison, summary
+from benchmarks.timing import machine
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+ROUNDS, FULL_ROUNDS = 5, 15
+
+
+def collect(comparisons: Iterable[Comparison]) -> list[Comparison]:
+    """The comparisons, each announced when it is done."""
+    done = []
+    for comparison in comparisons:
+        print(f"{comparison.name} over {comparison.base}: done", file=sys.stderr, flush=True)
+        done.append(comparison)
+    return done
+
+
+def measure(options: argparse.Namespace) -> tuple[dict[str, list[Comparison]], list[str]]:
+    """Runs what the options ask for: the comparisons by section, and remarks on what was left out."""
+    shapes = (options.sizes, options.batch, options.rounds)
+    sections = {"Operators": collect(operators.compare_all(*shapes, options.only, native=options.full))}
+    if not options.full:
+        return sections, []
+    sections["Networks"] = collect([models.compare()])
+    if not pytorch_operators.installed():
+        return sections, ["PyTorch is not installed here and was left out."]
+    # Last, so that PyTorch's threads stand in nobody's way.
+    sections["PyTorch"] = collect(pytorch_operators.compare_all(*shapes))
+    if pytorch_operators.compiler() is None:
+        return sections, ["There is no C++ compiler here: torch.compile was left out."]
+    sections["PyTorch"] += collect(pytorch_operators.compare_all(*shapes, compiled=True))
+    return sections, []
+
+
+def document(command: str, setting: str, sections: dict[str, list[Comparison]], remarks: Sequence[str]) -> str:
+    """The whole text."""
+    everything = [comparison for comparisons in sections.values() for comparison in comparisons]
+    parts = [
+        "# Times over the plain convolution",
+        f"Written by `{command}`, wholly: edit nothing here.",
+        setting,
+        LEGEND,
+        *remarks,
+        f"## Summary\n\nGeometric means of the ratios, and what the project aims at.\n\n{summary(everything)}",
+    ]
+    for title, comparisons in sections.items():
+        parts.append(f"## {title}")
+        parts += [comparison.markdown().rstrip() for comparison in comparisons]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Run the benchmarks.")
+    operators.add_arguments(parser, rounds=None)
+    parser.add_argument("--only", nargs="+", choices=operators.NAMES, help="these operators of the library")
+    parser.add_argument("--full", action="store_true", help="everything, not only a look at the operators")
+    parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/NAME.md instead of printing")
+    options = parser.parse_args(arguments)
+    if options.rounds is None:
+        options.rounds = FULL_ROUNDS if options.full else ROUNDS
+    operators.check_arguments(parser, options)
+    if options.write is not None and not re.fullmatch(r"\w[\w-]*", options.write):
+        parser.error(f"--write {options.write!r}: a name for this machine, of letters, digits and dashes")
+    setting = f"{machine()}; batch {options.batch}, float32, {options.rounds} interleaved rounds"
+    sections, remarks = measure(options)
+    if "PyTorch" in sections:
+        setting += f"\n\n{pytorch_operators.machine()}"
+    text = document(shlex.join(["python", "-m", "benchmarks", *arguments]), setting, sections, remarks)
+    if options.write is None:
+        print(text)
+    else:
+        path = RESULTS / f"{options.write}.md"
+        path.write_text(text)
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The benchmark programs run, print what they promise, and time what they say they time."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import msconv_jax
+from benchmarks import __main__ as everything
+from benchmarks import models, operators, pytorch_operators
+from benchmarks.tables import BACKWARD, COMPILE, FORWARD, Comparison, Row, summary
+from benchmarks.timing import Timed, run_interleaved, time_interleaved
+
+COLUMNS = "ratio | quartiles | compile, s | temporary, MiB |"
+TINY = ["--sizes", "4", "--batch", "1", "--rounds", "1"]
+
+
+def comparison(name="PSConv", targets=None):
+    """Two shapes, of ratios 1 (over the rounds 0.5, 1, 3) and 4 forward, and twice as much with gradients."""
+
+    def rows(factor):
+        slow = Timed((factor * 1.0, factor * 4.0, factor * 6.0), 3.0, 7.0)
+        slower = Timed((factor * 4.0, factor * 8.0, factor * 12.0), 3.0, 7.0)
+        first, second = Timed((2.0, 4.0, 2.0), 1.5, 1.0), Timed((1.0, 2.0, 3.0), 1.5, 1.0)
+        return [Row("8x8x16", first, slow), Row("4x4x32", second, slower)]
+
+    return Comparison(name, "nnx.Conv", "A setting.", {FORWARD: rows(1), BACKWARD: rows(2)}, targets or {})
+
+
+def test_ratios_are_of_the_same_round():
+    row = comparison().rows[FORWARD][0]
+    assert row.timed.ratios_to(row.base) == [0.5, 1.0, 3.0]
+    assert row.timed.ratio_to(row.base) == 1.0
+    assert row.timed.quartiles_to(row.base) == (0.75, 2.0)
+
+
+def test_table():
+    text = comparison().markdown()
+    assert f"| forward | nnx.Conv, ms | PSConv, ms | {COLUMNS}" in text
+    assert "| 8x8x16 | 2.00 | 4.00 | 1.00 | 0.75 to 2.00 | 3.0 (1.5) | 7 (1) |" in text
+    means = re.findall(r"\| geometric mean \| \|  \| ([\d.]+) \|", text)  # as test_readme reads them
+    assert means == ["2.00", "4.00"]
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {8}
+
+
+def test_summary_shows_means_beside_targets_and_leaves_out_what_was_not_measured():
+    row = Row("8x8x16", Timed((2.0,)), Timed((3.0,)))
+    unknown = Comparison("eager", "plain", "", {FORWARD: [row], BACKWARD: [row]})
+    lines = summary([comparison(targets={FORWARD: 1.3, COMPILE: 1.5}), unknown]).splitlines()
+    assert lines[2:] == [
+        "| PSConv | nnx.Conv | 2.00 | 1.30 | 4.00 |  | 2.00 | 1.50 |",
+        "| eager | plain | 1.50 |  | 1.50 |  |  |  |",
+    ]
+    assert {line.count("|") for line in lines} == {9}
+    assert "geometric mean" not in unknown.markdown()  # of one shape
+
+
+def test_functions_are_run_in_turn():
+    called = []
+    times = run_interleaved({name: lambda n, name=name: called.append((name, n)) for name in "ab"}, 3)
+    assert [name for name, _ in called] == [*"aabb", *"ababab"]
+    assert all(n > 1 for _, n in called[4:])  # too short for one run a round
+    assert {len(values) for values in times.values()} == {3}
+
+
+def test_compile_time_and_memory_are_measured():
+    def chain(x):
+        return jnp.sin(x @ x) @ x
+
+    timed = time_interleaved({"f": chain}, {"f": (jnp.ones((64, 64)),)}, 2)["f"]
+    assert timed.compile_s > 0
+    assert timed.median_ms > 0
+    assert timed.temporary_mib >= 64 * 64 * 4 / 2**20
+
+
+def test_every_subject_has_the_plain_convolutions_shape_at_every_stage():
+    for subject in operators.SUBJECTS:
+        for stage, channels in enumerate(operators.WIDTHS):
+            width, size = channels * subject.widen, operators.SIZES[stage]
+            options = subject.options(stage, width)
+
+            def apply(subject=subject, width=width, options=options, size=size):
+                return operators.conv(subject.operator, width, **options)(operators.signal(subject, 2, size, width))
+
+            first, *rest = jax.tree.leaves(jax.eval_shape(apply))
+            if subject.operator is msconv_jax.OctConv:
+                half = math.ceil(size / 2)
+                assert (first.shape, rest[0].shape) == ((2, size, size, width // 2), (2, half, half, width // 2))
+            else:
+                assert first.shape == (2, size, size, width), (subject.name, stage)
+            if subject.native:
+                assert subject.base != "nnx.Conv"
+                assert options["feature_group_count"] > 1
+
+
+def test_operators_program(capsys, monkeypatch):
+    chosen = [s for s in operators.SUBJECTS if s.base == "depthwise nnx.Conv" or s.name == "OctConv"]
+    monkeypatch.setattr(operators, "SUBJECTS", chosen)
+    operators.main([*TINY, "--native"])
+    text = capsys.readouterr().out
+    for name, base in (("OctConv", "nnx.Conv"), ("depthwise GroupedConv", "depthwise nnx.Conv")):
+        assert f"### {name} over {base}\n" in text
+        for work in (FORWARD, BACKWARD):
+            assert f"| {work} | {base}, ms | {name}, ms | {COLUMNS}" in text
+        assert f"| {name} | {base} |" in text  # in the summary
+    assert "| 4x4x64 |" in text
+
+
+def test_only_what_is_asked_for_is_timed(monkeypatch):
+    monkeypatch.setattr(operators, "compare", lambda subject, sizes, batch, rounds: f"{subject.name}/{subject.base}")
+    grouped = ["GroupedConv/nnx.Conv", "depthwise GroupedConv/nnx.Conv"]
+    all_but_grouped = [f"{name}/nnx.Conv" for name in ("PSConv", "PyConv", "ICConv", "HetConv", "OctConv")]
+    assert list(operators.compare_all()) == [*all_but_grouped, *grouped]
+    assert list(operators.compare_all(only=["PyConv"], native=True)) == ["PyConv/nnx.Conv"]
+    assert sorted(operators.compare_all(only=["GroupedConv"], native=True)) == sorted(
+        [*grouped, "GroupedConv/nnx.Conv in groups", "depthwise GroupedConv/depthwise nnx.Conv"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sizes", "8", "4", "2", "1", "1"], "--sizes has 5 numbers: there are 4 stages"),
+        (["--rounds", "0"], "must be at least 1"),
+        (["--only", "PSConvolution"], "invalid choice"),
+    ],
+)
+def test_bad_arguments_end_the_program(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        operators.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+class Network(nnx.Module):
+    """As little as a network can be: it has parameters and statistics, and knows its mode."""
+
+    def __init__(self, name="resnet8"):
+        rngs = nnx.Rngs(0)
+        self.conv, self.bn = nnx.Conv(3, 8, (3, 3), rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+
+    def __call__(self, x):
+        return self.bn(self.conv(x)).mean((1, 2))
+
+
+def test_models_program(capsys, monkeypatch):
+    monkeypatch.setattr(models, "build", Network)
+    models.main(["ps_resnet8", "resnet8", "--size", "8", "--batch", "2", "--rounds", "1"])
+    text = capsys.readouterr().out
+    assert "### ps_resnet8 over resnet8\n" in text
+    assert f"| forward + backward | resnet8, ms | ps_resnet8, ms | {COLUMNS}" in text
+    with pytest.raises(SystemExit):
+        models.main(["ps_resnet8", "resnet9"])
+    assert "unknown model 'resnet9'" in capsys.readouterr().err
+
+
+def test_a_training_step_gives_loss_new_statistics_and_a_gradient_for_each_parameter():
+    images, labels = jnp.ones((2, 8, 8, 3)), jnp.zeros((2,), jnp.int32)
+    network = Network()
+    before = np.asarray(network.bn.mean[...])
+    step, state = models.training_step(network)
+    (loss, statistics), gradients = jax.jit(step)(state, images, labels)
+    assert float(loss) > 0
+    assert jax.tree.structure(gradients) == jax.tree.structure(state[0])
+    assert np.any(np.asarray(statistics["bn"]["mean"][...]) != before)
+    apply, state = models.forward(network)
+    assert jax.eval_shape(apply, state, images, labels).shape == (2, 8)
+
+    registered = msconv_jax.create_model("ps_resnet8", layers=(1,), width=8, rngs=nnx.Rngs(0))
+    step, state = models.training_step(registered)
+    _, gradients = jax.eval_shape(step, state, images, labels)
+    assert jax.tree.structure(gradients) == jax.tree.structure(state[0])
+
+
+def test_the_document_is_printed_or_written_wholly(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(everything, "RESULTS", tmp_path)
+    monkeypatch.setattr(models, "compare", lambda: comparison("network"))
+    monkeypatch.setattr(pytorch_operators, "installed", lambda: False)
+    (tmp_path / "here.md").write_text("old")
+    everything.main([*TINY, "--only", "HetConv", "--full", "--write", "here"])
+    text = (tmp_path / "here.md").read_text()
+    assert "python -m benchmarks --sizes 4 --batch 1 --rounds 1 --only HetConv --full --write here" in text
+    assert "jax " + jax.__version__ in text
+    assert "PyTorch is not installed here and was left out." in text
+    titles = re.findall(r"^#+ .*", text, re.MULTILINE)
+    assert titles[1:] == [
+        "## Summary",
+        "## Operators",
+        "### HetConv over nnx.Conv",
+        "## Networks",
+        "### network over nnx.Conv",
+    ]
+    assert "old" not in text
+    capsys.readouterr()
+
+    monkeypatch.setattr(operators, "compare_all", lambda *_, **__: [comparison()])
+    everything.main([])
+    text = capsys.readouterr().out
+    assert "5 interleaved rounds" in text
+    assert "### PSConv over nnx.Conv" in text
+    assert "## Networks" not in text
+    with pytest.raises(SystemExit):
+        everything.main(["--write", "../elsewhere"])
+
+
+def test_without_pytorch_its_program_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(pytorch_operators, "installed", lambda: False)
+    with pytest.raises(SystemExit, match="pip install torch"):
+        pytorch_operators.main([])
+
+
+def test_pytorchs_operators_are_the_librarys():
+    torch = pytest.importorskip("torch")
+    stage = 1  # where PyConv has three levels, of different widths
+    width = operators.WIDTHS[stage]
+    subjects = {subject.name: subject for subject in operators.SUBJECTS}
+    x = np.random.default_rng(0).standard_normal((1, 7, 7, width)).astype(np.float32)
+    torch.manual_seed(0)
+    for name, build in pytorch_operators.operators(stage).items():
+        module = build()
+        signal = torch.from_numpy(x.transpose(0, 3, 1, 2)).requires_grad_()
+        theirs = module(signal)
+        gradient, *_ = torch.autograd.grad(theirs.square().sum(), [signal, *module.parameters()])
+        ours = operators.conv(subjects[name].operator, width, **subjects[name].options(stage, width))
+        msconv_jax.load_state_dict(ours, {key: value.numpy() for key, value in module.state_dict().items()})
+        work, state = operators.functions_of(ours)
+        _, (_, own_gradient) = jax.jit(work[BACKWARD])(state, jnp.asarray(x))
+        np.testing.assert_allclose(ours(x), theirs.detach().numpy().transpose(0, 2, 3, 1), atol=1e-5)
+        np.testing.assert_allclose(own_gradient, gradient.numpy().transpose(0, 2, 3, 1), atol=1e-4)
+
+
+def test_the_masked_weights_of_pytorchs_psconv_stay_zero():
+    torch = pytest.importorskip("torch")
+    module = pytorch_operators.operators(0)["PSConv"]()
+    module(torch.ones(1, 64, 5, 5)).sum().backward()
+    weight = module.conv.weight
+    assert (weight == 0).sum() == weight.numel() // 2  # of the blocks (p, p) and (p, p + 2)
+    assert not weight.grad[weight == 0].any()
+
+
+def test_pytorch_program(capsys):
+    pytest.importorskip("torch")
+    pytorch_operators.main(TINY)
+    text = capsys.readouterr().out
+    for name in ("PSConv", "PyConv", "ICConv"):
+        assert f"### {name}, PyTorch eager over torch.nn.Conv2d\n" in text
+        assert f"| {FORWARD} | torch.nn.Conv2d, ms | {name}, PyTorch eager, ms | {COLUMNS}" in text
