@@ -16,16 +16,13 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax import lax
 from jax.typing import ArrayLike
 
 from msconv_jax.convolution import ConvolveSettings, Padding, Pads, base_pads, convolve
@@ -33,19 +30,28 @@ from msconv_jax.lattice import dilated_extent, per_axis
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions, refuse_out_sharding
+from msconv_jax.operators.octave import (
+    FREQUENCIES,
+    Maps,
+    OctArrays,
+    OctBatchNorm,
+    Odd,
+    halved_size,
+    high_and_low,
+    is_pair,
+    joined_maps,
+    oct_channels,
+    oct_map,
+    oct_pool,
+    oct_upsample,
+)
 
 Exchange = Literal["l2h", "h2l"]
 Down = Literal["avg", "stride"]
-Odd = Literal["ceil", "floor"]
 GroupRule = Literal["gluon", "symbol", "pytorch"]
-Maps = ArrayLike | tuple[ArrayLike | None, ArrayLike | None]
-OctArrays = jax.Array | tuple[jax.Array | None, jax.Array | None]
 
 # Each path with the places of its input and its output in a pair (high, low).
 PATHS = {"h2h": (0, 0), "h2l": (0, 1), "l2h": (1, 0), "l2l": (1, 1)}
-_FREQUENCIES = ("high", "low")
-
-T = TypeVar("T")
 
 
 class OctConv(CompositeConv):
@@ -207,7 +213,7 @@ class OctConv(CompositeConv):
                     f"{outputs} outputs of path {path}: OctConv has {splits}; change alphas, rule or groups."
                 )
             found[path] = own
-        for place, name in enumerate(_FREQUENCIES):
+        for place, name in enumerate(FREQUENCIES):
             if self.out_split[place] and not any(PATHS[path][1] == place for path in found):
                 raise ValueError(
                     f"exchange={self.exchange} leaves the {name} output without input: OctConv has {splits}; "
@@ -242,7 +248,7 @@ class OctConv(CompositeConv):
         """
         refuse_out_sharding(type(self).__name__, out_sharding)
         ndim = len(self.kernel_size)
-        parts = _parts(inputs, self.in_split, ndim, type(self).__name__)
+        parts = high_and_low(inputs, self.in_split, ndim, type(self).__name__)
         strides = per_axis("strides", self.strides, ndim)[0]
         outputs = _octave(parts, self._convolutions, ndim=ndim, strides=strides, down=self.down, odd=self.odd)
         biases = (self.high_bias, self.low_bias)
@@ -250,7 +256,7 @@ class OctConv(CompositeConv):
             y if y is None or bias is None else y + bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
             for y, bias in zip(outputs, biases, strict=True)
         )
-        return _joined(high, low)
+        return joined_maps(high, low)
 
     @property
     def _convolutions(self) -> dict[str, GroupedConv]:
@@ -273,7 +279,7 @@ class OctConv(CompositeConv):
         """
         ndim = len(self.kernel_size)
         high = per_axis("output_size", output_size, ndim)
-        low = _halved(high, self.odd)
+        low = halved_size(high, self.odd)
         doubled = per_axis("strides", self.strides, ndim)[0] == 1  # l2h then works before the upsampling
         total = 0
         for path, convolution in self._convolutions.items():
@@ -332,11 +338,11 @@ def octconv(
     kernel_size = sizes.pop()
     step = _check_strides(strides, len(kernel_size))
     pads = same_pads(padding, kernel_size, kernel_dilation)
-    high, low = inputs if isinstance(inputs, tuple | list) and _is_pair(inputs) else (inputs, None)
+    high, low = inputs if isinstance(inputs, tuple | list) and is_pair(inputs) else (inputs, None)
     parts = (None if high is None else jnp.asarray(high), None if low is None else jnp.asarray(low))
     for path in shapes:
         if parts[PATHS[path][0]] is None:
-            raise ValueError(f"the kernel of path {path} has no {_FREQUENCIES[PATHS[path][0]]} input.")
+            raise ValueError(f"the kernel of path {path} has no {FREQUENCIES[PATHS[path][0]]} input.")
 
     def apply(path: str, x: jax.Array) -> jax.Array:
         return convolve(
@@ -350,194 +356,7 @@ def octconv(
         )
 
     paths = {path: functools.partial(apply, path) for path in arrays}
-    return _joined(*_octave(parts, paths, ndim=len(kernel_size), strides=step, down=down, odd=odd))
-
-
-def oct_pool(x: jax.Array, ndim: int, odd: Odd = "ceil") -> jax.Array:
-    """Half the resolution: the mean over two pixels along every spatial axis.
-
-    Args:
-        x: ``(*batch, *spatial, channels)``.
-        ndim: number of spatial axes.
-        odd: "ceil" takes the last pixel of an odd axis alone, "floor" drops it.
-
-    Returns:
-        ``(*batch, *halves, channels)``, in the dtype of `x` if it is a floating one.
-
-    Raises:
-        ValueError: if "floor" leaves no pixel.
-
-    Source: pool2 of Eq. (3), whose index ``2 p + 0.5 + i`` is this mean.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.octconv import oct_pool
-        >>> oct_pool(jnp.array([[1.0], [3.0], [7.0]]), 1).ravel().tolist()
-        [2.0, 7.0]
-    """
-    spatial = x.shape[-ndim - 1 : -1]
-    size = _halved(spatial, odd)
-    if 0 in size and 0 not in spatial:
-        raise ValueError(f"maps of size {spatial} have no pooled pixel with odd={odd!r}: take odd='ceil'.")
-    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
-    keep = [(0, 0, 0)] * (x.ndim - ndim - 1)  # the batch axes
-    x = lax.pad(
-        x,
-        jnp.zeros((), x.dtype),
-        [*keep, *((0, 2 * half - n, 0) for half, n in zip(size, spatial, strict=True)), (0, 0, 0)],
-    )
-    # A sum over a reshaped array: XLA's windowed sums and their gradients are slow in half precision.
-    x = x.reshape((*x.shape[: len(keep)], *(n for half in size for n in (half, 2)), x.shape[-1]))
-    total = x.sum(tuple(len(keep) + 2 * axis + 1 for axis in range(ndim)), dtype=jnp.promote_types(dtype, jnp.float32))
-    weights = np.ones((1,) * (ndim + 1))
-    for axis, (half, n) in enumerate(zip(size, spatial, strict=True)):
-        of_axis = np.where(2 * np.arange(half) + 1 < n, 0.5, 1.0)  # 1 for a pixel alone
-        weights = weights * of_axis.reshape((1,) * axis + (-1,) + (1,) * (ndim - axis))
-    return (total * jnp.asarray(weights, total.dtype)).astype(dtype)
-
-
-def oct_upsample(x: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Twice the resolution: repeats each pixel twice along every spatial axis and crops.
-
-    Args:
-        x: ``(*batch, *spatial, channels)``.
-        size: the spatial size to reach in pixels, twice that of `x` or one less.
-
-    Returns:
-        ``(*batch, *size, channels)``.
-
-    Raises:
-        ValueError: for another size.
-
-    Source: up2 of Eq. (4), nearest neighbour as in the public codes.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.octconv import oct_upsample
-        >>> oct_upsample(jnp.array([[2.0], [7.0]]), (3,)).ravel().tolist()
-        [2.0, 2.0, 7.0]
-    """
-    size, ndim = tuple(size), len(size)
-    spatial, first = x.shape[-ndim - 1 : -1], x.ndim - ndim - 1
-    if _halved(size, "ceil") != spatial:
-        raise ValueError(
-            f"low maps of size {spatial} are {tuple(2 * n for n in spatial)} after upsampling, which does not fit high "
-            f"maps of size {size}: odd='floor' cannot give odd sizes back; take odd='ceil', or even sizes."
-        )
-    for axis, n in enumerate(size, first):
-        x = lax.slice_in_dim(jnp.repeat(x, 2, axis), 0, n, axis=axis)
-    return x
-
-
-def oct_map(function: Callable[[Any], T], maps: Any) -> T | tuple[T | None, T | None]:
-    """Applies a function to each frequency that there is.
-
-    Args:
-        function: of one array, such as an activation.
-        maps: ``(high, low)``, with None for a part without channels, or one array.
-
-    Returns:
-        The results in the same form.
-
-    Raises:
-        ValueError: if `maps` is a tuple that is not a pair.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from msconv_jax.operators.octconv import oct_map
-        >>> high, low = oct_map(nnx.relu, (-jnp.ones((4, 4, 3)), None))
-        >>> float(high.max()), low
-        (0.0, None)
-    """
-    if not _is_pair(maps):
-        return function(maps)
-    high, low = (None if part is None else function(part) for part in maps)
-    return high, low
-
-
-def oct_channels(features: int, alpha: float, name: str = "alpha") -> tuple[int, int]:
-    """Numbers of high and of low channels: low is ``int(alpha * features)``, as in the public codes.
-
-    Args:
-        features: number of channels.
-        alpha: share of the low ones, in [0, 1].
-        name: what an error calls `alpha`.
-
-    Raises:
-        ValueError: if `alpha` is not a number in [0, 1].
-
-    Example:
-        >>> from msconv_jax.operators.octconv import oct_channels
-        >>> oct_channels(30, 0.25)
-        (23, 7)
-    """
-    if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not 0 <= alpha <= 1:
-        raise ValueError(
-            f"{name}={alpha!r}: expected a share of low-frequency channels in [0, 1], such as 0.5; 0 for none."
-        )
-    low = int(alpha * features)
-    return int(features) - low, low  # NumPy's ints would be taken for data
-
-
-class OctBatchNorm(nnx.Module):
-    """Batch normalisation of maps of two frequencies, each with its own statistics.
-
-    Half-precision maps are normalised in float32 and come back in half precision, unless `dtype` says otherwise.
-
-    Args:
-        features: number of channels, high and low together.
-        alpha: share of the low ones, in [0, 1].
-        rngs: for the initial values.
-        **options: the other arguments of ``nnx.BatchNorm``, with the papers' `epsilon` 1e-5 and `momentum` 0.9
-            (PyTorch's 0.1) as defaults.
-
-    Attributes:
-        bn_h: the ``nnx.BatchNorm`` of the high channels, or None.
-        bn_l: that of the low channels, or None.
-
-    Raises:
-        ValueError: if `alpha` is not in [0, 1].
-        TypeError: for an argument that ``nnx.BatchNorm`` does not have.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from msconv_jax.operators.octconv import OctBatchNorm
-        >>> norm = OctBatchNorm(16, alpha=0.25, rngs=nnx.Rngs(0))
-        >>> high, low = norm((jnp.ones((1, 8, 8, 12)), jnp.ones((1, 4, 4, 4))))
-        >>> high.shape, low.shape
-        ((1, 8, 8, 12), (1, 4, 4, 4))
-    """
-
-    def __init__(self, features: int, *, alpha: float, rngs: nnx.Rngs, **options: Any):
-        options = {"epsilon": 1e-5, "momentum": 0.9, **options}
-        self.split = oct_channels(features, alpha)
-        high, low = self.split
-        self.bn_h: nnx.BatchNorm | None = nnx.BatchNorm(high, rngs=rngs, **options) if high else nnx.data(None)
-        self.bn_l: nnx.BatchNorm | None = nnx.BatchNorm(low, rngs=rngs, **options) if low else nnx.data(None)
-
-    def __call__(self, maps: Maps) -> OctArrays:
-        """Normalises maps of the form that :class:`OctConv` takes and gives.
-
-        Args:
-            maps: ``(high, low)``, or one array where there is only one frequency.
-
-        Returns:
-            ``(high, low)``, or only the high array where there are no low channels.
-
-        Raises:
-            ValueError: if the maps do not fit.
-        """
-        parts = _parts(maps, self.split, 0, type(self).__name__)
-
-        def normalise(norm: nnx.BatchNorm | None, x: jax.Array | None) -> jax.Array | None:
-            if norm is None or x is None:
-                return None
-            half = norm.dtype is None and x.dtype in (jnp.bfloat16, jnp.float16)
-            return norm(x).astype(x.dtype) if half else norm(x)
-
-        return _joined(normalise(self.bn_h, parts[0]), normalise(self.bn_l, parts[1]))
+    return joined_maps(*_octave(parts, paths, ndim=len(kernel_size), strides=step, down=down, odd=odd))
 
 
 class OctConvNormAct(nnx.Module):
@@ -638,10 +457,10 @@ def _octave(
     high_size = () if high is None else high.shape[-ndim - 1 : -1]
     low_size = () if low is None else low.shape[-ndim - 1 : -1]
     if high is not None and low is not None:
-        if low_size != _halved(high_size, odd) or high.shape[: -ndim - 1] != low.shape[: -ndim - 1]:
+        if low_size != halved_size(high_size, odd) or high.shape[: -ndim - 1] != low.shape[: -ndim - 1]:
             raise ValueError(
                 f"the high input has shape {high.shape} and the low one {low.shape}: for high maps of size {high_size} "
-                f"low maps of size {_halved(high_size, odd)} are expected (odd={odd!r}), with equal batch axes."
+                f"low maps of size {halved_size(high_size, odd)} are expected (odd={odd!r}), with equal batch axes."
             )
     elif high is None:
         high_size = tuple(2 * n for n in low_size)
@@ -671,11 +490,6 @@ def _path_stride(path: str, strides: int, down: Down) -> int:
     if down == "avg":
         return 1
     return {"h2h": strides, "h2l": 2 * strides, "l2h": 1, "l2l": strides}[path]
-
-
-def _halved(size: Sequence[int], odd: Odd) -> tuple[int, ...]:
-    """The size of the low maps that go with high maps of this size."""
-    return tuple(n // 2 if odd == "floor" else -(-n // 2) for n in size)
 
 
 # --- arguments ---
@@ -724,44 +538,3 @@ def _check_down_and_odd(down: str, odd: str) -> None:
         raise ValueError(
             "down='stride' with odd='floor': strided convolutions round odd sizes up; take odd='ceil', or down='avg'."
         )
-
-
-def _is_pair(maps: Any) -> bool:
-    """Whether `maps` is a pair; else it is one array.
-
-    Raises:
-        ValueError: for a tuple or list of another length.
-    """
-    if not isinstance(maps, tuple | list):
-        return False
-    if len(maps) != 2:
-        raise ValueError(f"expected a pair (high, low) or one array, not a {type(maps).__name__} of {len(maps)}.")
-    return True
-
-
-def _parts(maps: Maps, split: tuple[int, int], ndim: int, user: str) -> tuple[jax.Array | None, jax.Array | None]:
-    """The maps as ``(high, low)``, checked against the numbers of channels."""
-    high_low: Sequence[ArrayLike | None]
-    if isinstance(maps, tuple | list) and _is_pair(maps):
-        high_low = maps
-    elif 0 in split:
-        high_low = (maps, None) if split[0] else (None, maps)  # type: ignore[assignment]
-    else:
-        shape = jnp.shape(maps)  # type: ignore[arg-type]  # a pair came above
-        raise ValueError(
-            f"inputs are one array of shape {shape}: {user} expects a pair (high, low) with {split[0]} and {split[1]} "
-            "channels; for plain maps, begin with a layer of alpha_in=0."
-        )
-    parts = [None if part is None else jnp.asarray(part) for part in high_low]
-    for name, x, channels in zip(_FREQUENCIES, parts, split, strict=True):
-        if (x is None) != (channels == 0) or (x is not None and (x.ndim < ndim + 1 or x.shape[-1] != channels)):
-            given = "missing" if x is None else f"of shape {x.shape}"
-            spatial = f"{ndim} spatial axes" if ndim else "*spatial"
-            wanted = f"(*batch, {spatial}, {channels} channels)" if channels else "None: it has no channels"
-            raise ValueError(f"the {name} input is {given}: {user} expects {wanted}.")
-    return parts[0], parts[1]
-
-
-def _joined(high: jax.Array | None, low: jax.Array | None) -> OctArrays:
-    """The pair, or the high part alone where there is no low one."""
-    return high if low is None and high is not None else (high, low)
