@@ -1,5 +1,6 @@
 """Multi-scale convolutions for JAX and Flax."""
 
+from msconv_jax import edo, linen
 from msconv_jax.convolution import lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.models import create_model, list_models
@@ -39,7 +40,9 @@ __all__ = [
     "SISConv",
     "Tile",
     "create_model",
+    "edo",
     "lattice_convolve",
+    "linen",
     "list_models",
     "load_state_dict",
 ]
