@@ -39,7 +39,7 @@ format: $(VENV)/.test ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test ## Time the operators over the plain convolution (about 5 minutes)
+bench: $(VENV)/.test ## Time the operators over the plain convolution (about 2 minutes)
 	$(BIN)/python -m benchmarks
 
 bench-full: $(VENV)/.test ## All benchmarks, long; NAME=... keeps them in benchmarks/results
