@@ -18,11 +18,12 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from benchmarks import models, operators, pytorch_operators
-from benchmarks.tables import LEGEND, Comparison, summary
+from benchmarks.tables import LEGEND, Comparison, overheads, summary
 from benchmarks.timing import machine
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 ROUNDS, FULL_ROUNDS = 5, 15
+OVERHEAD_TARGET = 0.8  # of the ratios over the plain convolution, over those of PyTorch
 
 
 def collect(comparisons: Iterable[Comparison]) -> list[Comparison]:
@@ -62,6 +63,10 @@ def document(command: str, setting: str, sections: dict[str, list[Comparison]], 
         *remarks,
         f"## Summary\n\nGeometric means of the ratios, and what the project aims at.\n\n{summary(everything)}",
     ]
+    if "PyTorch" in sections:
+        table = overheads(sections["Operators"], sections["PyTorch"], OVERHEAD_TARGET)
+        parts.append("The library's ratios over those of the same operators in PyTorch:")
+        parts.append(table)
     for title, comparisons in sections.items():
         parts.append(f"## {title}")
         parts += [comparison.markdown().rstrip() for comparison in comparisons]

@@ -2,17 +2,45 @@
 
     python -m benchmarks.convolution_costs
 
-For dense 3x3 convolutions of several widths, for a sum of shifts (depthwise) and for the native grouped convolution:
-giga multiply-accumulates a second, forward and with both gradients, and the time of the smallest one, its overhead.
+First the constants of a dense convolution, fitted to the times of several sizes, kernels and widths. Then, for dense
+3x3 convolutions, a sum of shifts (depthwise) and the native grouped convolution: giga multiply-accumulates a second,
+forward and with both gradients.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.timing import machine, time_interleaved
 from msconv_jax.convolution import convolve
+
+WIDTHS = (8, 16, 32, 64, 128)
+NARROW = 16  # XLA on CPU sends convolutions with more channels than this, in or out, elsewhere
+
+
+def fit(shapes: list[tuple[int, int, int, int]], times_ms: list[float]) -> dict[str, float]:
+    """Constants of `CostModel`, in multiply-accumulates, and how many of these a millisecond has.
+
+    The model is ``rate * time = overhead + pixels * (pixel + taps * inputs * (outputs + narrowness))``; the relative
+    error is made small.
+
+    Args:
+        shapes: output pixels, batch included, taps, inputs and outputs of each convolution.
+        times_ms: their times.
+    """
+    pixels, taps, inputs, outputs = np.array(shapes, float).T
+    columns = np.stack([np.ones_like(pixels), pixels, pixels * taps * inputs, pixels * taps * inputs * outputs], axis=1)
+    weighted = columns / np.array(times_ms)[:, None]
+    scale = np.abs(weighted).max(axis=0)
+    overhead, pixel, narrow, product = np.linalg.lstsq(weighted / scale, np.ones(len(times_ms)))[0] / scale
+    return {
+        "overhead": overhead / product,
+        "pixel": pixel / product,
+        "narrowness": narrow / product,
+        "rate per ms": 1 / product,
+    }
 
 
 def rates(size: int, batch: int, inputs: int, outputs: int, groups: int, lowering: str) -> str:
@@ -36,9 +64,29 @@ def rates(size: int, batch: int, inputs: int, outputs: int, groups: int, lowerin
     )
 
 
+def constants(batch: int = 8) -> None:
+    """Prints the fitted constants, of the narrow convolutions and of the others."""
+    functions, arguments = {}, {}
+    for size in (28, 14, 7):
+        for kernel_size in (1, 3, 5):
+            for inputs in WIDTHS:
+                for outputs in (4, *WIDTHS):
+                    shape = (batch * size * size, kernel_size**2, inputs, outputs)
+                    functions[shape] = convolve
+                    x, kernel = (batch, size, size, inputs), (kernel_size, kernel_size, inputs, outputs)
+                    arguments[shape] = (jnp.ones(x), jnp.ones(kernel))
+    timed = time_interleaved(functions, arguments, 5)
+    for title, narrow in ((f"more than {NARROW} channels", False), (f"at most {NARROW} channels", True)):
+        shapes = [shape for shape in functions if (max(shape[2:]) <= NARROW) == narrow]
+        found = fit(shapes, [timed[shape].median_ms for shape in shapes])
+        print(f"{title}: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()), flush=True)
+    print()
+
+
 def main() -> None:
     """Runs the program."""
     print(f"{machine()}\n")
+    constants()
     print("| lowering | shape | forward, ms | GMAC/s | with gradients, ms | GMAC/s |\n|---|---|---|---|---|---|")
     for size in (56, 14, 7):
         for width in (1, 8, 16, 32, 64, 128):

@@ -92,6 +92,18 @@ def summary(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines)
 
 
+def overheads(comparisons: Sequence[Comparison], others: Sequence[Comparison], target: float) -> str:
+    """A table of ratios over ratios: each of `others`, named "operator, framework", beside the operator's own."""
+    own = {comparison.name: comparison for comparison in comparisons}
+    lines = [_line("", FORWARD, BACKWARD, "target"), "|---" * 4 + "|"]
+    for other in others:
+        mine = own.get(other.name.partition(",")[0])
+        if mine is not None:
+            ratios = (mine.mean(work) / other.mean(work) for work in (FORWARD, BACKWARD))
+            lines.append(_line(f"over {other.name}", *(_number(ratio, 2) for ratio in ratios), _number(target, 2)))
+    return "\n".join(lines)
+
+
 def _line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 

@@ -1,5 +1,6 @@
 """The benchmark programs run, print what they promise, and time what they say they time."""
 
+import dataclasses
 import math
 import re
 
@@ -12,7 +13,8 @@ from flax import nnx
 import msconv_jax
 from benchmarks import __main__ as everything
 from benchmarks import models, operators, pytorch_operators
-from benchmarks.tables import BACKWARD, COMPILE, FORWARD, Comparison, Row, summary
+from benchmarks.convolution_costs import fit
+from benchmarks.tables import BACKWARD, COMPILE, FORWARD, Comparison, Row, overheads, summary
 from benchmarks.timing import Timed, run_interleaved, time_interleaved
 
 COLUMNS = "ratio | quartiles | compile, s | temporary, MiB |"
@@ -58,6 +60,21 @@ def test_summary_shows_means_beside_targets_and_leaves_out_what_was_not_measured
     ]
     assert {line.count("|") for line in lines} == {9}
     assert "geometric mean" not in unknown.markdown()  # of one shape
+
+
+def test_overheads_are_ratios_over_the_same_operators_elsewhere():
+    row = Row("8x8x16", Timed((2.0,)), Timed((5.0,)))
+    other = Comparison("PSConv, PyTorch eager", "plain", "", {FORWARD: [row], BACKWARD: [row]})
+    lines = overheads([comparison()], [other, dataclasses.replace(other, name="unknown, elsewhere")], 0.8).splitlines()
+    assert lines[2:] == ["| over PSConv, PyTorch eager | 0.80 | 1.60 | 0.80 |"]
+
+
+def test_the_fit_finds_the_constants_again():
+    shapes = [(p, t, i, o) for p in (100, 3000) for t in (1, 9) for i in (8, 64) for o in (4, 32, 128)]
+    times = [(5e6 + p * (700 + t * i * (o + 3))) / 8e7 for p, t, i, o in shapes]
+    assert fit(shapes, times) == pytest.approx(
+        {"overhead": 5e6, "pixel": 700, "narrowness": 3, "rate per ms": 8e7}, rel=1e-3
+    )
 
 
 def test_functions_are_run_in_turn():
