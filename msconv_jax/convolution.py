@@ -267,10 +267,10 @@ def compute_dtype(x: jax.Array, *others: jax.Array) -> jnp.dtype:
 # --- execution ---
 
 
-# One jitted function, so that an eager call is one dispatch; inlined, because XLA optimises less across calls.
+# One jitted function, so that an eager call is one dispatch, and not inlined, so that layers of equal shape are traced
+# and differentiated once; XLA inlines it when it compiles.
 @functools.partial(
     jax.jit,
-    inline=True,
     static_argnames=("lattice", "strides", "pads", "lowering", "backend", "precision", "preferred_element_type"),
 )
 def _convolve(
@@ -295,7 +295,7 @@ def _convolve(
 
     # The batch may be a symbolic dimension under jax.export; then a usual one decides.
     batch = x.shape[0] if isinstance(x.shape[0], int) else 8
-    plan = lowering_room.choose_plan(lattice, lowering, backend, batch * math.prod(output), math.prod(strides))
+    plan = lowering_room.choose_plan(lattice, lowering, backend, lowering_room.Site(batch, output, strides))
     settings = {"precision": precision, "preferred_element_type": preferred_element_type}
     results = []
     for step in plan:
@@ -318,7 +318,6 @@ def _backend() -> str:
 
 def _convolution_step(x, packed, lattice, step, strides, pads, output, settings) -> jax.Array:
     """The step as one convolution of ``(batch, *spatial, step inputs)``."""
-    del output  # follows from the pads
     if len(step.layers) == 1:
         (layer,) = step.layers
         bank, dilation = lattice.banks[layer[0]], layer[1]
@@ -330,16 +329,59 @@ def _convolution_step(x, packed, lattice, step, strides, pads, output, settings)
         kernel = functools.reduce(operator.add, kernels)
         extent, before = lowering_room.step_extent(lattice, step)
         dilation = (1,) * lattice.ndim
-    return lax.conv_general_dilated(
+    own_pads = _tile_pads(lattice, pads, extent, before)
+    if step.columns > 1:
+        x, kernel = _side_by_side(x, kernel, step.columns, strides[-1], dilation[-1], own_pads[-1][0], output[-1])
+        strides, dilation, own_pads = (*strides[:-1], 1), (*dilation[:-1], 1), (*own_pads[:-1], (0, 0))
+    y = lax.conv_general_dilated(
         x,
         kernel,
         strides,
-        _tile_pads(lattice, pads, extent, before),
+        own_pads,
         rhs_dilation=dilation,
         dimension_numbers=_dimension_numbers(lattice.ndim),
         feature_group_count=step.groups,
         **settings,
     )
+    if step.columns > 1:
+        y = y.reshape((*y.shape[:-2], y.shape[-2] * step.columns, len(step.outputs)))
+        y = lax.slice_in_dim(y, 0, output[-1], axis=y.ndim - 2)
+    return y
+
+
+def _side_by_side(
+    x: jax.Array, kernel: jax.Array, columns: int, stride: int, dilation: int, before: int, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """Input and kernel with blocks of neighbouring columns, along the last spatial axis, as channels.
+
+    An output block of `columns` columns begins `columns * stride` input columns after the one before it, so input
+    blocks of that size make a convolution of stride 1, without padding along this axis.
+
+    Args:
+        x: input ``(batch, *spatial, inputs)``.
+        kernel: kernel ``(*kernel_size, inputs, outputs)``.
+        columns: output columns to a block.
+        stride: stride along the last spatial axis.
+        dilation: dilation of the kernel along it.
+        before: zeros before `x` along it.
+        width: size of the output along it.
+    """
+    size, taps = columns * stride, kernel.shape[-3]
+    extent = (taps - 1) * dilation + 1
+    read = lowering_room.blocks_read(columns, extent, stride)
+    blocks = -(-width // columns) - 1 + read
+    after = blocks * size - before - x.shape[-2]  # negative where the last columns are never read
+    x = lax.pad(x, jnp.zeros((), x.dtype), [*((0, 0, 0),) * (x.ndim - 2), (before, after, 0), (0, 0, 0)])
+    x = x.reshape((*x.shape[:-2], blocks, size * x.shape[-1]))
+
+    others = ((0, 0, 0),) * (kernel.ndim - 3)
+    shifted = []
+    for column in range(columns):  # a column's kernel begins where the column does
+        along = (column * stride, read * size - column * stride - extent, dilation - 1)
+        shifted.append(lax.pad(kernel, jnp.zeros((), kernel.dtype), [*others, along, (0, 0, 0), (0, 0, 0)]))
+    block = jnp.stack(shifted, axis=-2)  # (..., read * size, inputs, columns, outputs)
+    inputs, outputs = kernel.shape[-2:]
+    return x, block.reshape((*kernel.shape[:-3], read, size * inputs, columns * outputs))
 
 
 def _shift_step(x, packed, lattice, step, strides, pads, output, settings) -> jax.Array:

@@ -16,6 +16,9 @@ channels. The plans differ in how they cut the lattice:
 ``shifts``
     A sum over taps of the shifted input times weights, without a convolution: elementwise where every output
     reads one input (depthwise), a matrix product otherwise.
+``columns``
+    As tiles, but several neighbouring output columns are the channels of one output: a band of few channels becomes a
+    convolution of many, at fewer places. Its kernel has zeros where a column reads nothing of another's inputs.
 ``scatter``
     For each set of inputs one matrix product with the weights of all taps of all its outputs, whose results are then
     shifted and added (known as kn2row). One wide product whatever the dilations, but its results take as much memory
@@ -35,7 +38,7 @@ import numpy as np
 
 from msconv_jax.lattice import KernelLattice, dilated_extent
 
-Lowering = Literal["auto", "tiles", "packs", "grouped", "dense", "shifts", "scatter"]
+Lowering = Literal["auto", "tiles", "packs", "columns", "grouped", "dense", "shifts", "scatter"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
 
 Channels = tuple[int, ...]
@@ -57,6 +60,8 @@ class Step:
         way: "convolve", or "shift" the inputs before the product with each tap's weights and add, or "scatter": shift
             the products of all taps and add.
         sizes: to scatter, the number of outputs of each layer.
+        columns: to convolve, the number of neighbouring output columns, along the last spatial axis, that are computed
+            as channels of one output.
     """
 
     inputs: Channels
@@ -65,9 +70,35 @@ class Step:
     layers: tuple[LayerKey, ...]
     way: Way = "convolve"
     sizes: tuple[int, ...] = ()
+    columns: int = 1
 
 
 Plan = tuple[Step, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Where a convolution is computed.
+
+    Attributes:
+        batch: number of images.
+        output: size of the output along each spatial axis.
+        strides: strides along each spatial axis.
+    """
+
+    batch: int
+    output: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels, batch included."""
+        return self.batch * math.prod(self.output)
+
+    @property
+    def input_pixels(self) -> int:
+        """About as many pixels as the input has, batch included."""
+        return self.pixels * math.prod(self.strides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,34 +107,43 @@ class CostModel:
 
     Attributes:
         overhead: cost of one more operation.
-        narrowness: channels that a dense convolution seems to have besides its own, on either side: narrow
-            convolutions run below full speed.
-        quantum: channels are rounded up to a multiple of this.
+        pixel: cost of each output pixel of a convolution, besides its products.
+        narrowness: outputs that a convolution seems to have besides its own.
+        quantum: channels, in and out, are rounded up to a multiple of this.
+        least: a convolution with fewer channels than this on both sides takes another way, on which it seems to have
+            this many outputs, and `slow_pixel` is the cost of each pixel.
+        slow_pixel: see `least`.
+        columns: how many columns one convolution may compute as channels.
         shifted: cost of a multiply-accumulate in a sum of shifts.
         grouped: cost of a multiply-accumulate in a native grouped convolution; None where it is never chosen.
         scattered: cost of shifting and adding one product.
     """
 
     overhead: float
-    narrowness: int
+    pixel: float
+    narrowness: float
     quantum: int
+    least: int
+    slow_pixel: float
+    columns: tuple[int, ...]
     shifted: float
     grouped: float | None
     scattered: float
 
-    def __call__(self, lattice: KernelLattice, plan: Plan, pixels: int, spread: int = 1) -> float:
-        """Cost of the plan for `pixels` output pixels (batch included), each of them `spread` input pixels."""
-        return sum(self._step(lattice, step, pixels, spread) for step in plan)
+    def __call__(self, lattice: KernelLattice, plan: Plan, site: Site) -> float:
+        """Cost of the plan at a place."""
+        return sum(self._step(lattice, step, site) for step in plan)
 
-    def _step(self, lattice: KernelLattice, step: Step, pixels: int, spread: int) -> float:
+    def _step(self, lattice: KernelLattice, step: Step, site: Site) -> float:
         inputs, outputs = len(step.inputs) // step.groups, len(step.outputs) // step.groups
+        pixels = site.pixels
         if step.way == "scatter":
             products = sum(
                 len(part.outputs) * math.prod(lattice.banks[part.layers[0][0]].kernel_size)
                 for part in layer_steps(step)
             )
-            product = pixels * spread * self._width(inputs) * self._width(products)
-            return self.overhead * (1 + len(step.layers)) + product + pixels * spread * products * self.scattered
+            shifts = self.overhead * len(step.layers) + site.input_pixels * products * self.scattered
+            return shifts + self._convolution(site.input_pixels, 1, inputs, products)
         taps = _taps(lattice, step)
         if step.way == "shift" and inputs == 1:
             return self.overhead + pixels * taps * len(step.outputs) * self.shifted
@@ -111,44 +151,86 @@ class CostModel:
             if self.grouped is None:
                 return math.inf
             return self.overhead + pixels * taps * inputs * len(step.outputs) * self.grouped
-        width = self._width(inputs) * self._width(outputs)
-        return self.overhead * (taps if step.way == "shift" else 1) + pixels * taps * width
+        if step.way == "shift":
+            return taps * self._convolution(pixels, 1, inputs, outputs)
+        if step.columns > 1:
+            reach, _ = step_extent(lattice, step)
+            taps = taps // _kernel_size(lattice, step)[-1] * blocks_read(step.columns, reach[-1], site.strides[-1])
+            pixels = pixels // site.output[-1] * -(-site.output[-1] // step.columns)
+            inputs, outputs = inputs * step.columns * site.strides[-1], outputs * step.columns
+        return self._convolution(pixels, taps, inputs, outputs)
 
-    def _width(self, channels: int) -> int:
-        return -(-channels // self.quantum) * self.quantum + self.narrowness
+    def _convolution(self, pixels: int, taps: int, inputs: int, outputs: int) -> float:
+        inputs, outputs = (-(-channels // self.quantum) * self.quantum for channels in (inputs, outputs))
+        if max(inputs, outputs) < self.least:
+            return self.overhead + pixels * (self.slow_pixel + taps * inputs * self.least)
+        return self.overhead + pixels * (self.pixel + taps * inputs * (outputs + self.narrowness))
 
 
-# CPU: read off benchmarks/convolution_costs.py (2 cores, float32): a 3x3 convolution 8 -> 8 runs at about 20
-# GMAC/s, 16 -> 16 at 50, 32 -> 32 at 80, 128 -> 128 at 160, one of 1 output takes as long as one of 4, a call costs
-# about 40 us, a sum of shifts runs at about 12 GMAC/s, and the native grouped convolution is 10 to 100 times slower
-# than packs.
+# CPU: fitted to benchmarks/convolution_costs.py (2 cores, float32). XLA gives a convolution with more than 16 channels,
+# in or out, to YNNPACK, which does 40 to 85 million multiply-accumulates a millisecond on one core whatever its inputs;
+# narrower ones go to Eigen. The native grouped convolution is 10 to 100 times slower than packs.
 # GPU and TPU: estimates from the widths of their matrix units (tensor-core tiles of 64, a 128 x 128 array)
 # and a launch of some 5 us.
 COST_MODELS = {
-    "cpu": CostModel(overhead=6e6, narrowness=8, quantum=4, shifted=14.0, grouped=None, scattered=60.0),
-    "gpu": CostModel(overhead=5e8, narrowness=0, quantum=64, shifted=100.0, grouped=16.0, scattered=200.0),
-    "tpu": CostModel(overhead=2e8, narrowness=0, quantum=128, shifted=100.0, grouped=None, scattered=200.0),
+    "cpu": CostModel(
+        overhead=6e6,
+        pixel=840,
+        narrowness=4,
+        quantum=1,
+        least=17,
+        slow_pixel=2000,
+        columns=(1, 2, 4, 6, 8, 16),
+        shifted=14.0,
+        grouped=None,
+        scattered=35.0,
+    ),
+    "gpu": CostModel(
+        overhead=5e8,
+        pixel=0,
+        narrowness=0,
+        quantum=64,
+        least=0,
+        slow_pixel=0,
+        columns=(1,),
+        shifted=100.0,
+        grouped=16.0,
+        scattered=200.0,
+    ),
+    "tpu": CostModel(
+        overhead=2e8,
+        pixel=0,
+        narrowness=0,
+        quantum=128,
+        least=0,
+        slow_pixel=0,
+        columns=(1,),
+        shifted=100.0,
+        grouped=None,
+        scattered=200.0,
+    ),
 }
-_PACK_WIDTHS = (8, 16, 32, 64, 128)
+_PACK_WIDTHS = (1, 8, 16, 32, 64, 128)
+_FORCED_COLUMNS = 4
 _MOST_BANDS = 64  # steps on the same inputs that are weighed against each other
 
 
-def choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int, spread: int = 1) -> Plan:
+def choose_plan(lattice: KernelLattice, lowering: str, backend: str, site: Site) -> Plan:
     """The plan for a lattice.
 
     Args:
         lattice: the kernel lattice.
         lowering: a name of ``LOWERINGS``; "auto" takes the cheapest plan of the backend's cost model.
         backend: "cpu", "gpu" or "tpu"; forced lowerings do not look at it, but for the width of packs.
-        pixels: number of output pixels, batch included.
-        spread: input pixels for each output pixel, the product of the strides.
+        site: where it is computed.
 
     Raises:
         ValueError: if `lowering` is not a known name.
     """
     check_lowering(lowering)
-    # Rounding to a power of four keeps the cache small; the choice is not that fine.
-    return _choose_plan(lattice, lowering, backend, 4 ** max(0, round(math.log(max(pixels, 1), 4))), spread)
+    # Rounding the batch to a power of two keeps the cache small; the choice is not that fine.
+    batch = 2 ** round(math.log2(max(site.batch, 1)))
+    return _choose_plan(lattice, lowering, backend, dataclasses.replace(site, batch=batch))
 
 
 def check_lowering(lowering: str) -> None:
@@ -158,16 +240,25 @@ def check_lowering(lowering: str) -> None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _choose_plan(lattice: KernelLattice, lowering: str, backend: str, pixels: int, spread: int) -> Plan:
+def _choose_plan(lattice: KernelLattice, lowering: str, backend: str, site: Site) -> Plan:
     if lowering == "auto" and len(lattice.tiles) == 1 and (lattice.rows >= 0).all():
         return _fixed_plan(lattice, "dense")  # a plain convolution; nothing to weigh
+    if lowering == "columns":
+        tiles = _fixed_plan(lattice, "tiles")
+        return tuple(dataclasses.replace(step, columns=_FORCED_COLUMNS) for step in tiles)
     if lowering in ("tiles", "grouped", "dense", "shifts", "scatter"):
         return _fixed_plan(lattice, lowering)
-    cost = functools.partial(COST_MODELS[backend], lattice, pixels=pixels, spread=spread)
+    model = COST_MODELS[backend]
+    cost = functools.partial(model, lattice, site=site)
     if lowering == "packs":
         return min((_pack_plan(lattice, width) for width in _PACK_WIDTHS), key=cost)
-    by_layer = tuple(step for layer in _layers(lattice) for step in _layer_plan(lattice, layer, cost))
-    plans = [_merged_plan(lattice, by_layer, cost), _scattered_plan(by_layer, cost)]
+
+    def best(step: Step) -> Step:
+        """The step with as many columns at a time as is cheapest."""
+        return min((dataclasses.replace(step, columns=count) for count in model.columns), key=lambda s: cost((s,)))
+
+    by_layer = tuple(step for layer in _layers(lattice) for step in _layer_plan(lattice, layer, cost, best))
+    plans = [_merged_plan(lattice, by_layer, cost, best), _scattered_plan(by_layer, cost)]
     return min([*plans, *(_fixed_plan(lattice, name) for name in ("dense", "grouped"))], key=cost)
 
 
@@ -191,20 +282,24 @@ def _pack_plan(lattice: KernelLattice, width: int) -> Plan:
     )
 
 
-def _layer_plan(lattice: KernelLattice, layer: LayerKey, cost: Callable[[Plan], float]) -> Plan:
+def _layer_plan(
+    lattice: KernelLattice, layer: LayerKey, cost: Callable[[Plan], float], best: Callable[[Step], Step]
+) -> Plan:
     """The cheapest way for one layer: packs of one width, each whole or cut into its rectangles, or shifts."""
     plans = [tuple(_shift_steps(lattice, layer))]
     for width in _PACK_WIDTHS:
         steps: list[Step] = []
         for pack in _packs(lattice, layer, width):
-            whole = (Step(*_bounds(pack), 1, (layer,)),)
-            cut = tuple(Step(*rectangle, 1, (layer,)) for rectangle in pack)
+            whole = (best(Step(*_bounds(pack), 1, (layer,))),)
+            cut = tuple(best(Step(*rectangle, 1, (layer,))) for rectangle in pack)
             steps += min(whole, cut, key=cost)
         plans.append(tuple(steps))
     return min(plans, key=cost)
 
 
-def _merged_plan(lattice: KernelLattice, plan: Plan, cost: Callable[[Plan], float]) -> Plan:
+def _merged_plan(
+    lattice: KernelLattice, plan: Plan, cost: Callable[[Plan], float], best: Callable[[Step], Step]
+) -> Plan:
     """The plan with steps of different dilations or kernel sizes joined wherever one dense kernel for both is cheaper.
 
     A band of few filters wastes most of a convolution; with another band in the same convolution both pay for the zeros
@@ -219,7 +314,7 @@ def _merged_plan(lattice: KernelLattice, plan: Plan, cost: Callable[[Plan], floa
 
     def joined(first: Step, second: Step) -> Step:
         layers = tuple(sorted({*first.layers, *second.layers}))
-        return Step(first.inputs, tuple(sorted({*first.outputs, *second.outputs})), 1, layers)
+        return best(Step(first.inputs, tuple(sorted({*first.outputs, *second.outputs})), 1, layers))
 
     def weigh(a: int, b: int) -> None:
         first, second = steps[a], steps[b]
@@ -455,11 +550,20 @@ def kernel_parts(lattice: KernelLattice, step: Step, layer: LayerKey) -> tuple[P
     return tuple(parts)
 
 
-def _taps(lattice: KernelLattice, step: Step) -> int:
-    """Kernel positions that a step multiplies with: several layers share one dense kernel."""
+def _kernel_size(lattice: KernelLattice, step: Step) -> tuple[int, ...]:
+    """The kernel that a step multiplies with: several layers share one dense kernel."""
     if len(step.layers) == 1:
-        return math.prod(lattice.banks[step.layers[0][0]].kernel_size)
-    return math.prod(step_extent(lattice, step)[0])
+        return lattice.banks[step.layers[0][0]].kernel_size
+    return step_extent(lattice, step)[0]
+
+
+def _taps(lattice: KernelLattice, step: Step) -> int:
+    return math.prod(_kernel_size(lattice, step))
+
+
+def blocks_read(columns: int, extent: int, stride: int) -> int:
+    """Number of blocks of input columns that a block of `columns` output columns reads."""
+    return ((columns - 1) * stride + extent - 1) // (columns * stride) + 1
 
 
 @functools.lru_cache(maxsize=8192)

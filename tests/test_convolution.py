@@ -10,7 +10,7 @@ from jax import lax
 
 from msconv_jax import KernelLattice, Tile, lattice_convolve
 from msconv_jax.convolution import convolve
-from msconv_jax.lowering import LOWERINGS, choose_plan
+from msconv_jax.lowering import LOWERINGS, Site, choose_plan
 from msconv_jax.operators.psconv import psconv_lattice
 from tests.reference import naive_lattice_convolve
 
@@ -325,27 +325,47 @@ def test_convolve_is_the_plain_grouped_convolution(padding, groups):
 # --- the choice of lowering ---
 
 
+def site(batch, size):
+    return Site(batch, (size, size), (1, 1))
+
+
 @pytest.mark.parametrize("name", STRUCTURED)
-@pytest.mark.parametrize("pixels", [1, 100, 10_000, 1_000_000])
-def test_cpu_never_gets_a_native_grouped_convolution(name, pixels):
-    for step in choose_plan(STRUCTURED[name], "auto", "cpu", pixels):
+@pytest.mark.parametrize("size", [1, 10, 100, 1000])
+def test_cpu_never_gets_a_native_grouped_convolution(name, size):
+    for step in choose_plan(STRUCTURED[name], "auto", "cpu", site(1, size)):
         assert step.groups == 1 or step.way == "shift"
 
 
 def test_cpu_choices_follow_the_measured_table():
     depthwise = psconv_lattice(128, 128, (3, 3), pattern=(1,), feature_group_count=128)
-    (step,) = choose_plan(depthwise, "auto", "cpu", 8 * 28 * 28)
+    (step,) = choose_plan(depthwise, "auto", "cpu", site(8, 28))
     assert step.way == "shift"
     resnext = psconv_lattice(128, 128, (3, 3), pattern=(1,), feature_group_count=32)
-    packs = choose_plan(resnext, "auto", "cpu", 8 * 56 * 56)
+    packs = choose_plan(resnext, "auto", "cpu", site(8, 56))
     assert {len(step.inputs) for step in packs} <= {8, 16, 32}
-    wide = choose_plan(psconv_lattice(512, 512, (3, 3)), "auto", "cpu", 8 * 7 * 7)
+    wide = choose_plan(psconv_lattice(512, 512, (3, 3)), "auto", "cpu", site(8, 7))
     assert sorted({len(step.inputs) for step in wide}) == [128, 256]  # tiles: nothing is multiplied by zero
+
+
+def test_large_kernels_of_few_channels_compute_several_columns_at_a_time():
+    lattice = psconv_lattice(64, 16, (9, 9), pattern=(1,), feature_group_count=16)
+    assert {step.columns for step in choose_plan(lattice, "auto", "cpu", site(8, 56))} <= {4, 6, 8, 16}
+    assert {step.columns for step in choose_plan(lattice, "auto", "gpu", site(8, 56))} == {1}
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 3), (1, 4)])
+@pytest.mark.parametrize("padding", ["VALID", ((3, 0), (0, 5)), "SAME"])
+@pytest.mark.parametrize("dilation", [(1, 1), (3, 2)])
+def test_columns_at_odd_sizes(strides, padding, dilation):
+    x, kernel = integers((2, 13, 11, 6), 0), integers((5, 2, 3, 4), 1)
+    settings = {"kernel_dilation": dilation, "feature_group_count": 2}
+    expected, got = (convolve(x, kernel, strides, padding, **settings, lowering=w) for w in ("dense", "columns"))
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_a_plain_convolution_is_one_convolution_everywhere():
     for backend in ("cpu", "gpu", "tpu"):
-        (step,) = choose_plan(psconv_lattice(64, 64, (3, 3), pattern=(2,)), "auto", backend, 10_000)
+        (step,) = choose_plan(psconv_lattice(64, 64, (3, 3), pattern=(2,)), "auto", backend, site(1, 100))
         assert (step.groups, step.way) == (1, "convolve")
 
 
@@ -353,9 +373,9 @@ def test_auto_carries_out_the_plan_of_the_default_backend():
     lattice = psconv_lattice(512, 512, (3, 3), pattern=(1,), feature_group_count=32)
     shapes = jax.ShapeDtypeStruct((4, 28, 28, 512), jnp.float32), jax.ShapeDtypeStruct((3, 3, 16, 512), jnp.float32)
     text = str(jax.make_jaxpr(lambda x, k: lattice_convolve(x, k, lattice))(*shapes))
-    plan = choose_plan(lattice, "auto", jax.default_backend(), 4 * 28 * 28)
+    plan = choose_plan(lattice, "auto", jax.default_backend(), site(4, 28))
     assert text.count("= conv_general_dilated[") == len(plan)
-    assert len({choose_plan(lattice, "auto", backend, 4 * 28 * 28) for backend in ("cpu", "gpu", "tpu")}) > 1
+    assert len({choose_plan(lattice, "auto", backend, site(4, 28)) for backend in ("cpu", "gpu", "tpu")}) > 1
 
 
 # --- bad arguments ---

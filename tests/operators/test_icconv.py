@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from msconv_jax import ICConv
-from msconv_jax.lowering import choose_plan
+from msconv_jax.lowering import Site, choose_plan
 from msconv_jax.operators import icconv
 from msconv_jax.operators.icconv import dilations_of_filters, icconv_lattice
 from tests.reference import naive_convolve, whole
@@ -66,7 +66,7 @@ def test_every_lowering_gives_the_same(lowering, groups):
 def test_tiny_bands_are_joined(backend, monkeypatch):
     """No backend gets a convolution for every one of 12 bands on a small map; the result stays the same."""
     lattice = icconv_lattice(64, 64, (3, 3), pattern=PUBLISHED)
-    plan = choose_plan(lattice, "auto", backend, 8 * 7 * 7)
+    plan = choose_plan(lattice, "auto", backend, Site(8, (7, 7), (1, 1)))
     assert len(plan) < len(PUBLISHED)
     monkeypatch.setattr("msconv_jax.convolution._backend", lambda: backend)
     x, kernel = whole((1, 11, 10, 64), 0), whole((3, 3, 64, 64), 1)
