@@ -107,28 +107,28 @@ class CostModel:
 
     Attributes:
         overhead: cost of one more operation.
+        quantum: channels, in and out, are rounded up to a multiple of this.
+        shifted: cost of a multiply-accumulate in a sum of shifts.
+        grouped: cost of a multiply-accumulate in a native grouped convolution; None where it is never chosen.
+        scattered: cost of shifting and adding one product.
         pixel: cost of each output pixel of a convolution, besides its products.
         narrowness: outputs that a convolution seems to have besides its own.
-        quantum: channels, in and out, are rounded up to a multiple of this.
         least: a convolution with fewer channels than this on both sides takes another way, on which it seems to have
             this many outputs, and `slow_pixel` is the cost of each pixel.
         slow_pixel: see `least`.
         columns: how many columns one convolution may compute as channels.
-        shifted: cost of a multiply-accumulate in a sum of shifts.
-        grouped: cost of a multiply-accumulate in a native grouped convolution; None where it is never chosen.
-        scattered: cost of shifting and adding one product.
     """
 
     overhead: float
-    pixel: float
-    narrowness: float
     quantum: int
-    least: int
-    slow_pixel: float
-    columns: tuple[int, ...]
     shifted: float
     grouped: float | None
     scattered: float
+    pixel: float = 0
+    narrowness: float = 0
+    least: int = 0
+    slow_pixel: float = 0
+    columns: tuple[int, ...] = (1,)
 
     def __call__(self, lattice: KernelLattice, plan: Plan, site: Site) -> float:
         """Cost of the plan at a place."""
@@ -185,30 +185,8 @@ COST_MODELS = {
         grouped=None,
         scattered=35.0,
     ),
-    "gpu": CostModel(
-        overhead=5e8,
-        pixel=0,
-        narrowness=0,
-        quantum=64,
-        least=0,
-        slow_pixel=0,
-        columns=(1,),
-        shifted=100.0,
-        grouped=16.0,
-        scattered=200.0,
-    ),
-    "tpu": CostModel(
-        overhead=2e8,
-        pixel=0,
-        narrowness=0,
-        quantum=128,
-        least=0,
-        slow_pixel=0,
-        columns=(1,),
-        shifted=100.0,
-        grouped=None,
-        scattered=200.0,
-    ),
+    "gpu": CostModel(overhead=5e8, quantum=64, shifted=100.0, grouped=16.0, scattered=200.0),
+    "tpu": CostModel(overhead=2e8, quantum=128, shifted=100.0, grouped=None, scattered=200.0),
 }
 _PACK_WIDTHS = (1, 8, 16, 32, 64, 128)
 _FORCED_COLUMNS = 4
