@@ -167,9 +167,11 @@ class CostModel:
         return self.overhead + pixels * (self.pixel + taps * inputs * (outputs + self.narrowness))
 
 
-# CPU: fitted to benchmarks/convolution_costs.py (2 cores, float32). XLA gives a convolution with more than 16 channels,
-# in or out, to YNNPACK, which does 40 to 85 million multiply-accumulates a millisecond on one core whatever its inputs;
-# narrower ones go to Eigen. The native grouped convolution is 10 to 100 times slower than packs.
+# CPU, 2 cores, float32. XLA gives a convolution with more than 16 channels, in or out, to YNNPACK, which does 40 to 85
+# million multiply-accumulates a millisecond on one core whatever its inputs; `pixel` and `narrowness` are fits of
+# benchmarks/convolution_costs.py. Narrower ones go to Eigen. `overhead` is several times the fitted one, because a plan
+# also slices and joins around each convolution; it, `slow_pixel` and `scattered` were set by timing whole plans. The
+# native grouped convolution is 10 to 100 times slower than packs.
 # GPU and TPU: estimates from the widths of their matrix units (tensor-core tiles of 64, a 128 x 128 array)
 # and a launch of some 5 us.
 COST_MODELS = {
