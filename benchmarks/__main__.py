@@ -3,9 +3,13 @@
     python -m benchmarks [--full] [--write NAME]
 
 Without `--full`: the operators over the plain convolution, with few rounds (minutes on two cores). With it: more
-rounds, the native grouped convolutions, `ps_resnet50` over `resnet50`, and PyTorch's operators if PyTorch is installed.
-The document is printed, or with `--write` written to `benchmarks/results/NAME.md`, in place of what stood there. Leave
-the machine alone meanwhile: other work on it changes the ratios too.
+rounds, the native grouped convolutions, `ps_resnet50` over `resnet50`, what is hard for XLA, and PyTorch's operators if
+PyTorch is installed. The document is printed, or with `--write` written to `benchmarks/results/NAME.md`, in place of
+what stood there. Leave the machine alone meanwhile: other work on it changes the ratios too.
+
+    python -m benchmarks --readme NAME
+
+Nothing is timed; the summary that was written last as NAME is put into README.md, between two comments that say so.
 """
 
 from __future__ import annotations
@@ -17,12 +21,18 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 
-from benchmarks import models, operators, pytorch_operators
+from benchmarks import hard_places, models, operators, pytorch_operators
 from benchmarks.tables import LEGEND, Comparison, overheads, summary
 from benchmarks.timing import machine
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+README = pathlib.Path(__file__).parent.parent / "README.md"
+OPENING, CLOSING = "<!-- `python -m benchmarks --readme` wrote this -->", "<!-- to here -->"
+SUMMARY = "## Summary"
 ROUNDS, FULL_ROUNDS = 5, 15
+SUMMARY_LEGEND = (
+    "Geometric means of the ratios over the shapes, what the project aims at, and in parentheses the worst shape."
+)
 OVERHEAD_TARGET = 0.8  # of the ratios over the plain convolution, over those of PyTorch
 
 
@@ -42,6 +52,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Comparison]], l
     if not options.full:
         return sections, []
     sections["Networks"] = collect([models.compare()])
+    sections["Hard places"] = collect(hard_places.compare_all(options.batch, min(options.rounds, hard_places.ROUNDS)))
     if not pytorch_operators.installed():
         return sections, ["PyTorch is not installed here and was left out."]
     # Last, so that PyTorch's threads stand in nobody's way.
@@ -61,7 +72,7 @@ def document(command: str, setting: str, sections: dict[str, list[Comparison]], 
         setting,
         LEGEND,
         *remarks,
-        f"## Summary\n\nGeometric means of the ratios, and what the project aims at.\n\n{summary(everything)}",
+        f"{SUMMARY}\n\n{SUMMARY_LEGEND}\n\n{summary(everything)}",
     ]
     if "PyTorch" in sections:
         table = overheads(sections["Operators"], sections["PyTorch"], OVERHEAD_TARGET)
@@ -73,6 +84,21 @@ def document(command: str, setting: str, sections: dict[str, list[Comparison]], 
     return "\n\n".join(parts) + "\n"
 
 
+def with_summary(readme: str, results: str) -> str:
+    """The README with the summary of a document of results in its place.
+
+    Raises:
+        ValueError: if the README has no place for it.
+    """
+    before, opening, rest = readme.partition(OPENING)
+    _, closing, after = rest.partition(CLOSING)
+    if not (opening and closing):
+        raise ValueError(f"the README has no place for the summary: it needs the lines {OPENING!r} and {CLOSING!r}.")
+    machine_line = next(line for line in results.splitlines() if "interleaved rounds" in line)
+    tables = results.partition(SUMMARY)[2].partition("\n## ")[0].strip()
+    return f"{before}{OPENING}\n{machine_line[:1].upper()}{machine_line[1:]}. {tables}\n{CLOSING}{after}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -81,12 +107,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=operators.NAMES, help="these operators of the library")
     parser.add_argument("--full", action="store_true", help="everything, not only a look at the operators")
     parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/NAME.md instead of printing")
+    parser.add_argument(
+        "--readme", metavar="NAME", help="only put the summary of benchmarks/results/NAME.md in README.md"
+    )
     options = parser.parse_args(arguments)
     if options.rounds is None:
         options.rounds = FULL_ROUNDS if options.full else ROUNDS
     operators.check_arguments(parser, options)
     if options.write is not None and not re.fullmatch(r"\w[\w-]*", options.write):
         parser.error(f"--write {options.write!r}: a name for this machine, of letters, digits and dashes")
+    if options.readme is not None:
+        if not (RESULTS / f"{options.readme}.md").is_file():
+            parser.error(f"--readme {options.readme!r}: there is no {RESULTS / options.readme}.md; --write makes one")
+        README.write_text(with_summary(README.read_text(), (RESULTS / f"{options.readme}.md").read_text()))
+        print(f"wrote the summary into {README}")
+        return
     setting = f"{machine()}; batch {options.batch}, float32, {options.rounds} interleaved rounds"
     sections, remarks = measure(options)
     if "PyTorch" in sections:

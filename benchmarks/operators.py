@@ -54,6 +54,7 @@ class Subject:
         setting: a line on how it is set up.
         options: its own arguments, from the number of the stage and the width there.
         targets: ratios aimed at, forward and forward + backward.
+        limits: ratios that no single shape should exceed, likewise.
         widen: what the widths of ResNet-50 are multiplied by.
         native: what tables call `nnx.Conv` in the same groups, if it is timed over that instead of the plain one.
         label: put before the class's name.
@@ -63,6 +64,7 @@ class Subject:
     setting: str
     options: Callable[[int, int], dict[str, Any]]
     targets: tuple[float, float] | None = None
+    limits: tuple[float, float] | None = None
     widen: int = 1
     native: str = ""
     label: str = ""
@@ -90,7 +92,7 @@ _DEPTHWISE = "A group for each channel."
 _RESNEXT = "32 groups, at the widths of ResNeXt-50 32x4d, twice those of ResNet-50."
 
 SUBJECTS = (
-    Subject(PSConv, "Pattern (1, 2, 1, 4).", lambda stage, width: {}, (1.3, 1.2)),
+    Subject(PSConv, "Pattern (1, 2, 1, 4).", lambda stage, width: {}, (1.3, 1.2), (1.8, 1.6)),
     Subject(
         PyConv,
         "The levels of PyConvResNet-50: kernels (3, 5, 7, 9) in groups (1, 4, 8, 16), one level less in each stage.",
@@ -162,7 +164,8 @@ def compare(subject: Subject, sizes: Sequence[int], batch: int, rounds: int) -> 
             timed = time_interleaved(functions, arguments, min(rounds, NATIVE_ROUNDS) if subject.native else rounds)
             of_work.append(Row(f"{size}x{size}x{width}", timed["base"], timed["own"]))
     targets = dict(zip(rows, subject.targets, strict=True)) if subject.targets else {}
-    return Comparison(subject.name, subject.base, subject.setting, rows, targets)
+    limits = dict(zip(rows, subject.limits, strict=True)) if subject.limits else {}
+    return Comparison(subject.name, subject.base, subject.setting, rows, targets, limits)
 
 
 def compare_all(

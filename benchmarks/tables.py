@@ -37,6 +37,7 @@ class Comparison:
         setting: a line on how it was set up; empty if there is nothing to say.
         rows: for each kind of work, `FORWARD` and `BACKWARD`, a row per shape.
         targets: ratios that the project aims at, by kind of work, or `COMPILE`; empty if there are none.
+        limits: ratios that no single shape should exceed, by kind of work.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Comparison:
     setting: str
     rows: Mapping[str, Sequence[Row]]
     targets: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def mean(self, work: str) -> float:
         """Geometric mean over the shapes of the ratios of one kind of work.
@@ -53,6 +55,10 @@ class Comparison:
         if work == COMPILE:
             return statistics.geometric_mean(row.timed.compile_s / row.base.compile_s for row in self.rows[BACKWARD])
         return statistics.geometric_mean(row.timed.ratio_to(row.base) for row in self.rows[work])
+
+    def worst(self, work: str) -> float:
+        """The largest ratio of a shape."""
+        return max(row.timed.ratio_to(row.base) for row in self.rows[work])
 
     def markdown(self) -> str:
         """A heading and a table for each kind of work."""
@@ -80,14 +86,17 @@ class Comparison:
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
-    """A table of the geometric means, with the targets."""
+    """A table of the geometric means beside the targets; where there is a limit, the worst shape is in parentheses."""
     columns = (FORWARD, BACKWARD, COMPILE)
     heads = [cell for work in columns for cell in (work, "target")]
     lines = [_line("", "over", *heads), "|---" * (2 + len(heads)) + "|"]
     for comparison in comparisons:
         cells = [comparison.name, comparison.base]
         for work in columns:
-            cells += [_number(comparison.mean(work), 2), _number(comparison.targets.get(work, math.nan), 2)]
+            pairs = [(comparison.mean(work), comparison.targets.get(work, math.nan))]
+            if work in comparison.limits:
+                pairs.append((comparison.worst(work), comparison.limits[work]))
+            cells += _beside_target(pairs)
         lines.append(_line(*cells))
     return "\n".join(lines)
 
@@ -95,17 +104,26 @@ def summary(comparisons: Sequence[Comparison]) -> str:
 def overheads(comparisons: Sequence[Comparison], others: Sequence[Comparison], target: float) -> str:
     """A table of ratios over ratios: each of `others`, named "operator, framework", beside the operator's own."""
     own = {comparison.name: comparison for comparison in comparisons}
-    lines = [_line("", FORWARD, BACKWARD, "target"), "|---" * 4 + "|"]
+    lines = [_line("", FORWARD, "target", BACKWARD, "target"), "|---" * 5 + "|"]
     for other in others:
         mine = own.get(other.name.partition(",")[0])
         if mine is not None:
-            ratios = (mine.mean(work) / other.mean(work) for work in (FORWARD, BACKWARD))
-            lines.append(_line(f"over {other.name}", *(_number(ratio, 2) for ratio in ratios), _number(target, 2)))
+            ratios = [mine.mean(work) / other.mean(work) for work in (FORWARD, BACKWARD)]
+            cells = [cell for ratio in ratios for cell in _beside_target([(ratio, target)])]
+            lines.append(_line(f"over {other.name}", *cells))
     return "\n".join(lines)
 
 
 def _line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _beside_target(pairs: Sequence[tuple[float, float]]) -> tuple[str, str]:
+    """Two cells: what was measured, and what was aimed at; the first of the pairs is the main one."""
+    measured, targets = ([_number(value, 2) for value in column] for column in zip(*pairs, strict=True))
+    missed = any(round(value, 2) > target for value, target in pairs)
+    both = [cells[0] + "".join(f" ({cell})" for cell in cells[1:]) for cells in (measured, targets)]
+    return both[0], both[1] + (", missed" if missed else "")
 
 
 def _number(value: float, digits: int) -> str:

@@ -1,7 +1,7 @@
-"""Convolution with a kernel lattice: the only place of the library that calls XLA's convolution.
+"""Convolution with a kernel lattice.
 
 :func:`lattice_convolve` carries out the plan that :mod:`msconv_jax.lowering` chooses, :func:`convolve` is the
-plain (grouped) case. Everything is made of ordinary differentiable operations.
+plain (grouped) case. Everything can be differentiated, in both modes and any number of times.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from msconv_jax import lowering as lowering_room
 from msconv_jax.channels import take_channels
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.lowering import LayerKey, Lowering, Plan, Step
+from msconv_jax.xla_convolution import Pads, xla_convolution
 
 Padding = str | int | Sequence[int | tuple[int, int]]
-Pads = tuple[tuple[int, int], ...]
 
 
 class ConvolveSettings(TypedDict, total=False):
@@ -296,7 +296,7 @@ def _convolve(
     # The batch may be a symbolic dimension under jax.export; then a usual one decides.
     batch = x.shape[0] if isinstance(x.shape[0], int) else 8
     plan = lowering_room.choose_plan(lattice, lowering, backend, lowering_room.Site(batch, output, strides))
-    settings = {"precision": precision, "preferred_element_type": preferred_element_type}
+    settings = {"backend": backend, "precision": precision, "preferred_element_type": preferred_element_type}
     results = []
     for step in plan:
         own = take_channels(x, step.inputs)
@@ -333,16 +333,7 @@ def _convolution_step(x, packed, lattice, step, strides, pads, output, settings)
     if step.columns > 1:
         x, kernel = _side_by_side(x, kernel, step.columns, strides[-1], dilation[-1], own_pads[-1][0], output[-1])
         strides, dilation, own_pads = (*strides[:-1], 1), (*dilation[:-1], 1), (*own_pads[:-1], (0, 0))
-    y = lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        own_pads,
-        rhs_dilation=dilation,
-        dimension_numbers=_dimension_numbers(lattice.ndim),
-        feature_group_count=step.groups,
-        **settings,
-    )
+    y = xla_convolution(x, kernel, strides, own_pads, dilation, step.groups, **settings)
     if step.columns > 1:
         y = y.reshape((*y.shape[:-2], y.shape[-2] * step.columns, len(step.outputs)))
         y = lax.slice_in_dim(y, 0, output[-1], axis=y.ndim - 2)
@@ -506,14 +497,4 @@ def _tile_pads(lattice: KernelLattice, pads: Pads, extent: Sequence[int], before
     return tuple(
         (low + offset, high + (own - base) - offset)
         for (low, high), offset, own, base in zip(pads, before, extent, lattice.base_extent, strict=True)
-    )
-
-
-def _dimension_numbers(ndim: int) -> lax.ConvDimensionNumbers:
-    """Channels last, kernels (*spatial, in, out)."""
-    spatial = tuple(range(1, ndim + 1))
-    return lax.ConvDimensionNumbers(
-        lhs_spec=(0, ndim + 1, *spatial),
-        rhs_spec=(ndim + 1, ndim, *range(ndim)),
-        out_spec=(0, ndim + 1, *spatial),
     )

@@ -12,7 +12,7 @@ from flax import nnx
 
 import msconv_jax
 from benchmarks import __main__ as everything
-from benchmarks import models, operators, pytorch_operators
+from benchmarks import hard_places, models, operators, pytorch_operators
 from benchmarks.convolution_costs import fit
 from benchmarks.tables import BACKWARD, COMPILE, FORWARD, Comparison, Row, overheads, summary
 from benchmarks.timing import Timed, run_interleaved, time_interleaved
@@ -53,20 +53,28 @@ def test_table():
 def test_summary_shows_means_beside_targets_and_leaves_out_what_was_not_measured():
     row = Row("8x8x16", Timed((2.0,)), Timed((3.0,)))
     unknown = Comparison("eager", "plain", "", {FORWARD: [row], BACKWARD: [row]})
-    lines = summary([comparison(targets={FORWARD: 1.3, COMPILE: 1.5}), unknown]).splitlines()
+    lines = summary([comparison(targets={FORWARD: 1.3, COMPILE: 2.0}), unknown]).splitlines()
     assert lines[2:] == [
-        "| PSConv | nnx.Conv | 2.00 | 1.30 | 4.00 |  | 2.00 | 1.50 |",
+        "| PSConv | nnx.Conv | 2.00 | 1.30, missed | 4.00 |  | 2.00 | 2.00 |",
         "| eager | plain | 1.50 |  | 1.50 |  |  |  |",
     ]
     assert {line.count("|") for line in lines} == {9}
     assert "geometric mean" not in unknown.markdown()  # of one shape
 
 
+def test_summary_shows_the_worst_shape_where_there_is_a_limit():
+    within = dataclasses.replace(comparison(targets={FORWARD: 2.0}), limits={FORWARD: 4.0})
+    beyond = dataclasses.replace(within, limits={FORWARD: 3.9})
+    lines = summary([within, beyond]).splitlines()
+    assert "| 2.00 (4.00) | 2.00 (4.00) |" in lines[2]
+    assert "| 2.00 (4.00) | 2.00 (3.90), missed |" in lines[3]
+
+
 def test_overheads_are_ratios_over_the_same_operators_elsewhere():
     row = Row("8x8x16", Timed((2.0,)), Timed((5.0,)))
     other = Comparison("PSConv, PyTorch eager", "plain", "", {FORWARD: [row], BACKWARD: [row]})
     lines = overheads([comparison()], [other, dataclasses.replace(other, name="unknown, elsewhere")], 0.8).splitlines()
-    assert lines[2:] == ["| over PSConv, PyTorch eager | 0.80 | 1.60 | 0.80 |"]
+    assert lines[2:] == ["| over PSConv, PyTorch eager | 0.80 | 0.80 | 1.60 | 0.80, missed |"]
 
 
 def test_the_fit_finds_the_constants_again():
@@ -196,6 +204,7 @@ def test_a_training_step_gives_loss_new_statistics_and_a_gradient_for_each_param
 def test_the_document_is_printed_or_written_wholly(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(everything, "RESULTS", tmp_path)
     monkeypatch.setattr(models, "compare", lambda: comparison("network"))
+    monkeypatch.setattr(hard_places, "compare_all", lambda *_: [comparison("hard")])
     monkeypatch.setattr(pytorch_operators, "installed", lambda: False)
     (tmp_path / "here.md").write_text("old")
     everything.main([*TINY, "--only", "HetConv", "--full", "--write", "here"])
@@ -210,6 +219,8 @@ def test_the_document_is_printed_or_written_wholly(capsys, monkeypatch, tmp_path
         "### HetConv over nnx.Conv",
         "## Networks",
         "### network over nnx.Conv",
+        "## Hard places",
+        "### hard over nnx.Conv",
     ]
     assert "old" not in text
     capsys.readouterr()
@@ -222,6 +233,42 @@ def test_the_document_is_printed_or_written_wholly(capsys, monkeypatch, tmp_path
     assert "## Networks" not in text
     with pytest.raises(SystemExit):
         everything.main(["--write", "../elsewhere"])
+
+
+def test_the_summary_is_put_into_the_readme(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(everything, "RESULTS", tmp_path)
+    monkeypatch.setattr(everything, "README", tmp_path / "README.md")
+    document = everything.document("a command", "cpu, 3 interleaved rounds", {"Operators": [comparison()]}, [])
+    (tmp_path / "here.md").write_text(document)
+    (tmp_path / "README.md").write_text(f"before\n{everything.OPENING}\nold\n{everything.CLOSING}\nafter\n")
+    everything.main(["--readme", "here"])
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith(f"before\n{everything.OPENING}\nCpu, 3 interleaved rounds. Geometric means")
+    assert text.endswith(f"|\n{everything.CLOSING}\nafter\n")
+    assert "| PSConv | nnx.Conv | 2.00 |" in text
+    assert "old" not in text
+    assert "###" not in text
+    assert everything.with_summary(text, document) == text
+    with pytest.raises(SystemExit):
+        everything.main(["--readme", "there"])
+    assert "there is no" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no place for the summary"):
+        everything.with_summary("A README.", document)
+
+
+def test_hard_places_program(capsys, monkeypatch):
+    monkeypatch.setattr(hard_places, "LARGE_KERNEL", ((3, 8),))
+    monkeypatch.setattr(hard_places, "IN_A_LOOP", ((4, 8),))
+    monkeypatch.setattr(hard_places, "LAYERS", 2)
+    monkeypatch.setattr("sys.argv", ["hard_places", "--batch", "1", "--rounds", "1"])
+    hard_places.main()
+    text = capsys.readouterr().out
+    for title in ("large kernel over nnx.Conv", "GroupedConv in a loop over nnx.Conv", "PSConv in a loop over PSConv one"):
+        assert title in text
+    graphdef, states = hard_places.layers_of(msconv_jax.PSConv, 8)
+    x = hard_places.images(1, 4, 8)
+    one_by_one, in_a_loop = (how(graphdef, states, x) for how in (hard_places.unrolled, hard_places.looped))
+    np.testing.assert_allclose(one_by_one, in_a_loop, atol=1e-5)
 
 
 def test_without_pytorch_its_program_says_how_to_get_it(monkeypatch):

@@ -1,0 +1,189 @@
+"""XLA's convolution on its fast paths: the same sums for every geometry, and dimensions in the one fast order."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+from jax.extend.core import jaxprs_in_params
+
+from msconv_jax.convolution import convolve
+from msconv_jax.xla_convolution import live_taps, xla_convolution
+
+
+def integers(shape, seed):
+    """Small whole numbers, which float32 adds and multiplies exactly."""
+    return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
+
+
+def by_taps(x, kernel, strides, pads, dilation, groups=1):
+    """The reference: a sum over taps of the padded image's pixels times weights."""
+    x = lax.pad(x, 0.0, [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+    extent = [(taps - 1) * gap + 1 for taps, gap in zip(kernel.shape, dilation, strict=False)]
+    counts = [(n - e) // s + 1 for n, e, s in zip(x.shape[1:], extent, strides, strict=False)]
+    total = 0
+    for tap in np.ndindex(*kernel.shape[:-2]):
+        seen = x[
+            (
+                slice(None),
+                *(
+                    slice(t * g, t * g + (n - 1) * s + 1, s)
+                    for t, g, n, s in zip(tap, dilation, counts, strides, strict=True)
+                ),
+            )
+        ]
+        seen = seen.reshape(*seen.shape[:-1], groups, -1)
+        weights = kernel[tap].reshape(kernel.shape[-2], groups, -1)
+        total += jnp.einsum("...gi,igo->...go", seen, weights).reshape(*seen.shape[:-2], -1)
+    return total
+
+
+@st.composite
+def geometries(draw):
+    """Sizes, kernels that may be larger than the image, pads that may be larger than the kernel or negative."""
+
+    def axis():
+        size, taps = draw(st.integers(1, 6)), draw(st.integers(1, 7))
+        stride, gap = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        low, high = draw(st.integers(-1, 8)), draw(st.integers(-1, 8))
+        missing = (taps - 1) * gap + 1 - size - low - high
+        return size, taps, stride, (low, high + max(missing, 0)), gap
+
+    return draw(st.sampled_from(("cpu", "gpu"))), list(zip(*(axis() for _ in range(2)), strict=True))
+
+
+def check(backend, geometry, groups=1):
+    size, taps, strides, pads, dilation = geometry
+    x, kernel = integers((2, *size, 2 * groups), 0), integers((*taps, 2, 3 * groups), 1)
+    reference = functools.partial(by_taps, strides=strides, pads=pads, dilation=dilation, groups=groups)
+    own = functools.partial(
+        xla_convolution,
+        strides=strides,
+        pads=pads,
+        kernel_dilation=dilation,
+        groups=groups,
+        backend=backend,
+        precision=None,
+        preferred_element_type=None,
+    )
+    cotangent = integers(jax.eval_shape(reference, x, kernel).shape, 2)
+
+    def everything(function, x, kernel):
+        y, pullback = jax.vjp(function, x, kernel)
+        _, tangent = jax.jvp(function, (x, kernel), (x + 1, kernel - 1))
+        return y, tangent, pullback(cotangent)
+
+    expected, got = (jax.jit(functools.partial(everything, f))(x, kernel) for f in (reference, own))
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+@settings(deadline=None, max_examples=12)
+@given(geometries())
+def test_any_geometry(case):
+    check(*case)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=100)
+@given(geometries())
+def test_any_geometry_at_length(case):
+    check(*case)
+
+
+def test_groups():
+    check("cpu", ((3, 5), (5, 5), (1, 2), ((4, 2), (2, 2)), (1, 2)), groups=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "live"),
+    [
+        ((3, 8, 1, (1, 1), 1), (0, 3)),
+        ((3, 4, 1, (4, 4), 4), (1, 2)),  # a dilation as large as the image
+        ((9, 1, 1, (4, 4), 1), (4, 5)),
+        ((9, 7, 1, (4, 4), 1), (0, 9)),
+        ((3, 1, 2, (2, 0), 1), (2, 3)),
+    ],
+)
+def test_live_taps(arguments, live):
+    assert live_taps(*arguments) == live
+
+
+def convolutions(function, *arguments):
+    """The parameters of all convolutions that the function does, called functions included."""
+    found = []
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive is lax.conv_general_dilated_p:
+                found.append((equation.params["dimension_numbers"], equation.invars[1].aval.shape))
+            for inner in jaxprs_in_params(equation.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return found
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_gradients_have_their_channels_last(ndim):
+    x, kernel = jnp.ones((2, *[6] * ndim, 4)), jnp.ones((*[3] * ndim, 4, 5))
+    found = convolutions(jax.grad(lambda x, k: convolve(x, k, 2, kernel_dilation=2).sum() ** 2, (0, 1)), x, kernel)
+    spatial = tuple(range(1, ndim + 1))
+    images, kernels = (0, ndim + 1, *spatial), (ndim + 1, ndim, *range(ndim))
+    assert len(found) == 3
+    assert {tuple(numbers) for numbers, _ in found} == {(images, kernels, images)}
+
+
+def test_no_kernel_is_larger_than_the_image():
+    x, kernel = jnp.ones((2, 3, 7, 4)), jnp.ones((9, 9, 4, 4))
+    found = convolutions(lambda x, k: convolve(x, k), x, kernel)
+    assert sorted(shape[:2] for _, shape in found) == [(2, 4), (2, 5), (3, 4), (3, 5)]
+
+
+def test_nothing_is_differentiated_in_vain():
+    """Where only the kernel has a gradient, the convolution that gives the image's is not there."""
+    x, kernel = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 4, 5))
+    assert len(convolutions(jax.grad(lambda k: convolve(x, k).sum() ** 2), kernel)) == 2
+
+
+def test_half_precision_in_pieces_is_rounded_once():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 64)).astype(jnp.bfloat16)
+    kernel = jax.random.normal(jax.random.key(1), (9, 9, 64, 8)).astype(jnp.bfloat16)
+    wide = by_taps(x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), ((4, 4),) * 2, (1, 1))
+    got = convolve(x, kernel)
+    assert got.dtype == jnp.bfloat16
+    error = jnp.abs(got.astype(jnp.float32) - wide) / (jnp.abs(wide) + 1)
+    assert float(error.max()) < 2**-7
+    gradients = jax.grad(lambda x, k: convolve(x, k).astype(jnp.float32).sum(), (0, 1))(x, kernel)
+    assert {g.dtype for g in gradients} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_derivatives_of_derivatives():
+    x, kernel = jnp.asarray(integers((1, 4, 4, 2), 0)), jnp.asarray(integers((5, 3, 2, 2), 1))
+
+    def loss(function):
+        return lambda k: (function(x, k) ** 3).sum()
+
+    reference = loss(lambda x, k: by_taps(x, k, (1, 1), ((2, 2), (1, 1)), (1, 1)))
+    own = loss(convolve)
+    for derivative in (jax.hessian, lambda f: jax.jacrev(jax.jacrev(f)), lambda f: jax.jacfwd(jax.jacfwd(f))):
+        np.testing.assert_allclose(derivative(own)(kernel), derivative(reference)(kernel), rtol=1e-4, atol=1e-2)
+
+
+def test_a_loop_over_layers_gives_the_gradients_of_the_layers():
+    x, kernels = jnp.asarray(integers((2, 5, 5, 3), 0)), jnp.asarray(integers((3, 3, 3, 3, 3), 1)) / 8
+
+    def looped(x, kernels):
+        return (lax.scan(lambda x, k: (convolve(x, k), None), x, kernels)[0] ** 2).sum()
+
+    def unrolled(x, kernels):
+        return (functools.reduce(convolve, kernels, x) ** 2).sum()
+
+    a, b = (jax.grad(f, (0, 1))(x, kernels) for f in (looped, unrolled))
+    for left, right in zip(a, b, strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-3)
