@@ -20,7 +20,7 @@ from msconv_jax.operators import (
     Res2Conv,
     SISConv,
 )
-from msconv_jax.torch_weights import load_state_dict
+from msconv_jax.torch_weights import load_state_dict, load_torch_checkpoint, read_state_dict, write_safetensors
 
 __all__ = [
     "ACConv",
@@ -45,4 +45,7 @@ __all__ = [
     "linen",
     "list_models",
     "load_state_dict",
+    "load_torch_checkpoint",
+    "read_state_dict",
+    "write_safetensors",
 ]

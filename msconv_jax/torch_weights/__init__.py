@@ -2,6 +2,7 @@
 
 from msconv_jax.torch_weights import acnet, hetconv, icconv, layers, octconv, pac, psconv, pyconv, res2net, sis
 from msconv_jax.torch_weights.conversion import Conversion, conversion_of, load_state_dict
+from msconv_jax.torch_weights.files import load_torch_checkpoint, read_state_dict, write_safetensors
 
 __all__ = [
     "Conversion",
@@ -11,10 +12,13 @@ __all__ = [
     "icconv",
     "layers",
     "load_state_dict",
+    "load_torch_checkpoint",
     "octconv",
     "pac",
     "psconv",
     "pyconv",
+    "read_state_dict",
     "res2net",
     "sis",
+    "write_safetensors",
 ]
