@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import functools
 import json
 import math
 import sys
@@ -34,8 +35,8 @@ from flax import nnx
 
 import msconv_jax
 from msconv_jax import edo
+from msconv_jax.models import DLA, OctResNet, list_ic_patterns, published_ic_convs
 from msconv_jax.torch_weights import conversion_of
-from msconv_jax.torch_weights.psconv import psconv_kernel
 from tests.families import FAMILIES
 from tests.families.family import CannotBuildError
 
@@ -209,47 +210,53 @@ def recipe_state_dict(manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
             value = 1.0 + 0.1 * rng.standard_normal(shape)
             if key == "bn3.weight" or key.endswith(".bn3.weight"):
                 value *= 0.2
+            if key.endswith((".conv3.bn_h.weight", ".conv3.bn_l.weight")):  # Oct-ResNet
+                value *= 0.1
         state[key] = value.astype(np.float32)
     return state
 
 
-def psconv_resnet50(state: Mapping[str, np.ndarray]) -> nnx.Module:
-    """PS-ResNet-50 with the weights of the public backbone and a linear head."""
-    model = nnx.eval_shape(lambda: msconv_jax.create_model("ps_resnet50", rngs=nnx.Rngs(0)))
-    used: set[str] = set()
+def without_masked_weights(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same weights, zero where the public PSConv's constructor makes them so."""
+    masked = dict(state)
+    for key, weight in state.items():
+        if key.endswith(".conv2.conv.weight"):
+            served = np.kron(np.eye(4) + np.roll(np.eye(4), 2, axis=1), np.ones([n // 4 for n in weight.shape[:2]]))
+            masked[key] = np.where(served.astype(bool)[..., None, None], 0, weight)
+    return masked
 
-    def take(key: str) -> np.ndarray:
-        used.add(key)
-        return state[key]
 
-    def norm(target: nnx.BatchNorm, key: str) -> None:
-        target.scale, target.bias = nnx.Param(take(f"{key}.weight")), nnx.Param(take(f"{key}.bias"))
-        target.mean, target.var = (nnx.BatchStat(take(f"{key}.running_{name}")) for name in ("mean", "var"))
+# The registered model for each fixture, and its arguments.
+MODELS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+    "psconv_resnet50": ("ps_resnet50", dict),
+    "pyconvresnet50": ("pyconv_resnet50", dict),
+    "pyconvhgresnet50": ("pyconvhg_resnet50", dict),
+    "oct_resnet50": ("oct_resnet50", dict),
+    "res2net_dla60": ("res2net_dla60", dict),
+    **{name: (name, dict) for name in ("res2net50_26w_4s", "res2net50_v1b", "res2next50")},
+    **{
+        name: (name[: name.index("_k")], functools.partial(lambda name: {"conv": published_ic_convs(name)}, name))
+        for name in list_ic_patterns()
+    },
+}
 
-    def dense(target: nnx.Conv, key: str) -> None:
-        target.kernel = nnx.Param(take(f"{key}.weight").transpose(2, 3, 1, 0))
 
-    dense(model.conv1, "conv1")
-    norm(model.bn1, "bn1")
-    for stage in (1, 2, 3, 4):
-        for number, block in enumerate(getattr(model, f"layer{stage}")):
-            key = f"layer{stage}.{number}"
-            for part in (1, 2, 3):
-                norm(getattr(block, f"bn{part}"), f"{key}.bn{part}")
-            dense(block.conv1, f"{key}.conv1")
-            dense(block.conv3, f"{key}.conv3")
-            weights = {n: take(f"{key}.conv2.{n}.weight") for n in ("gwconv", "gwconv_shift", "conv")}
-            block.conv2.kernel = nnx.Param(psconv_kernel({f"{n}.weight": value for n, value in weights.items()}, 1, 4))
-            if f"{key}.downsample.0.weight" in state:
-                dense(block.downsample.conv, f"{key}.downsample.0")
-                norm(block.downsample.bn, f"{key}.downsample.1")
-    model.fc.kernel, model.fc.bias = nnx.Param(take("fc.weight").T), nnx.Param(take("fc.bias"))
-    if used != set(state):
-        raise CannotBuildError(f"weights left over: {', '.join(sorted(set(state) - used)[:5])}")
+def loaded_model(fixture: str, state: Mapping[str, np.ndarray]) -> nnx.Module:
+    """The registered model for a fixture with these weights, in evaluation mode."""
+    name, arguments = MODELS[fixture]
+    model = nnx.eval_shape(lambda: msconv_jax.create_model(name, rngs=nnx.Rngs(0), **arguments()))
+    nnx.update(model, jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), nnx.state(model)))
+    msconv_jax.load_state_dict(model, without_masked_weights(state))
+    model.eval()
     return model
 
 
-MODELS: dict[str, Callable[[Mapping[str, np.ndarray]], nnx.Module]] = {"psconv_resnet50": psconv_resnet50}
+def stage_outputs(model: Any, x: jax.Array) -> list[jax.Array]:
+    """Every stage's output, without the stem's; of two frequencies both."""
+    if isinstance(model, OctResNet):
+        return [part for maps in model.octave_maps(x) for part in (maps if isinstance(maps, tuple) else (maps,))]
+    maps = model.feature_maps(x)
+    return list(maps if isinstance(model, DLA) else maps[1:])
 
 
 def check_model(path: Path) -> Result:
@@ -258,15 +265,13 @@ def check_model(path: Path) -> Result:
     if path.stem not in MODELS:
         return Result(name, math.nan, "", MODEL_TOLERANCE, f"unknown kind {path.stem!r}")
     manifest = json.loads(path.with_suffix(".json").read_text())
-    model = MODELS[path.stem](recipe_state_dict(manifest))
-    model.eval()
+    model = loaded_model(path.stem, recipe_state_dict(manifest))
     graphdef, state = nnx.split(model)
 
     @jax.jit
-    def run(state: Any, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def run(state: Any, x: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         model = nnx.merge(graphdef, state)
-        maps = model.feature_maps(x)[1:]  # without the stem
-        return model.forward_head(maps[-1]), maps
+        return model(x), stage_outputs(model, x)
 
     deviations = {}
     with np.load(path, allow_pickle=False) as file:
@@ -277,15 +282,16 @@ def check_model(path: Path) -> Result:
             logits, maps = run(state, x.transpose(0, 2, 3, 1))
             golden = file[f"logits_{size}"]
             deviations[f"logits_{size}"] = _deviation(logits, golden, golden.std())
-            for stage, got in enumerate(maps):
-                key, spread = f"stage {stage + 1} at {size}", file[f"stage_std_{size}"][stage]
-                sample = file[f"stage_sample_{size}"][stage]
+            if len(maps) != len(manifest["stages"]):
+                raise CannotBuildError(f"{len(maps)} stage outputs where the fixture has {len(manifest['stages'])}")
+            for number, (stage, got) in enumerate(zip(manifest["stages"], maps, strict=True)):
+                spread, sample = file[f"stage_std_{size}"][number], file[f"stage_sample_{size}"][number]
                 of_stage = (
-                    _deviation(np.mean(got), file[f"stage_mean_{size}"][stage], spread),
+                    _deviation(np.mean(got), file[f"stage_mean_{size}"][number], spread),
                     _deviation(np.std(got), spread, spread),
                     _deviation(got[0, 0, 0, : len(sample)], sample, spread),
                 )
-                deviations[key] = max(of_stage, key=_nan_is_worst)
+                deviations[f"{stage} at {size}"] = max(of_stage, key=_nan_is_worst)
     where = max(deviations, key=lambda key: _nan_is_worst(deviations[key]))
     return Result(name, deviations[where], where, MODEL_TOLERANCE)
 

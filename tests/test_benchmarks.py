@@ -263,7 +263,11 @@ def test_hard_places_program(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["hard_places", "--batch", "1", "--rounds", "1"])
     hard_places.main()
     text = capsys.readouterr().out
-    for title in ("large kernel over nnx.Conv", "GroupedConv in a loop over nnx.Conv", "PSConv in a loop over PSConv one"):
+    for title in (
+        "large kernel over nnx.Conv",
+        "GroupedConv in a loop over nnx.Conv",
+        "PSConv in a loop over PSConv one",
+    ):
         assert title in text
     graphdef, states = hard_places.layers_of(msconv_jax.PSConv, 8)
     x = hard_places.images(1, 4, 8)

@@ -1,8 +1,13 @@
 """Networks built from the operators, by name (`create_model`) or by part (`ResNet`)."""
 
-from msconv_jax.models import resnet_entries as resnet_entries  # registers the ResNets' names
+from msconv_jax.models import pyconv_entries as pyconv_entries  # these register their families' names
+from msconv_jax.models import res2net_entries as res2net_entries
+from msconv_jax.models import resnet_entries as resnet_entries
 from msconv_jax.models.blocks import BasicBlock, Bottleneck, ResidualBlock
+from msconv_jax.models.icconv_entries import list_ic_patterns, published_ic_convs
+from msconv_jax.models.image_model import FeatureBackbone, ImageModel
 from msconv_jax.models.layers import SqueezeExcite
+from msconv_jax.models.oct_resnet import OctBottleneck, OctResNet
 from msconv_jax.models.parts import ConvShortcut, Parts
 from msconv_jax.models.registry import (
     ModelEntry,
@@ -11,22 +16,30 @@ from msconv_jax.models.registry import (
     model_entry,
     register_model,
 )
+from msconv_jax.models.res2net_dla import DLA
 from msconv_jax.models.resnet import CIFAR_STEM, IMAGENET_STEM, ResNet, Stem
 
 __all__ = [
     "CIFAR_STEM",
+    "DLA",
     "IMAGENET_STEM",
     "BasicBlock",
     "Bottleneck",
     "ConvShortcut",
+    "FeatureBackbone",
+    "ImageModel",
     "ModelEntry",
+    "OctBottleneck",
+    "OctResNet",
     "Parts",
     "ResNet",
     "ResidualBlock",
     "SqueezeExcite",
     "Stem",
     "create_model",
+    "list_ic_patterns",
     "list_models",
     "model_entry",
+    "published_ic_convs",
     "register_model",
 ]

@@ -220,7 +220,6 @@ class Tree(nnx.Module):
         self.strides = strides
         self.levels = levels
         self.level_root = level_root
-        self.name = name
         children_features += in_features if level_root else 0
         common: dict[str, Any] = {"parts": parts, "drop_path_rate": drop_path_rate, "rngs": rngs}
         if levels == 1:
@@ -252,25 +251,18 @@ class Tree(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, children: Sequence[jax.Array] = ()) -> jax.Array:
-        """Maps (N, H, W, in_features) to (N, H/s, W/s, out_features).
+        """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features).
 
         Args:
-            x: the input, with H and W divisible by the stride s.
-            children: further maps (N, H/s, W/s, C_i) for the last root.
-
-        Raises:
-            ValueError: if H or W is not divisible by the stride.
+            x: the input.
+            children: further maps (N, ceil(H/s), ceil(W/s), C_i) for the last root.
         """
         bottom = x
         if self.strides > 1:
-            if any(size % self.strides for size in x.shape[1:3]):
-                raise ValueError(
-                    f"{self.name}: a map of {x.shape[1]} x {x.shape[2]} pixels at stride {self.strides}: the pooling "
-                    "would drop a row or column that the convolutions keep; resize the images to a multiple of the "
-                    "network's whole stride"
-                )
             window = (self.strides, self.strides)
-            bottom = nnx.max_pool(x, window, strides=window)
+            # As many rows and columns as the convolutions keep: the last windows may reach beyond the map.
+            beyond: Any = tuple((0, -size % self.strides) for size in x.shape[1:3])
+            bottom = nnx.max_pool(x, window, strides=window, padding=beyond)
         shortcut = bottom if self.project is None else self.project(bottom)
         if self.level_root:
             children = (*children, bottom)

@@ -1,7 +1,8 @@
 """What a residual network is made of: its convolutions, normalisation, activation and shortcut."""
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -71,8 +72,9 @@ class Parts:
     compile again.
 
     Attributes:
-        conv: factory of the blocks' spatial convolutions, with the arguments of `nnx.Conv`. None
-            takes `nnx.Conv`, or `GroupedConv` when `groups > 1`.
+        conv: factory of the blocks' spatial convolutions, with the arguments of `nnx.Conv`; or a mapping with a
+            factory for each by its path in the model, such as `layer1.0.conv2`. None takes `nnx.Conv`, or
+            `GroupedConv` when `groups > 1`.
         norm: factory with the arguments of `nnx.BatchNorm`.
         act: activation function. It is stored, so use a named function rather than a lambda.
         shortcut: factory with the arguments of `ConvShortcut`.
@@ -90,7 +92,7 @@ class Parts:
         ('GroupedConv', (3, 3, 2, 8))
     """
 
-    conv: Callable[..., Layer] | None = None
+    conv: Callable[..., Layer] | Mapping[str, Callable[..., Layer]] | None = None
     norm: Callable[..., Layer] = batch_norm
     act: Callable[[jax.Array], jax.Array] = nnx.relu
     shortcut: Callable[..., Layer] = ConvShortcut
@@ -113,14 +115,23 @@ class Parts:
         """Builds a plain convolution (stem, 1x1), padded by half of its kernel, without bias."""
         return self._convolution(nnx.Conv, name, in_features, out_features, kernel_size, strides, 1, rngs)
 
-    @property
-    def spatial_conv(self) -> Callable[..., Layer]:
-        """The factory of the blocks' spatial convolutions: `conv`, or what its None stands for."""
+    def spatial_conv(self, name: str) -> Callable[..., Layer]:
+        """The factory of a block's spatial convolution: `conv`, what it has for the path, or what its None stands for.
+
+        Raises:
+            ValueError: if a mapping has nothing for the path.
+        """
+        if isinstance(self.conv, Mapping):
+            if name not in self.conv:
+                raise ValueError(f"conv has no factory for {name}: it has {_shortened(self.conv)}")
+            return self.conv[name]
         return self.conv or (nnx.Conv if self.groups == 1 else GroupedConv)
 
     def spatial(self, name: str, in_features: int, out_features: int, strides: int, rngs: nnx.Rngs) -> Layer:
         """Builds the 3x3 convolution of a block with the network's factory and groups."""
-        return self._convolution(self.spatial_conv, name, in_features, out_features, 3, strides, self.groups, rngs)
+        return self._convolution(
+            self.spatial_conv(name), name, in_features, out_features, 3, strides, self.groups, rngs
+        )
 
     def _convolution(
         self,
@@ -169,3 +180,9 @@ class Parts:
                 param_dtype=self.param_dtype,
                 rngs=rngs,
             )
+
+
+def _shortened(names: Iterable[str]) -> str:
+    """The first names of many."""
+    first = list(itertools.islice(names, 5))
+    return ", ".join(first) + (", ..." if len(first) == 5 else "")

@@ -4,11 +4,13 @@ import dataclasses
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from flax import nnx
+
+from msconv_jax.models.image_model import FeatureBackbone, ImageModel
 
 __all__ = ["ModelEntry", "create_model", "list_models", "model_entry", "register_model"]
 
@@ -133,12 +135,22 @@ def model_entry(name: str) -> ModelEntry:
     return _ENTRIES[name]
 
 
-def create_model(name: str, *, num_classes: int | None = None, rngs: nnx.Rngs, **overrides: Any) -> Any:
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    rngs: nnx.Rngs,
+    **overrides: Any,
+) -> Any:
     """Builds a model by name, in training mode (`model.eval()` switches).
 
     Args:
         name: one of `list_models()`.
-        num_classes: number of logits; None takes the data set of the paper.
+        num_classes: number of logits; None takes the data set of the paper, 0 leaves the classifier out.
+        features_only: whether to return a `FeatureBackbone`, whose calls give feature maps.
+        out_indices: which maps, by their place in `feature_info`; None is all. Only with `features_only`.
         rngs: source of the `params` and, with drop path, `dropout` streams.
         **overrides: any argument of the model's builder, such as `conv`, `dtype`, `in_channels` or
             `drop_path_rate` of `ResNet`; `model_entry(name).keywords` lists them. `conv` replaces
@@ -148,7 +160,7 @@ def create_model(name: str, *, num_classes: int | None = None, rngs: nnx.Rngs, *
         The model, called with images (N, H, W, C), floating point; gives logits (N, num_classes).
 
     Raises:
-        ValueError: if the name is unknown or an argument is out of its range.
+        ValueError: if the name is unknown, an argument is out of its range, or the model has no maps to give.
         TypeError: if an override is no argument of the builder; the message lists near matches
             and the valid ones.
 
@@ -159,6 +171,8 @@ def create_model(name: str, *, num_classes: int | None = None, rngs: nnx.Rngs, *
         (2, 4)
     """
     entry = model_entry(name)
+    if out_indices is not None and not features_only:
+        raise ValueError(f"out_indices={out_indices!r} without features_only=True: only a backbone gives maps")
     for keyword in overrides:
         if keyword not in entry.keywords:
             raise TypeError(
@@ -169,7 +183,14 @@ def create_model(name: str, *, num_classes: int | None = None, rngs: nnx.Rngs, *
     arguments = {"num_classes": entry.num_classes, **entry.config, **overrides}
     if num_classes is not None:
         arguments["num_classes"] = num_classes
-    return entry.builder(**arguments, rngs=rngs)
+    if features_only:
+        arguments["num_classes"] = 0
+    model = entry.builder(**arguments, rngs=rngs)
+    if not features_only:
+        return model
+    if not isinstance(model, ImageModel):
+        raise ValueError(f"features_only=True: {name!r} is no ImageModel and has no feature maps")
+    return FeatureBackbone(model, out_indices)
 
 
 def _did_you_mean(word: object, known: Iterable[str]) -> str:

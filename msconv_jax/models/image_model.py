@@ -1,0 +1,170 @@
+"""What every image network promises: maps, features, head; and the view of a network as a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from msconv_jax.models.layers import check_positive, classifier
+
+__all__ = ["FeatureBackbone", "ImageModel"]
+
+
+class ImageModel(nnx.Module):
+    """Base of the networks: a subclass computes `feature_maps` and names them in `_outputs`.
+
+    The network itself is called with images (N, H, W, in_channels) and gives logits (N, num_classes). With
+    `num_classes=0` there is no classifier and the call gives pooled features (N, C); with `global_pool=""` as well it
+    gives the last map.
+
+    Attributes:
+        in_channels: channels of the images.
+        num_classes: number of logits, 0 without a classifier.
+        num_features: channels of the last map.
+        global_pool: "avg", or "" for none.
+        fc: the classifier, or None.
+    """
+
+    _outputs: tuple[tuple[str, int, int], ...]  # tuples are plain static data; dictionaries would be walked as modules
+    in_channels: int
+    num_classes: int
+    num_features: int
+    global_pool: str
+    fc: Any
+
+    def _make_head(self, features: int, num_classes: int, global_pool: str, param_dtype: Any, rngs: nnx.Rngs) -> None:
+        """Checks the head's arguments and builds the classifier."""
+        if global_pool not in ("avg", ""):
+            raise ValueError(f"global_pool={global_pool!r}: must be 'avg', or '' for the last map as it is")
+        self.num_features = features
+        self.global_pool = global_pool
+        self._param_dtype = param_dtype
+        self.reset_classifier(num_classes, rngs=rngs)
+
+    def _make_classifier(self, num_classes: int, rngs: nnx.Rngs) -> Any:
+        return classifier(self.num_features, num_classes, param_dtype=self._param_dtype, rngs=rngs)
+
+    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
+        """Replaces the classifier by a new one, or removes it.
+
+        Args:
+            num_classes: number of logits; 0 removes the classifier.
+            rngs: source of the `params` stream.
+
+        Raises:
+            ValueError: if `num_classes` is negative, or not 0 where nothing is pooled.
+
+        Example:
+            >>> from msconv_jax.models import create_model
+            >>> model = create_model("resnet8", rngs=nnx.Rngs(0))
+            >>> model.reset_classifier(7, rngs=nnx.Rngs(1))
+            >>> model(jnp.ones((1, 8, 8, 3))).shape
+            (1, 7)
+        """
+        if num_classes != 0:
+            check_positive("num_classes", num_classes, "0 leaves the classifier out")
+            if not self.global_pool:
+                raise ValueError(
+                    f"num_classes={num_classes} with global_pool='': the classifier needs pooled features; use "
+                    "num_classes=0"
+                )
+        self.num_classes = num_classes
+        self.fc = self._make_classifier(num_classes, rngs) if num_classes else nnx.data(None)
+
+    @property
+    def feature_info(self) -> tuple[dict[str, Any], ...]:
+        """The maps that `feature_maps` returns, as timm describes them.
+
+        Each entry has `module`, `num_chs` and `reduction`: a map of an H x W image has ceil(H / reduction) rows.
+        """
+        return tuple(
+            {"num_chs": features, "reduction": reduction, "module": module}
+            for module, features, reduction in self._outputs
+        )
+
+    def check_images(self, x: jax.Array) -> None:
+        """Raises ValueError unless `x` is (N, H, W, in_channels)."""
+        if x.ndim != 4 or x.shape[-1] != self.in_channels:
+            raise ValueError(
+                f"images of shape {x.shape}: must be (N, H, W, {self.in_channels}); transpose NCHW "
+                "images, or build the model with another in_channels"
+            )
+
+    def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Computes one NHWC map for each entry of `feature_info`; a subclass's work."""
+        raise NotImplementedError
+
+    def forward_features(self, x: jax.Array) -> jax.Array:
+        """Computes the last map (N, H', W', C) of images (N, H, W, in_channels)."""
+        return self.feature_maps(x)[-1]
+
+    def forward_head(self, maps: jax.Array, *, pre_logits: bool = False) -> jax.Array:
+        """Averages the last map over space and classifies.
+
+        Args:
+            maps: the last map (N, H', W', C).
+            pre_logits: whether to stop before the classifier.
+
+        Returns:
+            Logits (N, num_classes); features (N, C) without a classifier or with `pre_logits`; the map itself where
+            `global_pool` is "".
+        """
+        if not self.global_pool:
+            return maps
+        pooled = maps.mean(axis=(1, 2), dtype=jnp.promote_types(maps.dtype, jnp.float32))
+        return pooled if self.fc is None or pre_logits else self.fc(pooled)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Classifies images (N, H, W, in_channels): logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+class FeatureBackbone(nnx.Module):
+    """A network without its head, called for some of its maps: what `create_model(..., features_only=True)` gives.
+
+    Args:
+        model: the network, whose classifier is removed.
+        out_indices: which maps, by their place in its `feature_info`; negative ones count from the end.
+
+    Attributes:
+        model: the network.
+        feature_info: the chosen entries of its `feature_info`.
+
+    Raises:
+        ValueError: if an index is out of range.
+
+    Example:
+        >>> from msconv_jax.models import create_model
+        >>> backbone = create_model("resnet8", features_only=True, out_indices=(1, -1), rngs=nnx.Rngs(0))
+        >>> [m.shape for m in backbone(jnp.ones((1, 32, 32, 3)))]
+        [(1, 32, 32, 16), (1, 8, 8, 64)]
+        >>> [f["reduction"] for f in backbone.feature_info]
+        [1, 4]
+    """
+
+    def __init__(self, model: ImageModel, out_indices: Sequence[int] | None = None):
+        known = len(model.feature_info)
+        chosen = tuple(range(known)) if out_indices is None else tuple(out_indices)
+        wrong = [index for index in chosen if not isinstance(index, int) or not -known <= index < known]
+        if wrong or not chosen:
+            raise ValueError(
+                f"out_indices={out_indices!r}: must name some of the {known} maps, by numbers from {-known} to "
+                f"{known - 1}"
+            )
+        self.out_indices = tuple(index % known for index in chosen)
+        model.num_classes, model.fc = 0, nnx.data(None)
+        self.model = model
+
+    @property
+    def feature_info(self) -> tuple[dict[str, Any], ...]:
+        """What is known about each map that a call gives."""
+        return tuple(self.model.feature_info[index] for index in self.out_indices)
+
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Maps images (N, H, W, in_channels) to one NHWC map for each entry of `feature_info`."""
+        maps = self.model.feature_maps(x)
+        return tuple(maps[index] for index in self.out_indices)

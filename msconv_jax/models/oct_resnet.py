@@ -1,0 +1,247 @@
+"""Oct-ResNet: a ResNet whose maps have two frequencies in all stages but the last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from msconv_jax.models.image_model import ImageModel
+from msconv_jax.models.layers import batch_norm, check_positive, drop_path, kaiming_normal, naming_layer
+from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.operators.octave import Maps, OctBatchNorm, oct_upsample
+from msconv_jax.operators.octconv import OctConvNormAct
+
+__all__ = ["OctBottleneck", "OctResNet"]
+
+_PAPER = "Chen et al., Drop an Octave, arXiv 1904.05049"
+
+
+class OctBottleneck(nnx.Module):
+    """1x1, 3x3, 1x1 octave convolutions and a shortcut; frequencies are added and activated one by one.
+
+    Args:
+        in_features: input channels, high and low together.
+        planes: a quarter of the output channels.
+        strides: stride of the 3x3 convolution, 1 or 2.
+        alpha_in: share of the input channels that are low.
+        alpha_out: share of all other maps' channels that are low.
+        groups: groups of the 3x3 convolution.
+        base_width: width of one group when `planes` is 64.
+        zero_init_last: start the block as its shortcut.
+        drop_path_rate: probability of dropping the branch in training.
+        name: path of the block in the model, for error messages.
+        dtype: compute type; None infers it from the input and the parameters.
+        param_dtype: type of the parameters.
+        rngs: source of the `params` and, with drop path, `dropout` streams.
+
+    Raises:
+        ValueError: if a layer refuses its arguments.
+
+    Source:
+        Chen et al., arXiv 1904.05049, sec. 3.2; its places in the network are the PyTorch port's.
+
+    Example:
+        >>> block = OctBottleneck(32, 8, 2, alpha_in=0.5, alpha_out=0.5, name="layer2.0", rngs=nnx.Rngs(0))
+        >>> high, low = block((jnp.ones((1, 8, 8, 16)), jnp.ones((1, 4, 4, 16))))
+        >>> high.shape, low.shape
+        ((1, 4, 4, 16), (1, 2, 2, 16))
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        in_features: int,
+        planes: int,
+        strides: int = 1,
+        *,
+        alpha_in: float,
+        alpha_out: float,
+        groups: int = 1,
+        base_width: int = 64,
+        zero_init_last: bool = False,
+        drop_path_rate: float = 0.0,
+        name: str,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        width, out_features = planes * base_width // 64 * groups, planes * self.expansion
+        zero = {"scale_init": nnx.initializers.zeros_init()} if zero_init_last else {}
+
+        def unit(part: str, inputs: int, outputs: int, size: int, stride: int, low: float, **options: Any) -> Any:
+            with naming_layer(f"{name}.{part}"):
+                return OctConvNormAct(
+                    inputs,
+                    outputs,
+                    (size, size),
+                    stride,
+                    alpha_in=low,
+                    alpha_out=alpha_out,
+                    padding=size // 2,
+                    kernel_init=kaiming_normal,
+                    dtype=dtype,
+                    param_dtype=param_dtype,
+                    rngs=rngs,
+                    **options,
+                )
+
+        self.conv1 = unit("conv1", in_features, width, 1, 1, alpha_in)
+        self.conv2 = unit("conv2", width, width, 3, strides, alpha_out, feature_group_count=groups)
+        last_norm = partial(OctBatchNorm, **zero)
+        self.conv3 = unit("conv3", width, out_features, 1, 1, alpha_out, activation=None, norm=last_norm)
+        changes = strides != 1 or in_features != out_features or alpha_in != alpha_out
+        self.downsample: Any = nnx.data(None)
+        if changes:
+            self.downsample = unit("downsample", in_features, out_features, 1, strides, alpha_in, activation=None)
+        self.drop_path = drop_path(drop_path_rate, rngs)
+
+    def __call__(self, maps: Maps) -> Any:
+        """Maps what :class:`msconv_jax.OctConv` takes to what it gives."""
+        branch = self.conv3(self.conv2(self.conv1(maps)))
+        shortcut = maps if self.downsample is None else self.downsample(maps)
+        first = jax.tree.leaves(branch)[0]
+        keep = self.drop_path(jnp.ones((first.shape[0], 1, 1, 1), first.dtype))  # of both frequencies or of none
+        return jax.tree.map(lambda a, b: nnx.relu(a * keep + b), branch, shortcut)
+
+
+class OctResNet(ImageModel):
+    """ResNet of octave bottlenecks. The last stage, whose maps are too small for a lower frequency, has one.
+
+    The stem and its max-pooling are plain. A stage's map of two frequencies comes out of `feature_maps` as one, the
+    low channels enlarged behind the high ones; `octave_maps` has them apart.
+
+    Args:
+        layers: number of blocks of each stage.
+        alpha: share of the channels that are low, in all stages but the last.
+        width: channels of the stem and planes of the first stage.
+        num_classes: number of logits; 0 for none.
+        in_channels: channels of the images.
+        groups: groups of the 3x3 convolutions.
+        base_width: width of one group when `planes` is 64.
+        global_pool: "avg", or "" for none.
+        zero_init_last: start each block as its shortcut.
+        drop_path_rate: probability of dropping the last block's branch in training; earlier blocks' grow linearly.
+        dtype: compute type; None infers it from the input and the parameters.
+        param_dtype: type of the parameters.
+        rngs: source of the `params` and, with drop path, `dropout` streams.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Source:
+        Chen et al., Drop an Octave, arXiv 1904.05049; the layout is that of its PyTorch port.
+
+    Example:
+        >>> model = OctResNet((1, 1), width=8, num_classes=5, rngs=nnx.Rngs(0))
+        >>> images = jnp.ones((1, 33, 49, 3))
+        >>> model(images).shape, [m.shape for m in model.octave_maps(images)[0]]
+        ((1, 5), [(1, 9, 13, 16), (1, 5, 7, 16)])
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        *,
+        alpha: float = 0.5,
+        width: int = 64,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        groups: int = 1,
+        base_width: int = 64,
+        global_pool: str = "avg",
+        zero_init_last: bool = False,
+        drop_path_rate: float = 0.0,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        for name, value in (("width", width), ("in_channels", in_channels), ("groups", groups)):
+            check_positive(name, value, "see the paper's networks")
+        for depth in layers:
+            check_positive("layers", depth, "give each stage at least one block, as (3, 4, 6, 3)")
+        if not 0.0 <= drop_path_rate < 1.0:
+            raise ValueError(f"drop_path_rate={drop_path_rate!r}: must be in [0, 1); 0 turns it off")
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.in_channels = in_channels
+        self.conv1 = nnx.Conv(
+            in_channels, width, (7, 7), 2, padding=3, use_bias=False, kernel_init=kaiming_normal, **common
+        )
+        self.bn1 = batch_norm(width, **common)
+        outputs = [("act1", width, 2)]
+        features, low, built, total = width, 0.0, 0, sum(layers)
+        for stage, depth in enumerate(layers):
+            own = alpha if stage + 1 < len(layers) else 0.0
+            blocks = []
+            for index in range(depth):
+                block = OctBottleneck(
+                    features,
+                    width * 2**stage,
+                    2 if stage and not index else 1,
+                    alpha_in=low,
+                    alpha_out=own,
+                    groups=groups,
+                    base_width=base_width,
+                    zero_init_last=zero_init_last,
+                    drop_path_rate=drop_path_rate * built / max(total - 1, 1),
+                    name=f"layer{stage + 1}.{index}",
+                    **common,
+                )
+                features, low, built = width * 2**stage * block.expansion, own, built + 1
+                blocks.append(block)
+            setattr(self, f"layer{stage + 1}", nnx.List(blocks))
+            outputs.append((f"layer{stage + 1}", features, 4 * 2**stage))
+        self._outputs = tuple(outputs)
+        self._make_head(features, num_classes, global_pool, param_dtype, rngs)
+
+    def octave_maps(self, x: jax.Array) -> tuple[Any, ...]:
+        """Computes every stage's output, ``(high, low)`` or one array, of images (N, H, W, in_channels)."""
+        return tuple(self._all_maps(x)[1:])
+
+    def _all_maps(self, x: jax.Array) -> list[Any]:
+        self.check_images(x)
+        maps: list[Any] = [nnx.relu(self.bn1(self.conv1(x)))]
+        pairs: Any = ((1, 1), (1, 1))  # accepted, though Flax annotates a string
+        y: Any = nnx.max_pool(maps[0], (3, 3), strides=(2, 2), padding=pairs)
+        for name, *_ in self._outputs[1:]:
+            for block in getattr(self, name):
+                y = block(y)
+            maps.append(y)
+        return maps
+
+    def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Computes the stem's and every stage's map, one NHWC array for each entry of `feature_info`."""
+        return tuple(_in_one(maps) for maps in self._all_maps(x))
+
+
+def _in_one(maps: Any) -> jax.Array:
+    """High and low channels in one map of the high ones' size."""
+    if not isinstance(maps, tuple):
+        return maps
+    parts = [part for part in maps if part is not None]
+    size = parts[0].shape[1:3]
+    return jnp.concatenate([parts[0], *(oct_upsample(part, size) for part in parts[1:])], axis=-1)
+
+
+_LAYERS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+_NETWORKS: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    *((f"oct_resnet{depth}", depth, {}) for depth in _LAYERS),
+    ("oct_resnext50_32x4d", 50, {"groups": 32, "base_width": 4}),
+    ("oct_resnext101_32x4d", 101, {"groups": 32, "base_width": 4}),
+)
+for _name, _depth, _extra in _NETWORKS:
+    register_model(
+        ModelEntry(
+            name=_name,
+            builder=OctResNet,
+            config={"layers": _LAYERS[_depth], **_extra},
+            num_classes=1000,
+            input_size=(224, 224, 3),
+            paper=_PAPER,
+        )
+    )
