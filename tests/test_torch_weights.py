@@ -1,5 +1,6 @@
 """Loading published weights: what is said when they do not fit, and the forms that they come in."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -175,3 +176,63 @@ def test_a_whole_plain_network_loads_by_pytorchs_names():
     transferred = msconv_jax.create_model("ps_resnet50", rngs=nnx.Rngs(0), **make)
     load_state_dict(transferred, state)
     np.testing.assert_array_equal(transferred.layer1[0].conv2.kernel[...], model.layer1[0].conv2.kernel[...])
+
+
+# --- whole networks ---
+
+
+def state_dict_of(name, seed=0, **options):
+    """Random weights under PyTorch's names for a registered network."""
+    model = nnx.eval_shape(lambda: msconv_jax.create_model(name, rngs=nnx.Rngs(0), **options))
+    random = np.random.default_rng(seed)
+    return {key: random.standard_normal(shape).astype(np.float32) for key, shape in conversion_of(model).shapes.items()}
+
+
+def network(name, **options):
+    model = msconv_jax.create_model(name, rngs=nnx.Rngs(jax.random.key(0, impl="rbg")), **options)
+    model.eval()
+    return model
+
+
+def test_a_plain_network_becomes_a_poly_scale_one():
+    weights = state_dict_of("resnet8")
+    plain, scaled = (msconv_jax.load_state_dict(network(name), weights) for name in ("resnet8", "ps_resnet8"))
+    for path, kernel in nnx.to_flat_state(nnx.state(plain, nnx.Param)):
+        np.testing.assert_array_equal(kernel[...], dict(nnx.to_flat_state(nnx.state(scaled, nnx.Param)))[path][...])
+    assert type(scaled.layer1[0].conv1) is msconv_jax.PSConv
+
+
+def test_a_classifier_of_other_classes_is_kept_without_strict():
+    weights = state_dict_of("resnet8", num_classes=7)
+    model = network("resnet8", num_classes=3)
+    before = np.asarray(model.fc.kernel[...])
+    with pytest.raises(ValueError, match=r"(?s)2 problems.*wrong shape: fc\.weight is \(7, 64\), expected \(3, 64\)"):
+        msconv_jax.load_state_dict(model, weights)
+    msconv_jax.load_state_dict(model, weights, strict=False)
+    np.testing.assert_array_equal(model.fc.kernel[...], before)
+    np.testing.assert_array_equal(model.conv1.kernel[...], weights["conv1.weight"].transpose(2, 3, 1, 0))
+    without = {key: value for key, value in weights.items() if not key.startswith("fc.")}
+    msconv_jax.load_state_dict(model, without, strict=False)
+    np.testing.assert_array_equal(model.fc.kernel[...], before)
+    msconv_jax.load_state_dict(network("resnet8", num_classes=7), weights, strict=False)
+
+    del weights["bn1.bias"]
+    with pytest.raises(ValueError, match=r"1 problems\):\n  missing: bn1\.bias"):
+        msconv_jax.load_state_dict(model, weights, strict=False)
+
+
+def test_a_fitting_classifier_is_loaded_without_strict():
+    weights = state_dict_of("resnet8")
+    model = msconv_jax.load_state_dict(network("resnet8"), weights, strict=False)
+    np.testing.assert_array_equal(model.fc.kernel[...], weights["fc.weight"].T)
+
+
+def test_backbones_and_networks_without_a_head_leave_it_out():
+    weights = state_dict_of("resnet8")
+    for options in ({"features_only": True}, {"num_classes": 0}):
+        model = network("resnet8", **options)
+        with pytest.raises(ValueError, match=r"unexpected: fc\.weight"):
+            msconv_jax.load_state_dict(model, weights)
+        msconv_jax.load_state_dict(model, weights, strict=False)
+        inner = model.model if "features_only" in options else model
+        np.testing.assert_array_equal(inner.conv1.kernel[...], weights["conv1.weight"].transpose(2, 3, 1, 0))

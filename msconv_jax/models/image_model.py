@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ class ImageModel(nnx.Module):
         fc: the classifier, or None.
     """
 
+    classifier_name: ClassVar[str] = "fc"
     _outputs: tuple[tuple[str, int, int], ...]  # tuples are plain static data; dictionaries would be walked as modules
     in_channels: int
     num_classes: int

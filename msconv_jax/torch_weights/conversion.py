@@ -138,7 +138,9 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
         module: an operator of this library, or a module made of them.
         state_dict: PyTorch's names and arrays (NumPy's, or anything that NumPy takes). ``num_batches_tracked`` is
             left out of account.
-        strict: whether names that the module does not know are an error; missing ones always are.
+        strict: whether names that the module does not know are an error. Without it, they are left out of account, and
+            a network's classifier that is missing or of another shape, as for another number of classes, keeps the
+            module's values. All other names must be there in any case.
 
     Returns:
         The module.
@@ -157,6 +159,8 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
     """
     given = {name: np.asarray(value) for name, value in state_dict.items() if not _is_counter(name)}
     conversion = conversion_of(module, given)
+    kept = () if strict else _unfit_classifier(module, conversion, given)
+    given |= {name: np.zeros(conversion.shapes[name], np.float32) for name in kept}
     problems = [f"missing: {name} {shape}" for name, shape in conversion.shapes.items() if name not in given]
     if strict:
         problems += [
@@ -176,11 +180,21 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))
     for path, variable in nnx.to_flat_state(state):
         name = ".".join(map(str, path))
+        if kept and path[0] == module.classifier_name:  # type: ignore[attr-defined]
+            continue
         if variable.shape != np.shape(values[name]):
             raise ValueError(f"{name}: made {np.shape(values[name])} where the module has {variable.shape}.")
         variable[...] = jnp.asarray(values[name], variable.dtype)
     nnx.update(module, state)
     return module
+
+
+def _unfit_classifier(module: nnx.Module, conversion: Conversion, given: Arrays) -> tuple[str, ...]:
+    """PyTorch's names of the module's classifier, if one is missing or of another shape."""
+    prefix = f"{getattr(module, 'classifier_name', '')}."
+    names = tuple(name for name in conversion.shapes if name.startswith(prefix) and prefix != ".")
+    fit = all(name in given and given[name].shape == tuple(conversion.shapes[name]) for name in names)
+    return () if fit else names
 
 
 def _is_counter(name: str) -> bool:

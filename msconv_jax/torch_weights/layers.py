@@ -1,4 +1,4 @@
-"""PyTorch's weights of plain layers: convolution, linear and batch normalisation."""
+"""PyTorch's weights of plain layers: convolution, linear and batch normalisation; and of a network as a backbone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 from flax import nnx
 
+from msconv_jax.models.image_model import FeatureBackbone
 from msconv_jax.operators import GroupedConv
-from msconv_jax.torch_weights.conversion import Arrays, Conversion, converts
+from msconv_jax.torch_weights.conversion import Arrays, Conversion, converts, rename_children
+
+rename_children(FeatureBackbone, {"model": ""})  # a backbone's names are its network's
 
 
 def hwio(weight: Any) -> Any:
