@@ -1,6 +1,7 @@
 """XLA's convolution, kept on its fast paths: the only place of the library that calls it.
 
-Two things make a convolution on CPU ten to fifty times slower than it need be and one makes it wrong:
+Two things make a convolution on CPU twenty to a hundred times slower than it need be (benchmarks/hard_places.py), and
+one makes it wrong:
 
 * A kernel with more taps along an axis than the image has pixels. Taps that only ever meet padding are left out, and
   what is still too long is cut in pieces.

@@ -46,7 +46,7 @@ class Res2TreeBlock(Res2Bottleneck):
         ValueError: if a slice would have no channels, or if a layer refuses its arguments.
 
     Source:
-        Gao et al., Res2Net, arXiv 1904.01169, section 4.2, table 2; the widths are those of the public code.
+        Gao et al., Res2Net, arXiv 1904.01169, section 4.2, table 1; the widths are those of the public code.
 
     Example:
         >>> block = Res2TreeBlock(32, 128, 2, parts=Parts(), name="tree1", rngs=nnx.Rngs(0))

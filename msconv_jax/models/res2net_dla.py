@@ -80,7 +80,7 @@ class DLA(ImageModel):
         ValueError: if an argument is out of its range.
 
     Source:
-        Yu et al., Deep Layer Aggregation, arXiv 1707.06484, table 1; with Res2Net's blocks: arXiv 1904.01169, table 2.
+        Yu et al., Deep Layer Aggregation, arXiv 1707.06484, table 1; with Res2Net's blocks: arXiv 1904.01169, table 1.
 
     Example:
         >>> model = DLA((1, 1, 1, 1), (4, 8, 16, 32, 32, 64), num_classes=5, rngs=nnx.Rngs(0))
@@ -181,6 +181,6 @@ for _name, _block in (
             num_classes=1000,
             input_size=(224, 224, 3),
             paper="Gao et al., Res2Net, arXiv 1904.01169",
-            table="Res2Net paper, table 2",
+            table="Res2Net paper, table 1",
         )
     )
