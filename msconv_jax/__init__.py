@@ -2,6 +2,7 @@
 
 from msconv_jax import edo, linen
 from msconv_jax.convolution import lattice_convolve
+from msconv_jax.folding import fold_batch_norm
 from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.models import create_model, list_models
 from msconv_jax.operators import (
@@ -41,6 +42,7 @@ __all__ = [
     "Tile",
     "create_model",
     "edo",
+    "fold_batch_norm",
     "lattice_convolve",
     "linen",
     "list_models",

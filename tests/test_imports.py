@@ -17,7 +17,16 @@ ROOMS = [
     ["msconv_jax.convolution"],
     ["msconv_jax.operators"],
     ["msconv_jax.models"],
-    ["msconv_jax.edo", "msconv_jax.surgery", "msconv_jax.torch_weights", "msconv_jax.analysis", "msconv_jax.linen"],
+    [
+        "msconv_jax.counting",
+        "msconv_jax.edo",
+        "msconv_jax.folding",
+        "msconv_jax.surgery",
+        "msconv_jax.torch_weights",
+        "msconv_jax.analysis",
+        "msconv_jax.linen",
+    ],
+    ["msconv_jax.__main__"],
     ["msconv_jax"],  # its __init__ gathers the public names
     ["configs"],
     ["train"],

@@ -1,0 +1,95 @@
+"""What the library knows of its networks.
+
+    python -m msconv_jax list [PATTERN]
+    python -m msconv_jax summary NAME [--size 224]
+
+`list` prints the registered names, with wildcards in the pattern; `summary` the parts of one network with their output,
+parameters and multiply-accumulates for one image, without building it in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from msconv_jax.counting import count_parameters, layer_macs
+from msconv_jax.models import create_model, list_models, model_entry
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as a Markdown table, the first as its head; columns are aligned."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def listing(pattern: str) -> str:
+    """The registered networks that match a pattern, with where they are from."""
+    rows = [("name", "input", "classes", "paper", "published in")]
+    for name in list_models(pattern):
+        entry = model_entry(name)
+        size = "x".join(map(str, entry.input_size))
+        rows.append((name, size, str(entry.num_classes), entry.paper, entry.table or ""))
+    return table(rows)
+
+
+def summary(name: str, size: int | None) -> str:
+    """The parts of a network: output, parameters, millions of multiply-accumulates."""
+    entry = model_entry(name)
+    height, width, channels = entry.input_size if size is None else (size, size, entry.input_size[2])
+    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0)))
+    model.eval()
+    graphdef, state = nnx.split(model)
+    images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+    maps = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).feature_maps(x), state, images)
+    outputs = {f["module"]: "x".join(map(str, m.shape[1:])) for f, m in zip(model.feature_info, maps, strict=True)}
+    macs = layer_macs(model, (height, width, channels))
+    rows = [("part", "output", "parameters", "million MACs")]
+    total = 0
+    called = list(dict.fromkeys(path.split(".")[0] for path in macs))
+    # In the order of the calls; what has no products, the stem's normalisation, comes after the stem.
+    place = {part: float(called.index(part)) if part in called else 0.5 for part in vars(model)}
+    for part, value in sorted(vars(model).items(), key=lambda item: place[item[0]]):
+        modules = list(value) if isinstance(value, nnx.List) else [value]
+        parameters = sum(count_parameters(module) for module in modules if isinstance(module, nnx.Module))
+        if parameters:
+            own = sum(count for path, count in macs.items() if path.split(".")[0] == part)
+            total += parameters
+            stem = outputs.get("act1", "") if part == "conv1" else outputs.get(part, "")
+            rows.append((part, stem, f"{parameters:,}", f"{own / 1e6:,.2f}"))
+    rows.append(("all", str(model.num_classes), f"{total:,}", f"{sum(macs.values()) / 1e6:,.2f}"))
+    return f"{name} at {height}x{width}: {entry.paper}\n\n{table(rows)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program."""
+    parser = argparse.ArgumentParser("python -m msconv_jax", description="What the library knows of its networks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    of_list = commands.add_parser("list", help="the registered networks")
+    of_list.add_argument("pattern", nargs="?", default="*", help="wildcards such as 'ps_*'")
+    of_summary = commands.add_parser("summary", help="the parts of one network")
+    of_summary.add_argument("name")
+    of_summary.add_argument("--size", type=int, help="height and width of the images (default: as published)")
+    options = parser.parse_args(arguments)
+    if options.command == "list":
+        if not list_models(options.pattern):
+            parser.error(f"no registered network matches {options.pattern!r}; `list` without a pattern shows all")
+        print(listing(options.pattern))
+        return
+    if options.size is not None and options.size < 1:
+        parser.error(f"--size {options.size}: must be at least 1")
+    try:
+        model_entry(options.name)
+    except ValueError as error:
+        parser.error(str(error))
+    print(summary(options.name, options.size))
+
+
+if __name__ == "__main__":
+    main()

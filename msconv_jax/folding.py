@@ -1,0 +1,149 @@
+"""The form of a network for inference: batch normalisations folded into the convolutions before them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from msconv_jax.models.blocks import BasicBlock, Bottleneck
+from msconv_jax.models.dla import Root
+from msconv_jax.models.oct_resnet import OctResNet
+from msconv_jax.models.parts import ConvShortcut
+from msconv_jax.models.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut, PyConvBasicBlock
+from msconv_jax.models.res2net import AveragePoolShortcut, DeepStemConv, Res2Bottleneck
+from msconv_jax.models.res2net_dla import ConvNormAct
+from msconv_jax.models.resnet import ResNet
+from msconv_jax.operators import OctConv, PyConv, Res2Conv
+from msconv_jax.operators.octave import OctBatchNorm
+from msconv_jax.operators.octconv import PATHS, OctConvNormAct
+
+__all__ = ["Folded", "fold_batch_norm"]
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+# Which normalisation follows directly on which convolution. By class, because names alone do not tell: a block that
+# normalises first has the same ones.
+_HEAD = (("conv1", "bn1"), ("pyconv", "bn2"), ("conv2", "bn3"))
+_PAIRS: dict[type[nnx.Module], tuple[tuple[str, str], ...]] = {
+    **dict.fromkeys((ResNet, OctResNet), (("conv1", "bn1"),)),
+    **dict.fromkeys((BasicBlock, PyConvBasicBlock, DeepStemConv), (("conv1", "bn1"), ("conv2", "bn2"))),
+    Bottleneck: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
+    Res2Bottleneck: (("conv1", "bn1"), ("conv3", "bn3")),
+    **dict.fromkeys((ConvShortcut, MaxPoolShortcut, AveragePoolShortcut, ConvNormAct, Root), (("conv", "bn"),)),
+    **dict.fromkeys((LocalPyConvBlock, GlobalPyConvBlock), _HEAD),
+    Res2Conv: (("convs", "bns"),),
+    OctConvNormAct: (("conv", "norm"),),
+}
+
+
+class Folded(nnx.Module):
+    """Stands where a normalisation was that is now in the convolution before it: the identity.
+
+    Example:
+        >>> Folded()(jnp.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+
+    def __call__(self, x: Any) -> Any:
+        """Returns its argument."""
+        return x
+
+
+def fold_batch_norm(model: Module) -> Module:
+    """A copy of a network for inference, without the batch normalisations that follow convolutions.
+
+    Kernels are multiplied by the normalisation's scale over its standard deviation, the rest becomes a bias; in
+    evaluation mode the result is the same but for rounding. The library's networks and blocks are known, with plain
+    convolutions, lattice operators of one kernel, PyConv, OctConv and Res2Conv; a normalisation that follows
+    another operator stays.
+
+    Args:
+        model: a network or block; it is left as it is.
+
+    Returns:
+        The copy, in evaluation mode. It is not for training, and published weights no longer fit it.
+
+    Raises:
+        ValueError: if there is nothing to fold.
+
+    Example:
+        >>> from msconv_jax.models import create_model
+        >>> model = create_model("ps_resnet8", rngs=nnx.Rngs(0))
+        >>> fold_batch_norm(model).layer1[0].bn1
+        Folded()
+    """
+    model = nnx.clone(model)
+    model.eval()
+    count = 0
+    for _, module in list(nnx.iter_modules(model)):
+        pairs = next((_PAIRS[kind] for kind in type(module).__mro__ if kind in _PAIRS), ())
+        for conv, norm in pairs:
+            convs, norms = getattr(module, conv), getattr(module, norm)
+            if isinstance(convs, nnx.List):
+                for number in range(len(norms)):
+                    if _fold(convs[number], norms[number]):
+                        norms[number] = Folded()
+                        count += 1
+            elif _fold(convs, norms):
+                setattr(module, norm, Folded())
+                count += 1
+    if not count:
+        raise ValueError(
+            f"{type(model).__name__} has no batch normalisation that can be folded: fold_batch_norm knows the "
+            "library's networks and blocks, and each only once"
+        )
+    return model
+
+
+def _fold(conv: Any, norm: Any) -> bool:
+    """Puts the normalisation into the convolution, if there is a way."""
+    if isinstance(conv, DeepStemConv):
+        return _fold(conv.conv3, norm)
+    if isinstance(conv, OctConv) and isinstance(norm, OctBatchNorm):
+        factors = [None if own is None else _affine(own) for own in (norm.bn_h, norm.bn_l)]
+        for path, (_, target) in PATHS.items():
+            own, factor = getattr(conv, path), factors[target]
+            if own is not None and factor is not None:
+                _scale(own.kernel, factor[0])
+        for name, factor in zip(("high_bias", "low_bias"), factors, strict=True):
+            if factor is not None:
+                setattr(conv, name, _new_bias(getattr(conv, name), *factor, conv.param_dtype))
+        conv.use_bias = True
+        return True
+    if not isinstance(norm, nnx.BatchNorm) or not isinstance(conv, nnx.Conv | PyConv):
+        return False
+    scale, shift = _affine(norm)
+    if isinstance(conv, PyConv):
+        first = 0
+        for kernel, features in zip(conv.kernels, conv.level_features, strict=True):
+            _scale(kernel, scale[first : first + features])
+            first += features
+    else:
+        for name in ("kernel", "overlap_kernel"):
+            if getattr(conv, name, None) is not None:
+                _scale(getattr(conv, name), scale)
+    conv.bias = _new_bias(conv.bias, scale, shift, conv.param_dtype)
+    conv.use_bias = True
+    return True
+
+
+def _affine(norm: nnx.BatchNorm) -> tuple[jax.Array, jax.Array]:
+    """The factor and the summand of each channel in evaluation mode, in float32."""
+    scale = jax.lax.rsqrt(norm.var[...].astype(jnp.float32) + norm.epsilon)
+    if norm.scale is not None:
+        scale *= norm.scale[...].astype(jnp.float32)
+    shift = -norm.mean[...].astype(jnp.float32) * scale
+    return scale, shift if norm.bias is None else shift + norm.bias[...].astype(jnp.float32)
+
+
+def _scale(kernel: nnx.Param[jax.Array], scale: jax.Array) -> None:
+    kernel[...] = (kernel[...] * scale).astype(kernel.dtype)
+
+
+def _new_bias(
+    bias: nnx.Param[jax.Array] | None, scale: jax.Array, shift: jax.Array, dtype: Any
+) -> nnx.Param[jax.Array]:
+    return nnx.Param((shift if bias is None else bias[...] * scale + shift).astype(dtype))
