@@ -12,7 +12,7 @@ from msconv_jax.models.blocks import BasicBlock, Bottleneck
 from msconv_jax.models.dla import Root
 from msconv_jax.models.oct_resnet import OctResNet
 from msconv_jax.models.parts import ConvShortcut
-from msconv_jax.models.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut, PyConvBasicBlock
+from msconv_jax.models.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut
 from msconv_jax.models.res2net import AveragePoolShortcut, DeepStemConv, Res2Bottleneck
 from msconv_jax.models.res2net_dla import ConvNormAct
 from msconv_jax.models.resnet import ResNet
@@ -29,7 +29,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 _HEAD = (("conv1", "bn1"), ("pyconv", "bn2"), ("conv2", "bn3"))
 _PAIRS: dict[type[nnx.Module], tuple[tuple[str, str], ...]] = {
     **dict.fromkeys((ResNet, OctResNet), (("conv1", "bn1"),)),
-    **dict.fromkeys((BasicBlock, PyConvBasicBlock, DeepStemConv), (("conv1", "bn1"), ("conv2", "bn2"))),
+    **dict.fromkeys((BasicBlock, DeepStemConv), (("conv1", "bn1"), ("conv2", "bn2"))),
     Bottleneck: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
     Res2Bottleneck: (("conv1", "bn1"), ("conv3", "bn3")),
     **dict.fromkeys((ConvShortcut, MaxPoolShortcut, AveragePoolShortcut, ConvNormAct, Root), (("conv", "bn"),)),

@@ -134,7 +134,7 @@ def _quick_compilation():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(cases())
 def test_every_lowering_equals_the_dense_expansion(case):
     check_lowerings(case, LOWERINGS)

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 
 from msconv_jax.models.layers import drop_path
-from msconv_jax.models.parts import Parts
+from msconv_jax.models.parts import Layer, Parts
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
 
@@ -127,8 +127,11 @@ class BasicBlock(ResidualBlock):
         )
         self.conv1 = parts.spatial(f"{name}.conv1", in_features, planes, strides, rngs)
         self.bn1 = parts.normalise(f"{name}.bn1", planes, rngs)
-        self.conv2 = parts.spatial(f"{name}.conv2", planes, planes, 1, rngs)
+        self.conv2 = self._second_convolution(parts, f"{name}.conv2", planes, rngs)
         self.bn2 = parts.normalise(f"{name}.bn2", planes, rngs, last_of_block=True)
+
+    def _second_convolution(self, parts: Parts, name: str, planes: int, rngs: nnx.Rngs) -> Layer:
+        return parts.spatial(name, planes, planes, 1, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), planes)."""

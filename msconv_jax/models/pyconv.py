@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from msconv_jax.models.blocks import Bottleneck, ResidualBlock
+from msconv_jax.models.blocks import BasicBlock, Bottleneck
 from msconv_jax.models.layers import batch_norm, check_positive
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.operators import PyConv
@@ -70,20 +70,11 @@ class WideBottleneck(Bottleneck):
     expansion: ClassVar[int] = 2
 
 
-class PyConvBasicBlock(ResidualBlock):
-    """The network's spatial convolution, then a 1x1: the block of PyConvResNet-18 and -34.
-
-    Args:
-        in_features: input channels.
-        planes: channels of both convolutions and of the output.
-        strides: stride of the spatial convolution.
-        parts: the network's parts, with `groups=1` and `base_width=64`.
-        name: path of the block in the model, for error messages.
-        drop_path_rate: probability of dropping the branch in training.
-        rngs: source of the `params` and, with drop path, `dropout` streams.
+class PyConvBasicBlock(BasicBlock):
+    """The block of PyConvResNet-18 and -34: `BasicBlock` whose second convolution is a 1x1.
 
     Source:
-        Public code of PyConv, `PyConvBasicBlock2`.
+        Public code of PyConv, its second basic block.
 
     Example:
         >>> block = PyConvBasicBlock(8, 16, 2, parts=Parts(), name="layer2.0", rngs=nnx.Rngs(0))
@@ -91,27 +82,8 @@ class PyConvBasicBlock(ResidualBlock):
         ((1, 1, 16, 16), (1, 5, 5, 16))
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        planes: int,
-        strides: int = 1,
-        *,
-        parts: Parts,
-        name: str,
-        drop_path_rate: float = 0.0,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(in_features, planes, strides, parts=parts, name=name, drop_path_rate=drop_path_rate, rngs=rngs)
-        self.conv1 = parts.spatial(f"{name}.conv1", in_features, planes, strides, rngs)
-        self.bn1 = parts.normalise(f"{name}.bn1", planes, rngs)
-        self.conv2 = parts.dense(f"{name}.conv2", planes, planes, 1, 1, rngs)
-        self.bn2 = parts.normalise(f"{name}.bn2", planes, rngs, last_of_block=True)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), planes)."""
-        y = self.act(self.bn1(self.conv1(x)))
-        return self.join(x, self.bn2(self.conv2(y)))
+    def _second_convolution(self, parts: Parts, name: str, planes: int, rngs: nnx.Rngs) -> Layer:
+        return parts.dense(name, planes, planes, 1, 1, rngs)
 
 
 class LocalPyConvBlock(nnx.Module):
