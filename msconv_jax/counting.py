@@ -55,7 +55,7 @@ def layer_macs(model: nnx.Module, input_size: tuple[int, ...] = (224, 224, 3)) -
 
     Example:
         >>> from msconv_jax.models import create_model
-        >>> model = create_model("ps_resnet8", rngs=nnx.Rngs(0))
+        >>> model = nnx.eval_shape(lambda: create_model("ps_resnet8", rngs=nnx.Rngs(0)))
         >>> macs = layer_macs(model, (32, 32, 3))
         >>> macs["conv1"], macs["layer1.0.conv2"], sum(macs.values())
         (442368, 2359296, 12501632)

@@ -123,6 +123,7 @@ def test_every_subject_has_the_plain_convolutions_shape_at_every_stage():
                 assert options["feature_group_count"] > 1
 
 
+@pytest.mark.slow
 def test_operators_program(capsys, monkeypatch):
     chosen = [s for s in operators.SUBJECTS if s.base == "depthwise nnx.Conv" or s.name == "OctConv"]
     monkeypatch.setattr(operators, "SUBJECTS", chosen)
@@ -256,6 +257,7 @@ def test_the_summary_is_put_into_the_readme(monkeypatch, tmp_path, capsys):
         everything.with_summary("A README.", document)
 
 
+@pytest.mark.slow
 def test_hard_places_program(capsys, monkeypatch):
     monkeypatch.setattr(hard_places, "LARGE_KERNEL", ((3, 8),))
     monkeypatch.setattr(hard_places, "IN_A_LOOP", ((4, 8),))

@@ -164,6 +164,7 @@ def test_icconv_in_groups_takes_an_equal_share_of_every_dilation():
     assert set(conversion_of(uneven).shapes) == {"weight", "bias"}
 
 
+@pytest.mark.slow
 def test_a_whole_plain_network_loads_by_pytorchs_names():
     make = {"layers": (1, 1), "width": 8, "num_classes": 3}
     model = msconv_jax.create_model("resnet50", rngs=nnx.Rngs(0), **make)

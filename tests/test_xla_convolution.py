@@ -163,6 +163,7 @@ def test_half_precision_in_pieces_is_rounded_once():
     assert {g.dtype for g in gradients} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.slow
 def test_derivatives_of_derivatives():
     x, kernel = jnp.asarray(integers((1, 4, 4, 2), 0)), jnp.asarray(integers((5, 3, 2, 2), 1))
 

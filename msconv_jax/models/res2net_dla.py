@@ -83,9 +83,9 @@ class DLA(ImageModel):
         Yu et al., Deep Layer Aggregation, arXiv 1707.06484, table 1; with Res2Net's blocks: arXiv 1904.01169, table 1.
 
     Example:
-        >>> model = DLA((1, 1, 1, 1), (4, 8, 16, 32, 32, 64), num_classes=5, rngs=nnx.Rngs(0))
-        >>> model(jnp.ones((1, 33, 49, 3))).shape
-        (1, 5)
+        >>> model = nnx.eval_shape(lambda: DLA(num_classes=5, rngs=nnx.Rngs(0)))  # shapes only
+        >>> [(f["module"], f["num_chs"]) for f in model.feature_info[-2:]]
+        [('level4', 512), ('level5', 1024)]
     """
 
     def __init__(

@@ -72,6 +72,7 @@ def test_maps_of_the_cifar_networks(abstract_shapes):
     assert logits == (2, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [

@@ -364,6 +364,7 @@ def device_cases():
     return cases
 
 
+@pytest.mark.slow
 def test_one_and_four_devices_agree():
     done = subprocess.run(
         [sys.executable, "-c", DEVICES_PROGRAM],

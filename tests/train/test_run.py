@@ -132,6 +132,7 @@ loop.train(tiny(), workdir, command="again")
 
 
 # Saves are at steps 2, 4, 5, 6, 8 and 10; the third is that of the first epoch's end.
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "count", "resumed_from"), [("save", 3, 4), ("step", 8, 6)])
 def test_kill_9_at_any_time_changes_nothing(where, count, resumed_from, finished_run, tmp_path, capfd):
     run = run_python("-c", KILLED, where, str(count), str(tmp_path))
@@ -173,6 +174,7 @@ runpy.run_module("train", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_later(finished_run, tmp_path):
     arguments = (f"--config={TINY_CONFIG}", f"--workdir={tmp_path / 'run'}")
     run = run_python("-c", FULL_DISK, *arguments)

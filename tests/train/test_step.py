@@ -59,6 +59,7 @@ def start(config):
     return state, train_step, batches, model
 
 
+@pytest.mark.slow
 def test_four_devices_train_like_one():
     results = []
     for devices in ("1", "4"):
