@@ -10,13 +10,12 @@ from functools import partial
 from types import MappingProxyType
 
 from msconv_jax.models.registry import ModelEntry, register_model
-from msconv_jax.models.resnet import ResNet
+from msconv_jax.models.resnet import LAYERS, ResNet
 from msconv_jax.operators import ICConv
 
 __all__ = ["list_ic_patterns", "published_ic_convs"]
 
 _PAPER = "Liu et al., Inception Convolution with Efficient Dilation Search, arXiv 2012.13587"
-_LAYERS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _FOLDER = "ic_patterns"
 
 
@@ -60,13 +59,13 @@ def published_ic_convs(name: str) -> Mapping[str, partial[ICConv]]:
     )
 
 
-for _depth in _LAYERS:
+for _depth in (50, 101):
     register_model(
         ModelEntry(
             name=f"ic_resnet{_depth}",
             builder=ResNet,
             config={
-                "layers": _LAYERS[_depth],
+                "layers": LAYERS[_depth],
                 "conv": published_ic_convs(f"ic_resnet{_depth}_k9_det"),
                 "zero_init_last": False,
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -95,9 +96,9 @@ class ImageModel(nnx.Module):
                 "images, or build the model with another in_channels"
             )
 
+    @abc.abstractmethod
     def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Computes one NHWC map for each entry of `feature_info`; a subclass's work."""
-        raise NotImplementedError
+        """Computes one NHWC map for each entry of `feature_info`."""
 
     def forward_features(self, x: jax.Array) -> jax.Array:
         """Computes the last map (N, H', W', C) of images (N, H, W, in_channels)."""

@@ -11,6 +11,7 @@ from flax import nnx
 __all__ = [
     "SqueezeExcite",
     "batch_norm",
+    "check_drop_path_rate",
     "check_positive",
     "classifier",
     "drop_path",
@@ -60,6 +61,18 @@ def check_positive(name: str, value: object, way_out: str) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r}: must be an integer of at least 1; {way_out}")
+
+
+def check_drop_path_rate(rate: float) -> None:
+    """Raises `ValueError` unless `rate` is a probability less than 1.
+
+    Example:
+        >>> check_drop_path_rate(1.0)
+        Traceback (most recent call last):
+        ValueError: drop_path_rate=1.0: must be in [0, 1); 0 turns it off
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"drop_path_rate={rate!r}: must be in [0, 1); 0 turns it off")
 
 
 @contextlib.contextmanager

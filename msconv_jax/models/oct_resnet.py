@@ -11,8 +11,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import batch_norm, check_positive, drop_path, kaiming_normal, naming_layer
+from msconv_jax.models.layers import (
+    batch_norm,
+    check_drop_path_rate,
+    check_positive,
+    drop_path,
+    kaiming_normal,
+    naming_layer,
+)
 from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.resnet import LAYERS, check_stages
 from msconv_jax.operators.octave import Maps, OctBatchNorm, oct_upsample
 from msconv_jax.operators.octconv import OctConvNormAct
 
@@ -161,12 +169,15 @@ class OctResNet(ImageModel):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        for name, value in (("width", width), ("in_channels", in_channels), ("groups", groups)):
+        layers, strides = check_stages(layers, None)
+        for name, value in (
+            ("width", width),
+            ("in_channels", in_channels),
+            ("groups", groups),
+            ("base_width", base_width),
+        ):
             check_positive(name, value, "see the paper's networks")
-        for depth in layers:
-            check_positive("layers", depth, "give each stage at least one block, as (3, 4, 6, 3)")
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate={drop_path_rate!r}: must be in [0, 1); 0 turns it off")
+        check_drop_path_rate(drop_path_rate)
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.in_channels = in_channels
         self.conv1 = nnx.Conv(
@@ -182,7 +193,7 @@ class OctResNet(ImageModel):
                 block = OctBottleneck(
                     features,
                     width * 2**stage,
-                    2 if stage and not index else 1,
+                    1 if index else strides[stage],
                     alpha_in=low,
                     alpha_out=own,
                     groups=groups,
@@ -228,7 +239,7 @@ def _in_one(maps: Any) -> jax.Array:
     return jnp.concatenate([parts[0], *(oct_upsample(part, size) for part in parts[1:])], axis=-1)
 
 
-_LAYERS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
+_LAYERS = {26: (2, 2, 2, 2), **{depth: LAYERS[depth] for depth in (50, 101, 152)}, 200: (3, 24, 36, 3)}
 _NETWORKS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     *((f"oct_resnet{depth}", depth, {}) for depth in _LAYERS),
     ("oct_resnext50_32x4d", 50, {"groups": 32, "base_width": 4}),

@@ -14,7 +14,7 @@ from typing import Any
 from msconv_jax.models.blocks import Bottleneck
 from msconv_jax.models.pyconv import MaxPoolShortcut, PyConvBasicBlock
 from msconv_jax.models.registry import ModelEntry, register_model
-from msconv_jax.models.resnet import ResNet, Stem
+from msconv_jax.models.resnet import LAYERS, ResNet, Stem
 from msconv_jax.operators import PyConv
 
 __all__: list[str] = []
@@ -23,7 +23,6 @@ _PAPER = "Duta et al., Pyramidal Convolution, arXiv 2006.11538"
 _LEVELS = ((3, 5, 7, 9), (3, 5, 7), (3, 5), (3,))  # kernel sizes, stage by stage
 _GROUPS = ((1, 4, 8, 16), (1, 4, 8), (1, 4), (1,))
 _MANY_GROUPS = ((32, 32, 32, 32), (32, 64, 64), (32, 64), (32,))
-_LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 def _register(name: str, depth: int, groups: Sequence[tuple[int, ...]], table: str | None, **config: Any) -> None:
@@ -33,7 +32,7 @@ def _register(name: str, depth: int, groups: Sequence[tuple[int, ...]], table: s
             name=name,
             builder=ResNet,
             config={
-                "layers": _LAYERS[depth],
+                "layers": LAYERS[depth],
                 "conv": convs,
                 "stem": Stem(7, 2, max_pool=False),
                 "strides": (2, 2, 2, 2),

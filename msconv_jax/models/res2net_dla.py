@@ -12,7 +12,7 @@ from flax import nnx
 
 from msconv_jax.models.dla import Res2TreeBlock, Tree
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import batch_norm, check_positive, kaiming_normal
+from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, kaiming_normal
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.registry import ModelEntry, register_model
 
@@ -108,9 +108,10 @@ class DLA(ImageModel):
     ):
         if len(channels) != len(levels) + 2:
             raise ValueError(f"channels={tuple(channels)}: must name {len(levels) + 2}, two more than levels has")
+        for own in channels:
+            check_positive("channels", own, "the paper's are 16 to 1024")
         check_positive("in_channels", in_channels, "colour images have 3")
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate={drop_path_rate!r}: must be in [0, 1); 0 turns it off")
+        check_drop_path_rate(drop_path_rate)
         parts = Parts(
             conv=conv, norm=norm, act=act, zero_init_last=zero_init_last, dtype=dtype, param_dtype=param_dtype
         )

@@ -7,12 +7,11 @@ from typing import Any
 
 from msconv_jax.models.registry import ModelEntry, register_model
 from msconv_jax.models.res2net import DEEP_STEM, AveragePoolShortcut, Res2Bottleneck
-from msconv_jax.models.resnet import CIFAR_STEM, ResNet
+from msconv_jax.models.resnet import CIFAR_STEM, LAYERS, ResNet
 
 __all__: list[str] = []
 
 _PAPER = "Gao et al., Res2Net, arXiv 1904.01169"
-_LAYERS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _V1B: dict[str, Any] = {"stem": DEEP_STEM, "shortcut": AveragePoolShortcut, "base_width": 26}
 
 # ImageNet: name, depth, slices of a block, further arguments, table of the paper or the public code's list.
@@ -47,7 +46,7 @@ def _register(name: str, config: dict[str, Any], num_classes: int, side: int, ta
 
 for _name, _depth, _scale, _extra, _table in _NETWORKS:
     _block = partial(Res2Bottleneck, scale=_scale)
-    _register(_name, {"layers": _LAYERS[_depth], "block": _block, **_extra}, 1000, 224, _table)
+    _register(_name, {"layers": LAYERS[_depth], "block": _block, **_extra}, 1000, 224, _table)
 
 _register(
     "res2next29_8cx25wx4s",

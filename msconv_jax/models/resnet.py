@@ -10,10 +10,13 @@ from flax import nnx
 
 from msconv_jax.models.blocks import Bottleneck
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import batch_norm, check_positive
+from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive
 from msconv_jax.models.parts import ConvShortcut, Layer, Parts
 
-__all__ = ["CIFAR_STEM", "IMAGENET_STEM", "ResNet", "Stem"]
+__all__ = ["CIFAR_STEM", "IMAGENET_STEM", "LAYERS", "ResNet", "Stem", "check_stages"]
+
+# Blocks of each stage, by the depth that the names carry: of 18 and 34 layers with basic blocks, else with bottlenecks.
+LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 Convs = Callable[..., Layer] | Sequence[Callable[..., Layer]] | Mapping[str, Callable[..., Layer]] | None
 
@@ -136,13 +139,12 @@ class ResNet(ImageModel):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        layers, strides = _check_stages(layers, strides)
+        layers, strides = check_stages(layers, strides)
         check_positive("width", width, "the papers use 64")
         check_positive("in_channels", in_channels, "colour images have 3")
         check_positive("groups", groups, "1 is the plain ResNet")
         check_positive("base_width", base_width, "64 is the plain ResNet")
-        if not 0.0 <= drop_path_rate < 1.0:
-            raise ValueError(f"drop_path_rate={drop_path_rate!r}: must be in [0, 1); 0 turns it off")
+        check_drop_path_rate(drop_path_rate)
         parts = Parts(
             norm=norm,
             act=act,
@@ -217,7 +219,7 @@ class ResNet(ImageModel):
         return tuple(maps)
 
 
-def _check_stages(layers: Sequence[int], strides: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def check_stages(layers: Sequence[int], strides: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns both as tuples of one length, or raises `ValueError`."""
     if not isinstance(layers, Sequence) or not layers:
         raise ValueError(f"layers={layers!r}: must name the blocks of each stage, as (3, 4, 6, 3)")

@@ -11,7 +11,7 @@ from typing import Any
 
 from msconv_jax.models.blocks import BasicBlock
 from msconv_jax.models.registry import ModelEntry, register_model
-from msconv_jax.models.resnet import CIFAR_STEM, ResNet
+from msconv_jax.models.resnet import CIFAR_STEM, LAYERS, ResNet
 from msconv_jax.operators import PSConv
 
 __all__: list[str] = []
@@ -23,7 +23,6 @@ _SENET_PAPER = "Hu et al., Squeeze-and-Excitation Networks, arXiv 1709.01507"
 _TABLE_1 = "PSConv paper, table 1"
 _TABLE_6 = "PSConv paper, table 6"
 
-_LAYERS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _RESNEXT = {"groups": 32, "base_width": 4}
 _SE = {"se_reduction": 16}
 
@@ -76,12 +75,12 @@ def _register_with_psconv(
         )
 
 
-for _name, _layers in (("resnet18", (2, 2, 2, 2)), ("resnet34", (3, 4, 6, 3))):
+for _depth in (18, 34):
     register_model(
         ModelEntry(
-            name=_name,
+            name=f"resnet{_depth}",
             builder=ResNet,
-            config={"layers": _layers, "block": BasicBlock},
+            config={"layers": LAYERS[_depth], "block": BasicBlock},
             num_classes=1000,
             input_size=(224, 224, 3),
             paper=_RESNET_PAPER,
@@ -89,7 +88,7 @@ for _name, _layers in (("resnet18", (2, 2, 2, 2)), ("resnet34", (3, 4, 6, 3))):
     )
 
 for _name, _depth, _extra, _paper, _table in _BOTTLENECK_NETWORKS:
-    _register_with_psconv(_name, {"layers": _LAYERS[_depth], **_extra}, 1000, 224, _paper, _table)
+    _register_with_psconv(_name, {"layers": LAYERS[_depth], **_extra}, 1000, 224, _paper, _table)
 
 for _name, _blocks, _extra, _classes, _paper, _table in _CIFAR_NETWORKS:
     _register_with_psconv(_name, {"layers": (_blocks,) * 3, "stem": CIFAR_STEM, **_extra}, _classes, 32, _paper, _table)
