@@ -150,8 +150,10 @@ class FeatureBackbone(nnx.Module):
 
     def __init__(self, model: ImageModel, out_indices: Sequence[int] | None = None):
         known = len(model.feature_info)
-        chosen = tuple(range(known)) if out_indices is None else tuple(out_indices)
-        wrong = [index for index in chosen if not isinstance(index, int) or not -known <= index < known]
+        chosen = range(known) if out_indices is None else out_indices
+        wrong = not isinstance(chosen, Sequence) or any(
+            not isinstance(index, int) or not -known <= index < known for index in chosen
+        )
         if wrong or not chosen:
             raise ValueError(
                 f"out_indices={out_indices!r}: must name some of the {known} maps, by numbers from {-known} to "
