@@ -1,7 +1,7 @@
 """XLA's convolution, kept on its fast paths: the only place of the library that calls it.
 
-Two things make a convolution on CPU twenty to a hundred times slower than it need be (benchmarks/hard_places.py), and
-one makes it wrong:
+Two things make a convolution on CPU twenty to a hundred times slower than it need be (benchmarks/hard_places.py), one
+makes it wrong, and one ends the process:
 
 * A kernel with more taps along an axis than the image has pixels. Taps that only ever meet padding are left out, and
   what is still too long is cut in pieces.
@@ -9,6 +9,8 @@ one makes it wrong:
   top level only. The gradient that JAX derives for the kernel, a convolution over the batch, has such an order. The
   derivatives here are the same sums, written so that each of their transposes has its channels last.
 * A negative pad, as in the gradient of a convolution that is padded beyond its kernel (jaxlib 0.10.2).
+* Two taps with stride 2, padded by one: XLA's operand swapper takes that axis of the gradient for one of groups, leaves
+  it as it is while it swaps the others, and a check of the shapes then aborts (jaxlib 0.10.2, every backend).
 """
 
 from __future__ import annotations
@@ -69,7 +71,10 @@ def xla_convolution(
             (low - first * gap, high - (taps - last) * gap)
             for (first, last), (low, high), gap, taps in zip(piece, pads, kernel_dilation, kernel_size, strict=True)
         )
-        inner = tuple((_within(low, most), _within(high, most)) for (low, high), most in zip(outer, reach, strict=True))
+        inner = tuple(
+            (_within(low, 0 if (most, stride, gap) == (1, 2, 1) else most), _within(high, most))
+            for (low, high), most, stride, gap in zip(outer, reach, strides, kernel_dilation, strict=True)
+        )
         rest = [(o[0] - i[0], o[1] - i[1], 0) for o, i in zip(outer, inner, strict=True)]
         seen = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *rest, (0, 0, 0)])
         settings = (strides, inner, kernel_dilation, precision, result_dtype)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from msconv_jax import KernelLattice
 
@@ -74,6 +76,28 @@ def naive_convolve(x: np.ndarray, kernel: np.ndarray, strides: int | Sequence[in
         window = tuple(slice(p * s, p * s + k) for p, s, k in zip(place, steps, kernel.shape, strict=False))
         y[(slice(None), *place)] = np.tensordot(padded[(slice(None), *window)], kernel, ndim + 1)
     return y
+
+
+def by_taps(x, kernel, strides, pads, dilation, groups=1):
+    """A convolution as a sum over taps of the padded image's pixels times weights; JAX differentiates it."""
+    x = lax.pad(x, 0.0, [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
+    extent = [(taps - 1) * gap + 1 for taps, gap in zip(kernel.shape, dilation, strict=False)]
+    counts = [(n - e) // s + 1 for n, e, s in zip(x.shape[1:], extent, strides, strict=False)]
+    total = 0
+    for tap in np.ndindex(*kernel.shape[:-2]):
+        seen = x[
+            (
+                slice(None),
+                *(
+                    slice(t * g, t * g + (n - 1) * s + 1, s)
+                    for t, g, n, s in zip(tap, dilation, counts, strides, strict=True)
+                ),
+            )
+        ]
+        seen = seen.reshape(*seen.shape[:-1], groups, -1)
+        weights = kernel[tap].reshape(kernel.shape[-2], groups, -1)
+        total += jnp.einsum("...gi,igo->...go", seen, weights).reshape(*seen.shape[:-2], -1)
+    return total
 
 
 def whole(shape: Sequence[int], seed: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from msconv_jax import KernelLattice, Tile, lattice_convolve
 from msconv_jax.convolution import convolve
 from msconv_jax.lowering import LOWERINGS, Site, choose_plan
 from msconv_jax.operators.psconv import psconv_lattice
-from tests.reference import naive_lattice_convolve
+from tests.reference import by_taps, naive_lattice_convolve, whole
 
 # --- random lattices ---
 
@@ -56,14 +56,9 @@ def cases(draw):
     return lattice, strides, padding, size
 
 
-def integers(shape, seed):
-    """Small whole numbers, whose sums and products float32 holds exactly: results can be compared for equality."""
-    return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
-
-
 def tile_kernels(lattice):
     return tuple(
-        integers((*t.kernel_size, len(range(99)[t.inputs]), len(range(99)[t.outputs])), n)
+        whole((*t.kernel_size, len(range(99)[t.inputs]), len(range(99)[t.outputs])), n)
         for n, t in enumerate(lattice.tiles)
     )
 
@@ -77,16 +72,14 @@ def base_pads(padding, size, lattice, strides):
 
 
 def by_expansion(x, kernels, lattice, strides, pads):
-    """The reference with gradients: one convolution with the dense expansion."""
+    """The reference with gradients: one convolution with the dense expansion, which may be larger than the image."""
     grown = [
         (low + offset, high + extent - base - offset)
         for (low, high), offset, extent, base in zip(
             pads, lattice.padding_offset, lattice.extent, lattice.base_extent, strict=True
         )
     ]
-    return lax.conv_general_dilated(
-        x, lattice.expand(kernels), strides, grown, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return by_taps(x, lattice.expand(kernels), strides, grown, (1, 1))
 
 
 def value_and_gradients(function, x, kernels, cotangent):
@@ -103,14 +96,14 @@ def value_and_gradients(function, x, kernels, cotangent):
 def check_lowerings(case, lowerings):
     """Forward against plain loops, both gradients against the dense expansion; whole numbers, so exactly."""
     lattice, strides, padding, size = case
-    x, kernels = integers((2, *size, lattice.in_features), 100), tile_kernels(lattice)
+    x, kernels = whole((2, *size, lattice.in_features), 100), tile_kernels(lattice)
     pads = base_pads(padding, size, lattice, strides)
     expected = naive_lattice_convolve(x, kernels, lattice, strides, pads)
     if expected.size == 0:
         for lowering in lowerings:
             assert lattice_convolve(x, kernels, lattice, strides, padding, lowering=lowering).shape == expected.shape
         return
-    cotangent = integers(expected.shape, 200)
+    cotangent = whole(expected.shape, 200)
     reference = functools.partial(by_expansion, lattice=lattice, strides=strides, pads=pads)
     outputs, gradients = value_and_gradients(reference, x, kernels, cotangent)
     np.testing.assert_array_equal(outputs, expected)
@@ -200,8 +193,8 @@ def test_structured_lattices(name):
 def test_second_derivatives(lowering):
     """Forward over reverse and reverse over reverse, in both arguments, against the dense expansion's."""
     lattice = psconv_lattice(4, 4, (3, 3), pattern=(1, 2))
-    x, dx = integers((1, 4, 5, 4), 0), integers((1, 4, 5, 4), 1)
-    kernel, dkernel = integers((3, 3, 4, 4), 2), integers((3, 3, 4, 4), 3)
+    x, dx = whole((1, 4, 5, 4), 0), whole((1, 4, 5, 4), 1)
+    kernel, dkernel = whole((3, 3, 4, 4), 2), whole((3, 3, 4, 4), 3)
 
     def second_derivatives(convolution):
         gradient = jax.grad(lambda *arguments: jnp.sum(convolution(*arguments) ** 2), argnums=(0, 1))
@@ -266,8 +259,8 @@ def test_strict_promotion_of_dtypes_and_ranks():
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3), (0,), (2, 0)])
 def test_any_batch_axes(batch):
     lattice = psconv_lattice(4, 8, (3, 3))
-    kernel = integers((3, 3, 4, 8), 0)
-    x = integers((*batch, 6, 5, 4), 1)
+    kernel = whole((3, 3, 4, 8), 0)
+    x = whole((*batch, 6, 5, 4), 1)
     y = lattice_convolve(x, kernel, lattice)
     assert y.shape == (*batch, 6, 5, 8)
     if y.size:
@@ -278,7 +271,7 @@ def test_any_batch_axes(batch):
 @pytest.mark.parametrize("lowering", LOWERINGS)
 def test_vmap(lowering):
     lattice = psconv_lattice(4, 4, (3, 3), pattern=(1, 2))
-    x, kernels = integers((3, 2, 5, 5, 4), 0), integers((3, 3, 3, 4, 4), 1)
+    x, kernels = whole((3, 2, 5, 5, 4), 0), whole((3, 3, 3, 4, 4), 1)
     convolution = functools.partial(lattice_convolve, lattice=lattice, lowering=lowering)
     singly = [np.asarray(convolution(a, k)) for a, k in zip(x, kernels, strict=True)]
     np.testing.assert_array_equal(jax.vmap(convolution)(x, kernels), singly)
@@ -290,7 +283,7 @@ def test_vmap(lowering):
 @pytest.mark.parametrize("ndim", [1, 3])
 def test_other_numbers_of_spatial_axes(ndim):
     lattice = psconv_lattice(4, 4, (3,) * ndim, pattern=(1, 2))
-    x, kernel = integers((2, *(6, 5, 4)[:ndim], 4), 0), integers((*(3,) * ndim, 4, 4), 1)
+    x, kernel = whole((2, *(6, 5, 4)[:ndim], 4), 0), whole((*(3,) * ndim, 4, 4), 1)
     spatial = "DHW"[-ndim:]
     expected = lax.conv_general_dilated(
         x,
@@ -307,7 +300,7 @@ def test_other_numbers_of_spatial_axes(ndim):
 @pytest.mark.parametrize("padding", ["SAME", "VALID", 1, ((2, 0), (1, 3))])
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_convolve_is_the_plain_grouped_convolution(padding, groups):
-    x, kernel = integers((2, 9, 8, 8), 0), integers((3, 3, 8 // groups, 16), 1)
+    x, kernel = whole((2, 9, 8, 8), 0), whole((3, 3, 8 // groups, 16), 1)
     pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     expected = lax.conv_general_dilated(
         x,
@@ -357,7 +350,7 @@ def test_large_kernels_of_few_channels_compute_several_columns_at_a_time():
 @pytest.mark.parametrize("padding", ["VALID", ((3, 0), (0, 5)), "SAME"])
 @pytest.mark.parametrize("dilation", [(1, 1), (3, 2)])
 def test_columns_at_odd_sizes(strides, padding, dilation):
-    x, kernel = integers((2, 13, 11, 6), 0), integers((5, 2, 3, 4), 1)
+    x, kernel = whole((2, 13, 11, 6), 0), whole((5, 2, 3, 4), 1)
     settings = {"kernel_dilation": dilation, "feature_group_count": 2}
     expected, got = (convolve(x, kernel, strides, padding, **settings, lowering=w) for w in ("dense", "columns"))
     np.testing.assert_array_equal(got, expected)

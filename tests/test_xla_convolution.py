@@ -15,33 +15,7 @@ from jax.extend.core import jaxprs_in_params
 
 from msconv_jax.convolution import convolve
 from msconv_jax.xla_convolution import live_taps, xla_convolution
-
-
-def integers(shape, seed):
-    """Small whole numbers, which float32 adds and multiplies exactly."""
-    return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
-
-
-def by_taps(x, kernel, strides, pads, dilation, groups=1):
-    """The reference: a sum over taps of the padded image's pixels times weights."""
-    x = lax.pad(x, 0.0, [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
-    extent = [(taps - 1) * gap + 1 for taps, gap in zip(kernel.shape, dilation, strict=False)]
-    counts = [(n - e) // s + 1 for n, e, s in zip(x.shape[1:], extent, strides, strict=False)]
-    total = 0
-    for tap in np.ndindex(*kernel.shape[:-2]):
-        seen = x[
-            (
-                slice(None),
-                *(
-                    slice(t * g, t * g + (n - 1) * s + 1, s)
-                    for t, g, n, s in zip(tap, dilation, counts, strides, strict=True)
-                ),
-            )
-        ]
-        seen = seen.reshape(*seen.shape[:-1], groups, -1)
-        weights = kernel[tap].reshape(kernel.shape[-2], groups, -1)
-        total += jnp.einsum("...gi,igo->...go", seen, weights).reshape(*seen.shape[:-2], -1)
-    return total
+from tests.reference import by_taps, whole
 
 
 @st.composite
@@ -60,7 +34,7 @@ def geometries(draw):
 
 def check(backend, geometry, groups=1):
     size, taps, strides, pads, dilation = geometry
-    x, kernel = integers((2, *size, 2 * groups), 0), integers((*taps, 2, 3 * groups), 1)
+    x, kernel = whole((2, *size, 2 * groups), 0), whole((*taps, 2, 3 * groups), 1)
     reference = functools.partial(by_taps, strides=strides, pads=pads, dilation=dilation, groups=groups)
     own = functools.partial(
         xla_convolution,
@@ -72,7 +46,7 @@ def check(backend, geometry, groups=1):
         precision=None,
         preferred_element_type=None,
     )
-    cotangent = integers(jax.eval_shape(reference, x, kernel).shape, 2)
+    cotangent = whole(jax.eval_shape(reference, x, kernel).shape, 2)
 
     def everything(function, x, kernel):
         y, pullback = jax.vjp(function, x, kernel)
@@ -94,6 +68,12 @@ def test_any_geometry(case):
 @given(geometries())
 def test_any_geometry_at_length(case):
     check(*case)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_two_taps_with_stride_two(backend):
+    check(backend, ((5, 4), (2, 6), (2, 2), ((1, 1), (1, 1)), (1, 1)))
+    check(backend, ((6, 4), (2, 3), (2, 3), ((1, 1), (0, 0)), (1, 1)))
 
 
 def test_groups():
@@ -165,7 +145,7 @@ def test_half_precision_in_pieces_is_rounded_once():
 
 @pytest.mark.slow
 def test_derivatives_of_derivatives():
-    x, kernel = jnp.asarray(integers((1, 4, 4, 2), 0)), jnp.asarray(integers((5, 3, 2, 2), 1))
+    x, kernel = jnp.asarray(whole((1, 4, 4, 2), 0)), jnp.asarray(whole((5, 3, 2, 2), 1))
 
     def loss(function):
         return lambda k: (function(x, k) ** 3).sum()
@@ -177,7 +157,7 @@ def test_derivatives_of_derivatives():
 
 
 def test_a_loop_over_layers_gives_the_gradients_of_the_layers():
-    x, kernels = jnp.asarray(integers((2, 5, 5, 3), 0)), jnp.asarray(integers((3, 3, 3, 3, 3), 1)) / 8
+    x, kernels = jnp.asarray(whole((2, 5, 5, 3), 0)), jnp.asarray(whole((3, 3, 3, 3, 3), 1)) / 8
 
     def looped(x, kernels):
         return (lax.scan(lambda x, k: (convolve(x, k), None), x, kernels)[0] ** 2).sum()
