@@ -76,7 +76,9 @@ def xla_convolution(
             for (low, high), most, stride, gap in zip(outer, reach, strides, kernel_dilation, strict=True)
         )
         rest = [(o[0] - i[0], o[1] - i[1], 0) for o, i in zip(outer, inner, strict=True)]
-        seen = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *rest, (0, 0, 0)])
+        seen = x
+        if any(low or high for low, high, _ in rest):
+            seen = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *rest, (0, 0, 0)])
         settings = (strides, inner, kernel_dilation, precision, result_dtype)
         if groups == 1:
             results.append(_dense(seen, own, *settings))
