@@ -24,7 +24,8 @@ __all__ = ["GlobalPyConvBlock", "LocalPyConvBlock", "MaxPoolShortcut", "PyConvBa
 class MaxPoolShortcut(nnx.Module):
     """Projection on the shortcut: 3x3 max-pooling with the block's stride, then a 1x1 convolution and normalisation.
 
-    Without a stride there is no pooling, with equal channels nothing but the pooling.
+    Without a stride there is no pooling, with equal channels nothing but the pooling. Where the parts do not take the
+    stride, the same windows are pooled at every pixel.
 
     Args:
         in_features: input channels.
@@ -45,6 +46,7 @@ class MaxPoolShortcut(nnx.Module):
 
     def __init__(self, in_features: int, out_features: int, strides: int, *, parts: Parts, name: str, rngs: nnx.Rngs):
         self.strides = strides
+        self.step = parts.step(strides)
         self.conv: Layer | None = nnx.data(None)
         self.bn: Layer | None = nnx.data(None)
         if in_features != out_features:
@@ -54,7 +56,7 @@ class MaxPoolShortcut(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features)."""
         if self.strides != 1:
-            x = nnx.max_pool(x, (3, 3), (self.strides, self.strides), ((1, 1), (1, 1)))  # type: ignore[arg-type]
+            x = nnx.max_pool(x, (3, 3), (self.step, self.step), ((1, 1), (1, 1)))  # type: ignore[arg-type]
         return x if self.conv is None or self.bn is None else self.bn(self.conv(x))
 
 
