@@ -42,8 +42,9 @@ class PyConvHead(nnx.Module):
         Duta et al., "Pyramidal Convolution", Fig. 4.
 
     Example:
-        >>> head = PyConvHead(256, features=64, merged_features=32, rngs=nnx.Rngs(0))
-        >>> head(jnp.ones((1, 5, 7, 256))).shape
+        >>> def run(x):
+        ...     return PyConvHead(256, features=64, merged_features=32, rngs=nnx.Rngs(0))(x)
+        >>> jax.eval_shape(run, jnp.ones((1, 5, 7, 256))).shape
         (1, 5, 7, 32)
     """
 
@@ -134,7 +135,9 @@ class AuxiliaryHead(nnx.Module):
         Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, section 3.3.
 
     Example:
-        >>> AuxiliaryHead(16, 3, features=8, rngs=nnx.Rngs(0))(jnp.ones((1, 4, 5, 16))).shape
+        >>> def run(x):
+        ...     return AuxiliaryHead(16, 3, features=8, rngs=nnx.Rngs(0))(x)
+        >>> jax.eval_shape(run, jnp.ones((1, 4, 5, 16))).shape
         (1, 4, 5, 3)
     """
 
@@ -190,13 +193,14 @@ class PyConvSegNet(nnx.Module):
 
     Example:
         >>> from msconv_jax.models import create_model
-        >>> small = {"layers": (1, 1, 1, 1), "width": 8, "output_stride": 8, "features_only": True}
-        >>> backbone = create_model("resnet50", **small, rngs=nnx.Rngs(0))
-        >>> model = PyConvSegNet(backbone, 5, features=64, merged_features=16, rngs=nnx.Rngs(1))
+        >>> def build():
+        ...     backbone = create_model("resnet18", output_stride=8, features_only=True, rngs=nnx.Rngs(0))
+        ...     return PyConvSegNet(backbone, 5, rngs=nnx.Rngs(1))
+        >>> model = nnx.eval_shape(build)  # shapes only
         >>> images = jnp.ones((1, 33, 41, 3))
-        >>> logits, auxiliary = model(images)
+        >>> logits, auxiliary = nnx.eval_shape(lambda model: model(images), model)
         >>> model.eval()
-        >>> model(images).shape
+        >>> nnx.eval_shape(lambda model: model(images), model).shape
         (1, 33, 41, 5)
     """
 
