@@ -1,6 +1,6 @@
 """Multi-scale convolutions for JAX and Flax."""
 
-from msconv_jax import edo, linen
+from msconv_jax import edo, heads, linen
 from msconv_jax.convolution import lattice_convolve
 from msconv_jax.folding import fold_batch_norm
 from msconv_jax.lattice import KernelLattice, Tile
@@ -43,6 +43,7 @@ __all__ = [
     "create_model",
     "edo",
     "fold_batch_norm",
+    "heads",
     "lattice_convolve",
     "linen",
     "list_models",

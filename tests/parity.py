@@ -21,6 +21,7 @@ import fnmatch
 import functools
 import json
 import math
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,7 @@ from flax import nnx
 
 import msconv_jax
 from msconv_jax import edo
+from msconv_jax.heads import PyConvSegNet, pyconv_segnet
 from msconv_jax.models import DLA, OctResNet, list_ic_patterns, published_ic_convs
 from msconv_jax.torch_weights import conversion_of
 from tests.families import FAMILIES
@@ -245,8 +247,13 @@ def loaded_model(fixture: str, state: Mapping[str, np.ndarray]) -> nnx.Module:
     """The registered model for a fixture with these weights, in evaluation mode."""
     name, arguments = MODELS[fixture]
     model = nnx.eval_shape(lambda: msconv_jax.create_model(name, rngs=nnx.Rngs(0), **arguments()))
+    return _loaded(model, without_masked_weights(state))
+
+
+def _loaded(model: Any, state: Mapping[str, np.ndarray]) -> Any:
+    """An abstract model with these weights, in evaluation mode."""
     nnx.update(model, jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), nnx.state(model)))
-    msconv_jax.load_state_dict(model, without_masked_weights(state))
+    msconv_jax.load_state_dict(model, state)
     model.eval()
     return model
 
@@ -262,6 +269,8 @@ def stage_outputs(model: Any, x: jax.Array) -> list[jax.Array]:
 def check_model(path: Path) -> Result:
     """Logits and stage outputs of one model fixture, at every input size that it holds."""
     name = f"models/{path.stem}"
+    if path.stem in SEGMENTATION:
+        return _check_segmentation(path, name)
     if path.stem not in MODELS:
         return Result(name, math.nan, "", MODEL_TOLERANCE, f"unknown kind {path.stem!r}")
     manifest = json.loads(path.with_suffix(".json").read_text())
@@ -285,13 +294,66 @@ def check_model(path: Path) -> Result:
             if len(maps) != len(manifest["stages"]):
                 raise CannotBuildError(f"{len(maps)} stage outputs where the fixture has {len(manifest['stages'])}")
             for number, (stage, got) in enumerate(zip(manifest["stages"], maps, strict=True)):
-                spread, sample = file[f"stage_std_{size}"][number], file[f"stage_sample_{size}"][number]
-                of_stage = (
-                    _deviation(np.mean(got), file[f"stage_mean_{size}"][number], spread),
-                    _deviation(np.std(got), spread, spread),
-                    _deviation(got[0, 0, 0, : len(sample)], sample, spread),
-                )
-                deviations[f"{stage} at {size}"] = max(of_stage, key=_nan_is_worst)
+                deviations[f"{stage} at {size}"] = _stage_deviation(got, file, size, number)
+    where = max(deviations, key=lambda key: _nan_is_worst(deviations[key]))
+    return Result(name, deviations[where], where, MODEL_TOLERANCE)
+
+
+def _stage_deviation(got: Any, file: Arrays, label: str, number: int) -> float:
+    """The largest deviation of a stage's mean, standard deviation and first values."""
+    spread, sample = file[f"stage_std_{label}"][number], file[f"stage_sample_{label}"][number]
+    of_stage = (
+        _deviation(np.mean(got), file[f"stage_mean_{label}"][number], spread),
+        _deviation(np.std(got), spread, spread),
+        _deviation(got[0, 0, 0, : len(sample)], sample, spread),
+    )
+    return max(of_stage, key=_nan_is_worst)
+
+
+# Segmentation networks, by the backbone that our network takes.
+SEGMENTATION = {"pyconvsegnet_pyconvresnet50": "pyconv_resnet50"}
+
+
+def _segmentation_outputs(model: PyConvSegNet, x: jax.Array) -> tuple[jax.Array, list[jax.Array], jax.Array]:
+    """The logits, every stage's output and the auxiliary head's logits on the backbone's grid."""
+    maps = model.backbone.model.feature_maps(x)
+    contexts = [model.head.local_context(maps[-1]), model.head.global_context(maps[-1])]
+    assert model.auxiliary is not None
+    return model(x), [*maps, *contexts, model.head(maps[-1])], model.auxiliary(maps[-2])
+
+
+def _check_segmentation(path: Path, name: str) -> Result:
+    """Every output of a segmentation fixture: ``out_c<classes>_z<zoom>_os<output stride>``, with its stages."""
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    x = np.random.Generator(np.random.PCG64(0)).standard_normal((1, 3, 97, 97)).astype(np.float32)
+    deviations = {}
+    with np.load(path, allow_pickle=False) as file:
+        labels = [key.removeprefix("out_") for key in file.files if key.startswith("out_")]
+        auxiliary = {key for key in file.files if key.startswith("aux_")}
+        for label in labels:
+            classes, zoom, stride = (int(number) for number in re.findall(r"\d+", label))
+            tensors = [
+                (key, [classes, *shape[1:]] if key.startswith(("cls.1.", "aux.4.")) else shape)
+                for key, shape in manifest["state_dict"]
+            ]
+            options = {"num_classes": classes, "zoom": zoom, "output_stride": stride, "dropout_rate": 0.0}
+            model = _loaded(
+                nnx.eval_shape(
+                    lambda options=options: pyconv_segnet(SEGMENTATION[path.stem], rngs=nnx.Rngs(0), **options)
+                ),
+                recipe_state_dict({"state_dict": tensors}),
+            )
+            logits, stages, aux = nnx.jit(_segmentation_outputs)(model, x.transpose(0, 2, 3, 1))
+            golden = file[f"out_{label}"]
+            deviations[f"out_{label}"] = _deviation(logits.transpose(0, 3, 1, 2), golden, golden.std())
+            if len(stages) != len(manifest["stages"]):
+                raise CannotBuildError(f"{len(stages)} stage outputs where the fixture has {len(manifest['stages'])}")
+            for number, (stage, got) in enumerate(zip(manifest["stages"], stages, strict=True)):
+                deviations[f"{stage} of {label}"] = _stage_deviation(got, file, label, number)
+            if (key := f"aux_c{classes}_os{stride}") in auxiliary:
+                deviations[key] = _deviation(aux.transpose(0, 3, 1, 2), file[key], file[key].std())
+        if unchecked := sorted(auxiliary - set(deviations)):
+            raise CannotBuildError(f"nothing to compare with {', '.join(unchecked)}")
     where = max(deviations, key=lambda key: _nan_is_worst(deviations[key]))
     return Result(name, deviations[where], where, MODEL_TOLERANCE)
 

@@ -17,6 +17,7 @@ ROOMS = [
     ["msconv_jax.convolution"],
     ["msconv_jax.operators"],
     ["msconv_jax.models"],
+    ["msconv_jax.heads"],
     [
         "msconv_jax.counting",
         "msconv_jax.edo",

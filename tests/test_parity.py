@@ -121,7 +121,9 @@ def test_a_missing_folder_fails(tmp_path):
 
 @pytest.mark.slow
 @no_golden
-@pytest.mark.parametrize("name", [name for name in parity.MODELS if not name.startswith("ic_resnet101")])
+@pytest.mark.parametrize(
+    "name", [name for name in (*parity.MODELS, *parity.SEGMENTATION) if not name.startswith("ic_resnet101")]
+)
 def test_networks_agree_with_the_public_ones(name):
     result = parity.check(SHARED / "models" / f"{name}.npz")
     assert result.passed, str(result)

@@ -39,7 +39,7 @@ class Res2TreeBlock(Res2Bottleneck):
         base_width: channels of one slice of one group when `planes` is 128.
         groups: groups of each slice's convolution.
         last_slice: see `Res2Bottleneck`.
-        kernel_dilation: dilation of the slices' convolutions.
+        kernel_dilation: dilation of the slices' convolutions; None takes the parts'.
         rngs: source of the `params` and, with drop path, `dropout` streams.
 
     Raises:
@@ -72,7 +72,7 @@ class Res2TreeBlock(Res2Bottleneck):
         base_width: int = 28,
         groups: int = 1,
         last_slice: LastSlice = "pool",
-        kernel_dilation: int = 1,
+        kernel_dilation: int | None = None,
         rngs: nnx.Rngs,
     ):
         super().__init__(

@@ -20,7 +20,7 @@ from msconv_jax.models.layers import (
     naming_layer,
 )
 from msconv_jax.models.registry import ModelEntry, register_model
-from msconv_jax.models.resnet import LAYERS, check_stages
+from msconv_jax.models.resnet import LAYERS, check_stages, stage_grids
 from msconv_jax.operators.octave import Maps, OctBatchNorm, oct_upsample
 from msconv_jax.operators.octconv import OctConvNormAct
 
@@ -40,6 +40,7 @@ class OctBottleneck(nnx.Module):
         alpha_out: share of all other maps' channels that are low.
         groups: groups of the 3x3 convolution.
         base_width: width of one group when `planes` is 64.
+        kernel_dilation: dilation of the 3x3 convolution.
         zero_init_last: start the block as its shortcut.
         drop_path_rate: probability of dropping the branch in training.
         name: path of the block in the model, for error messages.
@@ -72,6 +73,7 @@ class OctBottleneck(nnx.Module):
         alpha_out: float,
         groups: int = 1,
         base_width: int = 64,
+        kernel_dilation: int = 1,
         zero_init_last: bool = False,
         drop_path_rate: float = 0.0,
         name: str,
@@ -82,7 +84,9 @@ class OctBottleneck(nnx.Module):
         width, out_features = planes * base_width // 64 * groups, planes * self.expansion
         zero = {"scale_init": nnx.initializers.zeros_init()} if zero_init_last else {}
 
-        def unit(part: str, inputs: int, outputs: int, size: int, stride: int, low: float, **options: Any) -> Any:
+        def unit(
+            part: str, inputs: int, outputs: int, size: int, stride: int, low: float, dilation: int = 1, **options: Any
+        ) -> Any:
             with naming_layer(f"{name}.{part}"):
                 return OctConvNormAct(
                     inputs,
@@ -91,7 +95,8 @@ class OctBottleneck(nnx.Module):
                     stride,
                     alpha_in=low,
                     alpha_out=alpha_out,
-                    padding=size // 2,
+                    padding=size // 2 * dilation,
+                    kernel_dilation=dilation,
                     kernel_init=kaiming_normal,
                     dtype=dtype,
                     param_dtype=param_dtype,
@@ -100,7 +105,7 @@ class OctBottleneck(nnx.Module):
                 )
 
         self.conv1 = unit("conv1", in_features, width, 1, 1, alpha_in)
-        self.conv2 = unit("conv2", width, width, 3, strides, alpha_out, feature_group_count=groups)
+        self.conv2 = unit("conv2", width, width, 3, strides, alpha_out, kernel_dilation, feature_group_count=groups)
         last_norm = partial(OctBatchNorm, **zero)
         self.conv3 = unit("conv3", width, out_features, 1, 1, alpha_out, activation=None, norm=last_norm)
         changes = strides != 1 or in_features != out_features or alpha_in != alpha_out
@@ -132,6 +137,7 @@ class OctResNet(ImageModel):
         in_channels: channels of the images.
         groups: groups of the 3x3 convolutions.
         base_width: width of one group when `planes` is 64.
+        output_stride: as in `ResNet`, of the high maps; low ones have twice as much.
         global_pool: "avg", or "" for none.
         zero_init_last: start each block as its shortcut.
         drop_path_rate: probability of dropping the last block's branch in training; earlier blocks' grow linearly.
@@ -162,6 +168,7 @@ class OctResNet(ImageModel):
         in_channels: int = 3,
         groups: int = 1,
         base_width: int = 64,
+        output_stride: int = 32,
         global_pool: str = "avg",
         zero_init_last: bool = False,
         drop_path_rate: float = 0.0,
@@ -178,6 +185,7 @@ class OctResNet(ImageModel):
         ):
             check_positive(name, value, "see the paper's networks")
         check_drop_path_rate(drop_path_rate)
+        grids = stage_grids(strides, 4, output_stride)
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.in_channels = in_channels
         self.conv1 = nnx.Conv(
@@ -193,11 +201,12 @@ class OctResNet(ImageModel):
                 block = OctBottleneck(
                     features,
                     width * 2**stage,
-                    1 if index else strides[stage],
+                    strides[stage] if index == 0 and grids[stage].strided else 1,
                     alpha_in=low,
                     alpha_out=own,
                     groups=groups,
                     base_width=base_width,
+                    kernel_dilation=grids[stage].dilation,
                     zero_init_last=zero_init_last,
                     drop_path_rate=drop_path_rate * built / max(total - 1, 1),
                     name=f"layer{stage + 1}.{index}",
@@ -206,7 +215,7 @@ class OctResNet(ImageModel):
                 features, low, built = width * 2**stage * block.expansion, own, built + 1
                 blocks.append(block)
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
-            outputs.append((f"layer{stage + 1}", features, 4 * 2**stage))
+            outputs.append((f"layer{stage + 1}", features, grids[stage].reduction))
         self._outputs = tuple(outputs)
         self._make_head(features, num_classes, global_pool, param_dtype, rngs)
 

@@ -83,6 +83,9 @@ class Parts:
         se_reduction: reduction of the squeeze-and-excitation; None leaves it out.
         zero_init_last: start the scale of each block's last normalisation at zero, so that every
             block starts as its shortcut.
+        dilation: factor on the dilations of the spatial convolutions.
+        strided: whether strides are taken. Without, a block with a stride keeps all that the stride decides (its
+            projection, the windows of its poolings) and its map's size.
         dtype: compute type; None infers it from the input and the parameters.
         param_dtype: type of the parameters.
 
@@ -100,6 +103,8 @@ class Parts:
     base_width: int = 64
     se_reduction: int | None = None
     zero_init_last: bool = True
+    dilation: int = 1
+    strided: bool = True
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -112,8 +117,12 @@ class Parts:
         strides: int,
         rngs: nnx.Rngs,
     ) -> nnx.Conv:
-        """Builds a plain convolution (stem, 1x1), padded by half of its kernel, without bias."""
-        return self._convolution(nnx.Conv, name, in_features, out_features, kernel_size, strides, 1, rngs)
+        """Builds a plain convolution (stem, 1x1), padded by half of its kernel, not dilated, without bias."""
+        return self._convolution(nnx.Conv, name, in_features, out_features, kernel_size, strides, 1, 1, rngs)
+
+    def step(self, strides: int) -> int:
+        """The pixels from one output to the next where a block has these strides: 1 without `strided`."""
+        return strides if self.strided else 1
 
     def spatial_conv(self, name: str) -> Callable[..., Layer]:
         """The factory of a block's spatial convolution: `conv`, what it has for the path, or what its None stands for.
@@ -130,7 +139,7 @@ class Parts:
     def spatial(self, name: str, in_features: int, out_features: int, strides: int, rngs: nnx.Rngs) -> Layer:
         """Builds the 3x3 convolution of a block with the network's factory and groups."""
         return self._convolution(
-            self.spatial_conv(name), name, in_features, out_features, 3, strides, self.groups, rngs
+            self.spatial_conv(name), name, in_features, out_features, 3, strides, self.groups, self.dilation, rngs
         )
 
     def _convolution(
@@ -142,6 +151,7 @@ class Parts:
         kernel_size: int,
         strides: int,
         groups: int,
+        dilation: int,
         rngs: nnx.Rngs,
     ) -> Layer:
         with naming_layer(name):
@@ -150,9 +160,10 @@ class Parts:
                 out_features,
                 # By name: an operator whose third argument is another one can tell them apart.
                 kernel_size=(kernel_size, kernel_size),
-                strides=strides,
+                strides=self.step(strides),
                 # 'SAME' would pad unevenly at stride 2 and shift the maps of official weights.
-                padding=kernel_size // 2,
+                padding=kernel_size // 2 * dilation,
+                kernel_dilation=dilation,
                 feature_group_count=groups,
                 use_bias=False,
                 kernel_init=kaiming_normal,

@@ -66,7 +66,8 @@ class AveragePoolShortcut(nnx.Module):
     """Projection on the shortcut: average over strides x strides pixels, 1x1 convolution, normalisation.
 
     A replacement for `ConvShortcut`. A last row or column of windows that reaches beyond the map averages the pixels
-    that there are. With stride 1 there is no pooling.
+    that there are. With stride 1 there is no pooling; where the parts do not take the stride, windows of its size begin
+    at every pixel.
 
     Args:
         in_features: input channels.
@@ -98,6 +99,7 @@ class AveragePoolShortcut(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.strides = strides
+        self.step = parts.step(strides)
         self.conv = parts.dense(f"{name}.conv", in_features, out_features, 1, 1, rngs)
         self.bn = parts.normalise(f"{name}.bn", out_features, rngs)
 
@@ -105,8 +107,8 @@ class AveragePoolShortcut(nnx.Module):
         """Projects maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features)."""
         if self.strides > 1:
             window = (self.strides, self.strides)
-            beyond: Any = tuple((0, -size % self.strides) for size in x.shape[1:3])
-            mean = nnx.avg_pool(x, window, strides=window, padding=beyond, count_include_pad=False)
+            beyond: Any = tuple((0, (-size % self.step) + self.strides - self.step) for size in x.shape[1:3])
+            mean = nnx.avg_pool(x, window, (self.step, self.step), padding=beyond, count_include_pad=False)
             x = mean.astype(x.dtype)  # the windows' counts are float32
         return self.bn(self.conv(x))
 
@@ -133,7 +135,7 @@ class Res2Bottleneck(ResidualBlock):
             not 1 or the channels change, and else "normal". In every network of the public code this makes the first
             block of each stage, also of stride 1, a "stage" block and no other.
         last_slice: "pool" or "conv" for the last slice of "stage" blocks, see `Res2Conv`; "normal" blocks pass it on.
-        kernel_dilation: dilation of the slices' convolutions.
+        kernel_dilation: dilation of the slices' convolutions; None takes the parts'.
         rngs: source of the `params` and, with drop path, `dropout` streams.
 
     Raises:
@@ -169,16 +171,17 @@ class Res2Bottleneck(ResidualBlock):
         groups: int | None = None,
         kind: Kind | None = None,
         last_slice: LastSlice = "pool",
-        kernel_dilation: int = 1,
+        kernel_dilation: int | None = None,
         rngs: nnx.Rngs,
     ):
         base_width = parts.base_width if base_width is None else base_width
         groups = parts.groups if groups is None else groups
+        dilation = parts.dilation if kernel_dilation is None else kernel_dilation
         for argument, value, way_out in (
             ("scale", scale, "the paper uses 4"),
             ("base_width", base_width, "the paper uses 26"),
             ("groups", groups, "1 is Res2Net, 8 Res2NeXt"),
-            ("kernel_dilation", kernel_dilation, "1 is the paper's"),
+            ("kernel_dilation", dilation, "1 is the paper's"),
         ):
             check_positive(f"{name}: {argument}", value, way_out)
         slice_width = planes * base_width // self.reference_planes * groups
@@ -199,10 +202,10 @@ class Res2Bottleneck(ResidualBlock):
         )
         if kind is None:
             kind = "stage" if strides != 1 or in_features != out_features else "normal"
-        of_slices = dataclasses.replace(parts, groups=groups)
+        of_slices = dataclasses.replace(parts, groups=groups, dilation=dilation)
         own_conv = of_slices.spatial_conv(f"{name}.conv2")
 
-        def split(*shape: Any, padding: int, **options: Any) -> Layer:
+        def split(*shape: Any, **options: Any) -> Layer:
             return Res2Conv(
                 *shape,
                 scale=scale,
@@ -211,8 +214,6 @@ class Res2Bottleneck(ResidualBlock):
                 conv=own_conv,
                 norm=parts.norm,
                 act=parts.act,
-                padding=padding * kernel_dilation,
-                kernel_dilation=kernel_dilation,
                 **options,
             )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive
 from msconv_jax.models.parts import ConvShortcut, Layer, Parts
 
-__all__ = ["CIFAR_STEM", "IMAGENET_STEM", "LAYERS", "ResNet", "Stem", "check_stages"]
+__all__ = ["CIFAR_STEM", "IMAGENET_STEM", "LAYERS", "ResNet", "StageGrid", "Stem", "check_stages", "stage_grids"]
 
 # Blocks of each stage, by the depth that the names carry: of 18 and 34 layers with basic blocks, else with bottlenecks.
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -80,6 +80,9 @@ class ResNet(ImageModel):
         base_width: width of one group when `planes` is 64 (`4` in `32x4d`).
         stem: `IMAGENET_STEM`, `CIFAR_STEM` or another `Stem`.
         strides: stride of each stage's first block; None is 1, 2, 2, ...
+        output_stride: most pixels of the image, 8, 16 or 32, to a pixel of the last map's side. Stages whose stride
+            would go beyond keep their map's size, and theirs and the later stages' spatial convolutions are dilated
+            by it; parameters stay the same. Networks that stay within it are not changed.
         conv: factory of the blocks' spatial convolutions, called with the arguments of `nnx.Conv`:
             a class, a `functools.partial` of one, a sequence with one factory for each stage, or a
             mapping with one for each convolution's path, such as `layer1.0.conv2`.
@@ -104,7 +107,8 @@ class ResNet(ImageModel):
     Source:
         He et al., arXiv 1512.03385, table 1; ResNeXt: Xie et al., arXiv 1611.05431, table 1;
         SE-ResNet: Hu et al., arXiv 1709.01507. Zero initialisation: Goyal et al., arXiv 1706.02677,
-        section 5.1.
+        section 5.1. Output stride: Chen et al., DeepLab, arXiv 1606.00915, section 3.1; that the first block of a stage
+        is dilated as its others are: public code of PyConv's segmentation.
 
     Example:
         >>> model = ResNet((1, 1), width=8, num_classes=5, stem=CIFAR_STEM, rngs=nnx.Rngs(0))
@@ -127,6 +131,7 @@ class ResNet(ImageModel):
         base_width: int = 64,
         stem: Stem = IMAGENET_STEM,
         strides: Sequence[int] | None = None,
+        output_stride: int = 32,
         conv: Convs = None,
         norm: Callable[..., Layer] = batch_norm,
         act: Callable[[jax.Array], jax.Array] = nnx.relu,
@@ -145,6 +150,7 @@ class ResNet(ImageModel):
         check_positive("groups", groups, "1 is the plain ResNet")
         check_positive("base_width", base_width, "64 is the plain ResNet")
         check_drop_path_rate(drop_path_rate)
+        grids = stage_grids(strides, stem.strides * (2 if stem.max_pool else 1), output_stride)
         parts = Parts(
             norm=norm,
             act=act,
@@ -164,13 +170,12 @@ class ResNet(ImageModel):
         self.bn1 = parts.normalise("bn1", width, rngs)
 
         features = width
-        reduction = stem.strides
-        outputs = [("act1", features, reduction)]
-        reduction *= 2 if stem.max_pool else 1
+        outputs = [("act1", features, stem.strides)]
         built, total = 0, sum(layers)
         convs = _conv_of_each_stage(conv, len(layers))
         for stage, (depth, stage_strides) in enumerate(zip(layers, strides, strict=True)):
-            stage_parts = dataclasses.replace(parts, conv=convs[stage])
+            grid = grids[stage]
+            stage_parts = dataclasses.replace(parts, conv=convs[stage], dilation=grid.dilation, strided=grid.strided)
             name = f"layer{stage + 1}"
             planes = width * 2**stage
             blocks = []
@@ -189,8 +194,7 @@ class ResNet(ImageModel):
                 features = planes * blocks[-1].expansion
                 built += 1
             setattr(self, name, nnx.List(blocks))
-            reduction *= stage_strides
-            outputs.append((name, features, reduction))
+            outputs.append((name, features, grid.reduction))
         self._outputs = tuple(outputs)
         self._make_head(features, num_classes, global_pool, param_dtype, rngs)
 
@@ -235,6 +239,49 @@ def check_stages(layers: Sequence[int], strides: Sequence[int] | None) -> tuple[
     for stride in strides:
         check_positive("strides", stride, "None takes 1, 2, 2, ...")
     return layers, strides
+
+
+class StageGrid(NamedTuple):
+    """The pixels of a stage's map: see `stage_grids`."""
+
+    reduction: int
+    dilation: int
+    strided: bool
+
+
+def stage_grids(strides: Sequence[int], reduction: int, output_stride: int) -> tuple[StageGrid, ...]:
+    """Decides for each stage whether it takes its stride, or dilates for it.
+
+    Args:
+        strides: stride of each stage.
+        reduction: pixels of the image to a pixel of the stem's side.
+        output_stride: the most that the stages may have, 8, 16 or 32.
+
+    Returns:
+        For each stage the reduction of its map, the dilation of its spatial convolutions and whether its stride is
+        taken.
+
+    Raises:
+        ValueError: if `output_stride` is another number, or the stem is beyond it.
+
+    Example:
+        >>> stage_grids((1, 2, 2, 2), 4, 8)[2:]
+        (StageGrid(reduction=8, dilation=2, strided=False), StageGrid(reduction=8, dilation=4, strided=False))
+    """
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"output_stride={output_stride!r}: must be 8, 16 or 32; 32 is the papers' classifiers'")
+    if reduction > output_stride:
+        raise ValueError(
+            f"output_stride={output_stride}: the stem alone has {reduction} pixels to one; use a larger output_stride, "
+            "or another stem"
+        )
+    grids, dilation = [], 1
+    for stride in strides:
+        strided = reduction * stride <= output_stride
+        reduction *= stride if strided else 1
+        dilation *= 1 if strided else stride
+        grids.append(StageGrid(reduction, dilation, strided))
+    return tuple(grids)
 
 
 def _conv_of_each_stage(

@@ -1,6 +1,6 @@
 """Published PyTorch weights in this library's modules: the mechanism, and each paper's names in a file of its own."""
 
-from msconv_jax.torch_weights import acnet, hetconv, icconv, layers, octconv, pac, psconv, pyconv, res2net, sis
+from msconv_jax.torch_weights import acnet, heads, hetconv, icconv, layers, octconv, pac, psconv, pyconv, res2net, sis
 from msconv_jax.torch_weights.conversion import Conversion, conversion_of, load_state_dict
 from msconv_jax.torch_weights.files import load_torch_checkpoint, read_state_dict, write_safetensors
 
@@ -8,6 +8,7 @@ __all__ = [
     "Conversion",
     "acnet",
     "conversion_of",
+    "heads",
     "hetconv",
     "icconv",
     "layers",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -65,18 +66,22 @@ def rename_children(kind: type, names: dict[str, str] | Callable[[Any], dict[str
     Args:
         kind: the class.
         names: from our names to PyTorch's, or a function that tells them for a module. The empty name puts a child's
-            tensors beside the module's own.
+            tensors beside the module's own. A dotted name is a child's child: its name there, in place of the one that
+            the child's class gives it.
     """
     _NAMES[kind] = names if callable(names) else lambda module: names
 
 
-def conversion_of(module: nnx.Module, given: Collection[str] | None = None) -> Conversion:
+def conversion_of(
+    module: nnx.Module, given: Collection[str] | None = None, names: Mapping[str, str] = MappingProxyType({})
+) -> Conversion:
     """The conversion for a module: by its class's rule, else joined from its children's.
 
     Args:
         module: the module.
         given: the names that there are; of several published forms the first that finds all its names is taken, or
             else the first.
+        names: PyTorch's names of children that go before those of `rename_children`.
 
     Raises:
         ValueError: if the module holds a parameter that no rule knows.
@@ -85,13 +90,15 @@ def conversion_of(module: nnx.Module, given: Collection[str] | None = None) -> C
         if kind in _RULES:
             forms = _RULES[kind](module)
             return next((form for form in forms if given is not None and form.shapes.keys() <= set(given)), forms[0])
-    names = next((_NAMES[kind](module) for kind in type(module).__mro__ if kind in _NAMES), {})
+    of_class = next((_NAMES[kind](module) for kind in type(module).__mro__ if kind in _NAMES), {})
+    names = {**of_class, **names}
     parts: list[tuple[str, str, Conversion]] = []
     for name, child in _children(module):
         theirs = names.get(name, name)
         prefix = f"{theirs}." if theirs else ""
         own = None if given is None else {key.removeprefix(prefix) for key in given if key.startswith(prefix)}
-        parts.append((prefix, f"{name}.", conversion_of(child, own)))
+        deeper = {key.removeprefix(f"{name}."): value for key, value in names.items() if key.startswith(f"{name}.")}
+        parts.append((prefix, f"{name}.", conversion_of(child, own, deeper)))
     return _join(parts)
 
 
