@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from msconv_jax.models.blocks import BasicBlock, Bottleneck
 from msconv_jax.models.layers import batch_norm, check_positive
 from msconv_jax.models.parts import Layer, Parts
+from msconv_jax.models.resampling import adaptive_average_pool, resize_aligned
 from msconv_jax.operators import PyConv
 
 __all__ = ["GlobalPyConvBlock", "LocalPyConvBlock", "MaxPoolShortcut", "PyConvBasicBlock", "WideBottleneck"]
@@ -187,35 +187,8 @@ class GlobalPyConvBlock(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, in_features) to (N, H, W, out_features)."""
         height, width = x.shape[1:3]
-        y = _along_both(x, _pooling(height, self.bins), _pooling(width, self.bins))
+        y = adaptive_average_pool(x, self.bins)
         y = nnx.relu(self.bn1(self.conv1(y)))
         y = nnx.relu(self.bn2(self.pyconv(y)))
         y = nnx.relu(self.bn3(self.conv2(y)))
-        return _along_both(y, _interpolation(self.bins, height), _interpolation(self.bins, width))
-
-
-def _along_both(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """A linear map (new, old) along the height and one along the width."""
-    return jnp.einsum(
-        "ph,qw,nhwc->npqc", jnp.asarray(rows, x.dtype), jnp.asarray(columns, x.dtype), x, precision="highest"
-    )
-
-
-def _pooling(size: int, bins: int) -> np.ndarray:
-    """Means over the bins of ``AdaptiveAvgPool2d``: bin i covers floor(i size / bins) to ceil((i + 1) size / bins)."""
-    matrix = np.zeros((bins, size))
-    for i in range(bins):
-        first, last = i * size // bins, -(-(i + 1) * size // bins)
-        matrix[i, first:last] = 1 / (last - first)
-    return matrix
-
-
-def _interpolation(size: int, new: int) -> np.ndarray:
-    """Linear interpolation in which the first and the last positions fall together (``align_corners``)."""
-    matrix = np.zeros((new, size))
-    for i in range(new):
-        place = i * (size - 1) / (new - 1) if new > 1 else 0.0
-        low = min(int(place), max(size - 2, 0))
-        matrix[i, low] += 1 - (place - low)
-        matrix[i, min(low + 1, size - 1)] += place - low
-    return matrix
+        return resize_aligned(y, height, width)
