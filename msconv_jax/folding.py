@@ -16,7 +16,8 @@ from msconv_jax.models.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoo
 from msconv_jax.models.res2net import AveragePoolShortcut, DeepStemConv, Res2Bottleneck
 from msconv_jax.models.res2net_dla import ConvNormAct
 from msconv_jax.models.resnet import ResNet
-from msconv_jax.operators import OctConv, PyConv, Res2Conv
+from msconv_jax.models.vgg import VGGClassifier, VGGStage
+from msconv_jax.operators import HetConv, OctConv, PyConv, Res2Conv
 from msconv_jax.operators.octave import OctBatchNorm
 from msconv_jax.operators.octconv import PATHS, OctConvNormAct
 
@@ -34,7 +35,8 @@ _PAIRS: dict[type[nnx.Module], tuple[tuple[str, str], ...]] = {
     Res2Bottleneck: (("conv1", "bn1"), ("conv3", "bn3")),
     **dict.fromkeys((ConvShortcut, MaxPoolShortcut, AveragePoolShortcut, ConvNormAct, Root), (("conv", "bn"),)),
     **dict.fromkeys((LocalPyConvBlock, GlobalPyConvBlock), _HEAD),
-    Res2Conv: (("convs", "bns"),),
+    **dict.fromkeys((Res2Conv, VGGStage), (("convs", "bns"),)),
+    VGGClassifier: (("hidden", "bns"),),
     OctConvNormAct: (("conv", "norm"),),
 }
 
@@ -57,7 +59,7 @@ def fold_batch_norm(model: Module) -> Module:
 
     Kernels are multiplied by the normalisation's scale over its standard deviation, the rest becomes a bias; in
     evaluation mode the result is the same but for rounding. The library's networks and blocks are known, with plain
-    convolutions, lattice operators of one kernel, PyConv, OctConv and Res2Conv; a normalisation that follows
+    convolutions, lattice operators of one kernel, PyConv, HetConv, OctConv and Res2Conv; a normalisation that follows
     another operator stays.
 
     Args:
@@ -82,7 +84,7 @@ def fold_batch_norm(model: Module) -> Module:
         pairs = next((_PAIRS[kind] for kind in type(module).__mro__ if kind in _PAIRS), ())
         for conv, norm in pairs:
             convs, norms = getattr(module, conv), getattr(module, norm)
-            if isinstance(convs, nnx.List):
+            if isinstance(convs, nnx.List) and norms is not None:
                 for number in range(len(norms)):
                     if _fold(convs[number], norms[number]):
                         norms[number] = Folded()
@@ -113,7 +115,7 @@ def _fold(conv: Any, norm: Any) -> bool:
                 setattr(conv, name, _new_bias(getattr(conv, name), *factor, conv.param_dtype))
         conv.use_bias = True
         return True
-    if not isinstance(norm, nnx.BatchNorm) or not isinstance(conv, nnx.Conv | PyConv):
+    if not isinstance(norm, nnx.BatchNorm) or not isinstance(conv, nnx.Conv | nnx.Linear | PyConv | HetConv):
         return False
     scale, shift = _affine(norm)
     if isinstance(conv, PyConv):
@@ -122,7 +124,7 @@ def _fold(conv: Any, norm: Any) -> bool:
             _scale(kernel, scale[first : first + features])
             first += features
     else:
-        for name in ("kernel", "overlap_kernel"):
+        for name in ("kernel", "overlap_kernel", "pointwise_kernel"):
             if getattr(conv, name, None) is not None:
                 _scale(getattr(conv, name), scale)
     conv.bias = _new_bias(conv.bias, scale, shift, conv.param_dtype)

@@ -37,7 +37,7 @@ from flax import nnx
 import msconv_jax
 from msconv_jax import edo
 from msconv_jax.heads import PyConvSegNet, pyconv_segnet
-from msconv_jax.models import DLA, OctResNet, list_ic_patterns, published_ic_convs
+from msconv_jax.models import DLA, OctResNet, list_ic_patterns
 from msconv_jax.torch_weights import conversion_of
 from tests.families import FAMILIES
 from tests.families.family import CannotBuildError
@@ -236,10 +236,7 @@ MODELS: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "oct_resnet50": ("oct_resnet50", dict),
     "res2net_dla60": ("res2net_dla60", dict),
     **{name: (name, dict) for name in ("res2net50_26w_4s", "res2net50_v1b", "res2next50")},
-    **{
-        name: (name[: name.index("_k")], functools.partial(lambda name: {"conv": published_ic_convs(name)}, name))
-        for name in list_ic_patterns()
-    },
+    **{name: (name[: name.index("_k")], functools.partial(dict, patterns=name)) for name in list_ic_patterns()},
 }
 
 

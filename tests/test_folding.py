@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from msconv_jax import HetConv, PSConv
+from msconv_jax import HetConv, PSConv, SISConv
 from msconv_jax.folding import Folded, fold_batch_norm
 from msconv_jax.models import DLA, OctResNet, create_model
 
@@ -32,6 +32,10 @@ def small(name, **options):
     return create_model(name, rngs=rngs(), num_classes=5, **options)
 
 
+def vgg(name, **options):
+    return small(name, layers=(1, 2), width=4, hidden_features=(6,), dropout_rate=0.0, **options)
+
+
 NETWORKS = {
     "ps_resnet8": lambda: small("ps_resnet8", width=8),
     "official PSConv": lambda: small("resnet8", width=8, conv=partial(PSConv, official_compat=True)),
@@ -40,12 +44,15 @@ NETWORKS = {
     "pyconv basic": lambda: small("pyconv_resnet18", layers=(1, 1, 1, 1)),
     "res2net v1b": lambda: small("res2net50_v1b", layers=(2,), width=16),
     "oct_resnet": lambda: OctResNet((1, 1), width=8, num_classes=5, rngs=rngs()),
+    "het_vgg16": lambda: vgg("het_vgg16", conv=partial(HetConv, parts=2)),
+    "het_vgg16_cifar": lambda: vgg("het_vgg16_cifar", conv=partial(HetConv, parts=2, masked=False)),
+    "het_resnet": lambda: small("het_resnet50", layers=(1,), width=8),
     "dla": lambda: DLA((1, 1), (4, 8, 16, 32), num_classes=5, rngs=rngs()),
 }
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == "ps_resnet8" else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
+    "name", [n if n in ("ps_resnet8", "het_vgg16_cifar") else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
 )
 def test_a_folded_network_is_the_network(name):
     model = scrambled(NETWORKS[name]())
@@ -63,7 +70,7 @@ def test_a_folded_network_is_the_network(name):
 
 
 def test_what_follows_another_operator_stays():
-    model = scrambled(small("resnet8", width=8, layers=(1,), conv=partial(HetConv, parts=2)))
+    model = scrambled(small("resnet8", width=8, layers=(1,), conv=SISConv))
     folded = fold_batch_norm(model)
     assert type(folded.bn1) is Folded
     assert type(folded.layer1[0].bn1) is nnx.BatchNorm

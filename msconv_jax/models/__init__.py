@@ -1,8 +1,10 @@
 """Networks built from the operators, by name (`create_model`) or by part (`ResNet`)."""
 
-from msconv_jax.models import pyconv_entries as pyconv_entries  # these register their families' names
+from msconv_jax.models import hetconv_entries as hetconv_entries  # these register their families' names
+from msconv_jax.models import pyconv_entries as pyconv_entries
 from msconv_jax.models import res2net_entries as res2net_entries
 from msconv_jax.models import resnet_entries as resnet_entries
+from msconv_jax.models import sis_entries as sis_entries
 from msconv_jax.models.blocks import BasicBlock, Bottleneck, ResidualBlock
 from msconv_jax.models.icconv_entries import list_ic_patterns, published_ic_convs
 from msconv_jax.models.image_model import FeatureBackbone, ImageModel
@@ -18,11 +20,13 @@ from msconv_jax.models.registry import (
 )
 from msconv_jax.models.res2net_dla import DLA
 from msconv_jax.models.resnet import CIFAR_STEM, IMAGENET_STEM, ResNet, Stem
+from msconv_jax.models.vgg import VGG
 
 __all__ = [
     "CIFAR_STEM",
     "DLA",
     "IMAGENET_STEM",
+    "VGG",
     "BasicBlock",
     "Bottleneck",
     "ConvShortcut",

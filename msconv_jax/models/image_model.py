@@ -23,6 +23,7 @@ class ImageModel(nnx.Module):
     gives the last map.
 
     Attributes:
+        classifier_name: path of the layer whose outputs are the logits.
         in_channels: channels of the images.
         num_classes: number of logits, 0 without a classifier.
         num_features: channels of the last map.

@@ -63,8 +63,8 @@ def check_positive(name: str, value: object, way_out: str) -> None:
         raise ValueError(f"{name}={value!r}: must be an integer of at least 1; {way_out}")
 
 
-def check_drop_path_rate(rate: float) -> None:
-    """Raises `ValueError` unless `rate` is a probability less than 1.
+def check_drop_path_rate(rate: float, name: str = "drop_path_rate") -> None:
+    """Raises `ValueError` unless `rate` is a probability less than 1; `name` is the argument's, for the message.
 
     Example:
         >>> check_drop_path_rate(1.0)
@@ -72,7 +72,7 @@ def check_drop_path_rate(rate: float) -> None:
         ValueError: drop_path_rate=1.0: must be in [0, 1); 0 turns it off
     """
     if not 0.0 <= rate < 1.0:
-        raise ValueError(f"drop_path_rate={rate!r}: must be in [0, 1); 0 turns it off")
+        raise ValueError(f"{name}={rate!r}: must be in [0, 1); 0 turns it off")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from msconv_jax.models.layers import (
 )
 from msconv_jax.operators import GroupedConv
 
-__all__ = ["ConvShortcut", "Parts"]
+__all__ = ["ConvShortcut", "Layer", "Parts", "shortened"]
 
 Layer = Any  # a module called with one array; the factories below decide which
 
@@ -88,6 +88,7 @@ class Parts:
             projection, the windows of its poolings) and its map's size.
         dtype: compute type; None infers it from the input and the parameters.
         param_dtype: type of the parameters.
+        use_bias: whether the convolutions have a bias, as few networks have beside their normalisations.
 
     Example:
         >>> conv = Parts(groups=4).spatial("conv2", 8, 8, 1, nnx.Rngs(0))
@@ -107,6 +108,7 @@ class Parts:
     strided: bool = True
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    use_bias: bool = False
 
     def dense(
         self,
@@ -117,7 +119,7 @@ class Parts:
         strides: int,
         rngs: nnx.Rngs,
     ) -> nnx.Conv:
-        """Builds a plain convolution (stem, 1x1), padded by half of its kernel, not dilated, without bias."""
+        """Builds a plain convolution (stem, 1x1), padded by half of its kernel, not dilated."""
         return self._convolution(nnx.Conv, name, in_features, out_features, kernel_size, strides, 1, 1, rngs)
 
     def step(self, strides: int) -> int:
@@ -132,7 +134,7 @@ class Parts:
         """
         if isinstance(self.conv, Mapping):
             if name not in self.conv:
-                raise ValueError(f"conv has no factory for {name}: it has {_shortened(self.conv)}")
+                raise ValueError(f"conv has no factory for {name}: it has {shortened(self.conv)}")
             return self.conv[name]
         return self.conv or (nnx.Conv if self.groups == 1 else GroupedConv)
 
@@ -165,7 +167,7 @@ class Parts:
                 padding=kernel_size // 2 * dilation,
                 kernel_dilation=dilation,
                 feature_group_count=groups,
-                use_bias=False,
+                use_bias=self.use_bias,
                 kernel_init=kaiming_normal,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
@@ -193,7 +195,7 @@ class Parts:
             )
 
 
-def _shortened(names: Iterable[str]) -> str:
+def shortened(names: Iterable[str]) -> str:
     """The first names of many."""
     first = list(itertools.islice(names, 5))
     return ", ".join(first) + (", ..." if len(first) == 5 else "")

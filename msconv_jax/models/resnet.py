@@ -11,9 +11,21 @@ from flax import nnx
 from msconv_jax.models.blocks import Bottleneck
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive
-from msconv_jax.models.parts import ConvShortcut, Layer, Parts
+from msconv_jax.models.parts import ConvShortcut, Layer, Parts, shortened
 
-__all__ = ["CIFAR_STEM", "IMAGENET_STEM", "LAYERS", "ResNet", "StageGrid", "Stem", "check_stages", "stage_grids"]
+__all__ = [
+    "CIFAR_STEM",
+    "IMAGENET_STEM",
+    "LAYERS",
+    "Convs",
+    "ResNet",
+    "StageGrid",
+    "Stem",
+    "check_conv_paths",
+    "check_stages",
+    "conv_of_each_stage",
+    "stage_grids",
+]
 
 # Blocks of each stage, by the depth that the names carry: of 18 and 34 layers with basic blocks, else with bottlenecks.
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -172,7 +184,7 @@ class ResNet(ImageModel):
         features = width
         outputs = [("act1", features, stem.strides)]
         built, total = 0, sum(layers)
-        convs = _conv_of_each_stage(conv, len(layers))
+        convs = conv_of_each_stage(conv, len(layers))
         for stage, (depth, stage_strides) in enumerate(zip(layers, strides, strict=True)):
             grid = grids[stage]
             stage_parts = dataclasses.replace(parts, conv=convs[stage], dilation=grid.dilation, strided=grid.strided)
@@ -196,6 +208,7 @@ class ResNet(ImageModel):
             setattr(self, name, nnx.List(blocks))
             outputs.append((name, features, grid.reduction))
         self._outputs = tuple(outputs)
+        check_conv_paths(self, conv)
         self._make_head(features, num_classes, global_pool, param_dtype, rngs)
 
     def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
@@ -284,7 +297,19 @@ def stage_grids(strides: Sequence[int], reduction: int, output_stride: int) -> t
     return tuple(grids)
 
 
-def _conv_of_each_stage(
+def check_conv_paths(model: nnx.Module, conv: Convs) -> None:
+    """Raises `ValueError` if `conv` maps paths to factories, and the model has nothing at one of them."""
+    if isinstance(conv, Mapping):
+        known = {".".join(map(str, path)) for path, _ in nnx.iter_modules(model)}
+        beyond = [path for path in conv if path not in known]
+        if beyond:
+            raise ValueError(
+                f"conv has factories for {shortened(beyond)}: {type(model).__name__} has no such convolution; leave "
+                "them out, or build the network that they are for"
+            )
+
+
+def conv_of_each_stage(
     conv: Convs, stages: int
 ) -> tuple[Callable[..., Layer] | Mapping[str, Callable[..., Layer]] | None, ...]:
     """Spreads one factory or mapping over the stages, or checks that a sequence has one for each."""

@@ -1,6 +1,19 @@
 """Published PyTorch weights in this library's modules: the mechanism, and each paper's names in a file of its own."""
 
-from msconv_jax.torch_weights import acnet, heads, hetconv, icconv, layers, octconv, pac, psconv, pyconv, res2net, sis
+from msconv_jax.torch_weights import (
+    acnet,
+    heads,
+    hetconv,
+    icconv,
+    layers,
+    octconv,
+    pac,
+    psconv,
+    pyconv,
+    res2net,
+    sis,
+    vgg,
+)
 from msconv_jax.torch_weights.conversion import Conversion, conversion_of, load_state_dict
 from msconv_jax.torch_weights.files import load_torch_checkpoint, read_state_dict, write_safetensors
 
@@ -21,5 +34,6 @@ __all__ = [
     "read_state_dict",
     "res2net",
     "sis",
+    "vgg",
     "write_safetensors",
 ]

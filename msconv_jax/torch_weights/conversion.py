@@ -90,8 +90,7 @@ def conversion_of(
         if kind in _RULES:
             forms = _RULES[kind](module)
             return next((form for form in forms if given is not None and form.shapes.keys() <= set(given)), forms[0])
-    of_class = next((_NAMES[kind](module) for kind in type(module).__mro__ if kind in _NAMES), {})
-    names = {**of_class, **names}
+    names = {**_names_of(module), **names}
     parts: list[tuple[str, str, Conversion]] = []
     for name, child in _children(module):
         theirs = names.get(name, name)
@@ -100,6 +99,11 @@ def conversion_of(
         deeper = {key.removeprefix(f"{name}."): value for key, value in names.items() if key.startswith(f"{name}.")}
         parts.append((prefix, f"{name}.", conversion_of(child, own, deeper)))
     return _join(parts)
+
+
+def _names_of(module: nnx.Module) -> dict[str, str]:
+    """PyTorch's names of a module's children where they differ from ours."""
+    return next((_NAMES[kind](module) for kind in type(module).__mro__ if kind in _NAMES), {})
 
 
 def _children(module: nnx.Module) -> list[tuple[str, nnx.Module]]:
@@ -187,7 +191,7 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))
     for path, variable in nnx.to_flat_state(state):
         name = ".".join(map(str, path))
-        if kept and path[0] == module.classifier_name:  # type: ignore[attr-defined]
+        if kept and name.startswith(f"{module.classifier_name}."):  # type: ignore[attr-defined]
             continue
         if variable.shape != np.shape(values[name]):
             raise ValueError(f"{name}: made {np.shape(values[name])} where the module has {variable.shape}.")
@@ -198,8 +202,15 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
 
 def _unfit_classifier(module: nnx.Module, conversion: Conversion, given: Arrays) -> tuple[str, ...]:
     """PyTorch's names of the module's classifier, if one is missing or of another shape."""
-    prefix = f"{getattr(module, 'classifier_name', '')}."
-    names = tuple(name for name in conversion.shapes if name.startswith(prefix) and prefix != ".")
+    theirs: list[str] = []
+    layer: Any = module
+    for own in getattr(module, "classifier_name", "").split("."):
+        theirs.append(_names_of(layer).get(own, own))
+        layer = getattr(layer, own, None)
+        if layer is None:
+            return ()
+    prefix = ".".join(theirs) + "."
+    names = tuple(name for name in conversion.shapes if name.startswith(prefix))
     fit = all(name in given and given[name].shape == tuple(conversion.shapes[name]) for name in names)
     return () if fit else names
 

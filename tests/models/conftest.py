@@ -8,19 +8,19 @@ from flax import nnx
 from msconv_jax.models import create_model
 
 
-class OneKey:
+class OneKey(nnx.Rngs):
     """The same key for every parameter: shapes need no more, and tracing nnx.Rngs is five times slower."""
 
     def __init__(self):
-        self._key = jax.random.key(0)
+        super().__init__(dropout=0)
 
     def params(self):
-        return self._key
+        return jax.random.key(0)
 
 
-def _build(name):
+def _build(name, **arguments):
     """A model without memory behind its parameters, in evaluation mode."""
-    model = nnx.eval_shape(lambda: create_model(name, rngs=OneKey()))
+    model = nnx.eval_shape(lambda: create_model(name, rngs=OneKey(), **arguments))
     model.eval()
     return model
 
@@ -44,7 +44,7 @@ def _abstract_maps(name, height, width):
 
 @pytest.fixture(scope="session")
 def build_abstract():
-    """Builds the named model by shapes only."""
+    """Builds the named model, with any arguments of its own, by shapes only."""
     return _build
 
 

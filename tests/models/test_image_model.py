@@ -201,6 +201,7 @@ def test_published_patterns_are_of_their_networks():
 def test_every_model_has_a_paper_and_its_data_sets_size():
     for name in list_models():
         entry = model_entry(name)
-        assert "arXiv" in entry.paper
+        assert "arXiv" in entry.paper or "JUSTC" in entry.paper
         assert entry.input_size in ((224, 224, 3), (32, 32, 3))
-        assert {"num_classes", "in_channels", "dtype", "drop_path_rate", "global_pool"} <= set(entry.keywords)
+        assert {"num_classes", "in_channels", "dtype", "param_dtype", "global_pool"} <= set(entry.keywords)
+        assert ("drop_path_rate" in entry.keywords) == ("vgg" not in name)  # where there are residual blocks

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from functools import partial
 
+import jax
 import pytest
 from flax import nnx
 
@@ -31,6 +32,21 @@ PLAIN_AND_PS = {
     "resnet8",
     "resnet20",
 }
+
+
+def sis_res2net_by_formula(layers):
+    """Parameters with three of four 28 channels wide slices convolved, with 11 sixteenths of the kernels."""
+    total, inputs = 7 * 7 * 3 * 64 + 2 * 64, 64
+    for stage, depth in enumerate(layers):
+        width, outputs = 28 * 2**stage, 256 * 2**stage
+        total += inputs * outputs + 2 * outputs
+        for _ in range(depth):
+            total += 4 * width * (inputs + outputs) + 3 * 9 * width * width * 11 // 16
+            total += 2 * (4 * width + 3 * width + outputs)
+            inputs = outputs
+    return total + (inputs + 1) * 1000
+
+
 # Parameters of the other families, from the specifications.
 OTHERS = {
     "resnet18": 11_689_512,
@@ -68,10 +84,44 @@ OTHERS = {
     "res2net_dla60": 21_145_544,
     "res2next_dla60": 17_330_456,
     "res2next29_8cx25wx4s": 32_957_436,  # 32.96 M in the specification
+    "vgg16_bn": 138_365_992,
+    "vgg16_cifar": 14_987_786,
+    "het_resnet50": 18_012_200,
+    "het_vgg16": 138_365_992 - (128 + 3 * 256 + 6 * 512 + 64 + 128) - 14_708_736 * 2 // 3,  # 12 biases, kernels
+    "het_vgg16_cifar": 5_181_962,
+    "sis_resnet50": 25_557_032 - 11_317_248 * 5 // 16,  # of the 3x3 kernels 11 sixteenths remain
+    "sis_resnet101": 44_549_160 - 21_344_256 * 5 // 16,
+    "sis_res2net50": sis_res2net_by_formula((3, 4, 6, 3)),
+    "sis_res2net101": sis_res2net_by_formula((3, 4, 23, 3)),
+    "sis_resnext29": 28_712_868,
+    "sis_res2next29": 28_894_724,  # 28.80 M in the specification, with 10 classes
 }
-NAMES = PLAIN_AND_PS | {f"ps_{name}" for name in PLAIN_AND_PS} | set(OTHERS)
-# Tracing the deep ones takes long.
-EACH = [pytest.param(n, marks=pytest.mark.slow) if re.search("101|152|200", n) else n for n in sorted(NAMES)]
+# Parameters of the networks that need arguments, and the arguments; dilations do not change the number.
+NEEDING = {
+    "ic_resnet18": (11_689_512, lambda: {"patterns": every_second_dilated("resnet18")}),
+    "ic_resnext101_32x4d": (44_177_704, lambda: {"patterns": every_second_dilated("resnext101_32x4d")}),
+}
+NAMES = PLAIN_AND_PS | {f"ps_{name}" for name in PLAIN_AND_PS} | set(OTHERS) | set(NEEDING)
+
+
+def each_of(names):
+    """Parameters of a test for every name; tracing the deep ones takes long."""
+    return [
+        pytest.param(n, marks=pytest.mark.slow) if re.search("101|152|200|sis_res2", n) else n for n in sorted(names)
+    ]
+
+
+EACH = each_of(NAMES - set(NEEDING))
+
+
+def every_second_dilated(plain):
+    """A pattern for each 3x3 convolution of the blocks of a plain network."""
+    model = nnx.eval_shape(lambda: create_model(plain, rngs=nnx.Rngs(0)))
+    return {
+        ".".join(map(str, path)): ((1, 1), (1, 2)) * (conv.out_features // 2)
+        for path, conv in nnx.iter_modules(model)
+        if path[:1] != ("conv1",) and isinstance(conv, nnx.Conv) and conv.kernel_size == (3, 3)
+    }
 
 
 def param_sizes(model):
@@ -137,9 +187,27 @@ def test_parameter_totals(name, prefix, abstract_model):
     assert count(abstract_model(prefix + name)) == expected
 
 
-@pytest.mark.parametrize("name", [n for n in EACH if (n if isinstance(n, str) else n.values[0]) in OTHERS])
+@pytest.mark.parametrize("name", each_of(OTHERS))
 def test_parameter_totals_of_the_other_families(name, abstract_model):
     assert count(abstract_model(name)) == OTHERS[name]
+
+
+def test_what_must_be_given():
+    assert {n for n in list_models() if model_entry(n).required} == set(NEEDING)
+    for name, (_, arguments) in NEEDING.items():
+        assert set(model_entry(name).required) == set(arguments())
+        with pytest.raises(ValueError, match=r"^patterns is missing: no dilations are published.*msconv_jax\.edo"):
+            create_model(name, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", each_of(NEEDING))
+def test_networks_that_need_arguments(name, build_abstract):
+    parameters, arguments = NEEDING[name]
+    model = build_abstract(name, **arguments())
+    assert count(model) == parameters
+    graphdef, state = nnx.split(model)
+    images = jax.ShapeDtypeStruct((2, 65, 97, 3), "float32")
+    assert jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, images).shape == (2, 1000)
 
 
 @pytest.mark.parametrize("name", sorted(PLAIN_AND_PS))
@@ -163,8 +231,10 @@ def test_feature_info_tells_the_truth(name, abstract_model, abstract_shapes):
     assert told == list(shapes)
     assert logits == (2, model_entry(name).num_classes)
     stages = "level{}" if "dla" in name else "layer{}"
-    assert [f["module"] for f in info[1:]] == [stages.format(s) for s in range(1, len(info))]
-    assert all(hasattr(abstract_model(name), f["module"]) for f in info[1:])
+    # Each network has one map that is no stage's: the stem's, or VGG's after the last pooling.
+    own = info[:-1] if "vgg" in name else info[1:]
+    assert [f["module"] for f in own] == [stages.format(s) for s in range(1, len(info))]
+    assert all(hasattr(abstract_model(name), f["module"]) for f in own)
 
 
 @pytest.mark.parametrize("name", EACH)

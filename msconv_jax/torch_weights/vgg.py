@@ -1,0 +1,28 @@
+"""VGG: convolutions and normalisations lie in one list of layers, ``features``, linear layers in ``classifier``."""
+
+from __future__ import annotations
+
+from msconv_jax.models.vgg import VGG, VGGClassifier, VGGStage
+from msconv_jax.torch_weights.conversion import rename_children
+
+
+def _names_of_stage(stage: VGGStage) -> dict[str, str]:
+    """A convolution, its normalisation and its activation are three layers of the list."""
+    names = {}
+    for number in range(len(stage.convs)):
+        names[f"convs.{number}"] = str(stage.place + 3 * number)
+        names[f"bns.{number}"] = str(stage.place + 3 * number + 1)
+    return names
+
+
+def _names_of_classifier(classifier: VGGClassifier) -> dict[str, str]:
+    """A hidden layer is three, with its normalisation and activation, or its activation and dropout."""
+    hidden = range(len(classifier.hidden))
+    names = {f"hidden.{number}": str(3 * number) for number in hidden}
+    names |= {f"bns.{number}": str(3 * number + 1) for number in hidden}
+    return {**names, "last": str(3 * len(hidden))}
+
+
+rename_children(VGG, lambda model: {"fc": "classifier", **{f["module"]: "features" for f in model.feature_info[:-1]}})
+rename_children(VGGStage, _names_of_stage)
+rename_children(VGGClassifier, _names_of_classifier)
