@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.models.layers import (
+    PaddingRule,
     SqueezeExcite,
     batch_norm,
     kaiming_normal,
@@ -83,6 +84,8 @@ class Parts:
         se_reduction: reduction of the squeeze-and-excitation; None leaves it out.
         zero_init_last: start the scale of each block's last normalisation at zero, so that every
             block starts as its shortcut.
+        padding: "torch" pads by half of each kernel on either side; "tf" is TensorFlow's "SAME", for networks whose
+            published weights are from there.
         dtype: compute type; None infers it from the input and the parameters.
         param_dtype: type of the parameters.
 
@@ -100,6 +103,7 @@ class Parts:
     base_width: int = 64
     se_reduction: int | None = None
     zero_init_last: bool = True
+    padding: PaddingRule = "torch"
     dtype: Any = None
     param_dtype: Any = jnp.float32
 
@@ -112,7 +116,7 @@ class Parts:
         strides: int,
         rngs: nnx.Rngs,
     ) -> nnx.Conv:
-        """Builds a plain convolution (stem, 1x1), padded by half of its kernel, without bias."""
+        """Builds a plain convolution (stem, 1x1), padded by the network's rule, without bias."""
         return self._convolution(nnx.Conv, name, in_features, out_features, kernel_size, strides, 1, rngs)
 
     def spatial_conv(self, name: str) -> Callable[..., Layer]:
@@ -151,8 +155,8 @@ class Parts:
                 # By name: an operator whose third argument is another one can tell them apart.
                 kernel_size=(kernel_size, kernel_size),
                 strides=strides,
-                # 'SAME' would pad unevenly at stride 2 and shift the maps of official weights.
-                padding=kernel_size // 2,
+                # 'SAME' pads unevenly at stride 2 and would shift the maps of PyTorch's weights.
+                padding="SAME" if self.padding == "tf" else kernel_size // 2,
                 feature_group_count=groups,
                 use_bias=False,
                 kernel_init=kaiming_normal,

@@ -202,7 +202,7 @@ class Res2Bottleneck(ResidualBlock):
         of_slices = dataclasses.replace(parts, groups=groups)
         own_conv = of_slices.spatial_conv(f"{name}.conv2")
 
-        def split(*shape: Any, padding: int, **options: Any) -> Layer:
+        def split(*shape: Any, padding: int | str, **options: Any) -> Layer:
             return Res2Conv(
                 *shape,
                 scale=scale,
@@ -211,7 +211,7 @@ class Res2Bottleneck(ResidualBlock):
                 conv=own_conv,
                 norm=parts.norm,
                 act=parts.act,
-                padding=padding * kernel_dilation,
+                padding=padding if isinstance(padding, str) else padding * kernel_dilation,
                 kernel_dilation=kernel_dilation,
                 **options,
             )
