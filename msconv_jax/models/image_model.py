@@ -31,6 +31,7 @@ class ImageModel(nnx.Module):
     """
 
     classifier_name: ClassVar[str] = "fc"
+    published_classifier: ClassVar[str] = "fc."  # how the names of its published weights begin
     _outputs: tuple[tuple[str, int, int], ...]  # tuples are plain static data; dictionaries would be walked as modules
     in_channels: int
     num_classes: int

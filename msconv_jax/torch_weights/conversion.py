@@ -190,9 +190,9 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
 
 
 def _unfit_classifier(module: nnx.Module, conversion: Conversion, given: Arrays) -> tuple[str, ...]:
-    """PyTorch's names of the module's classifier, if one is missing or of another shape."""
-    prefix = f"{getattr(module, 'classifier_name', '')}."
-    names = tuple(name for name in conversion.shapes if name.startswith(prefix) and prefix != ".")
+    """The published names of the module's classifier, if one is missing or of another shape."""
+    prefix = getattr(module, "published_classifier", None)
+    names = tuple(name for name in conversion.shapes if prefix is not None and name.startswith(prefix))
     fit = all(name in given and given[name].shape == tuple(conversion.shapes[name]) for name in names)
     return () if fit else names
 
