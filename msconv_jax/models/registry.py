@@ -68,6 +68,14 @@ class ModelEntry:
             )
         return tuple(p.name for p in parameters if p.name not in ("self", "rngs"))
 
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The keywords that `create_model` has to be given: those without default that the config does not set."""
+        function = self.builder.__init__ if inspect.isclass(self.builder) else self.builder
+        defaults = {p.name: p.default for p in inspect.signature(function).parameters.values()}
+        without = (name for name in self.keywords if defaults[name] is inspect.Parameter.empty)
+        return tuple(name for name in without if name not in self.config and name != "num_classes")
+
 
 _ENTRIES: dict[str, ModelEntry] = {}
 
@@ -180,7 +188,8 @@ def create_model(
                 f"{_did_you_mean(keyword, entry.keywords)} "
                 f"The arguments are {', '.join(entry.keywords)}"
             )
-    arguments = {"num_classes": entry.num_classes, **entry.config, **overrides}
+    missing = dict.fromkeys(entry.required)  # as None, which the builder refuses and says what to give
+    arguments = {**missing, "num_classes": entry.num_classes, **entry.config, **overrides}
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     if features_only:
