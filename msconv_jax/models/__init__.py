@@ -7,6 +7,8 @@ from msconv_jax.models.blocks import BasicBlock, Bottleneck, ResidualBlock
 from msconv_jax.models.icconv_entries import list_ic_patterns, published_ic_convs
 from msconv_jax.models.image_model import FeatureBackbone, ImageModel
 from msconv_jax.models.layers import SqueezeExcite
+from msconv_jax.models.mobilenet import ICMobileNetV2, MobileNetV1, MobileNetV2
+from msconv_jax.models.oct_mobilenet import OctMobileNetV1, OctMobileNetV2
 from msconv_jax.models.oct_resnet import OctBottleneck, OctResNet
 from msconv_jax.models.parts import ConvShortcut, Parts
 from msconv_jax.models.registry import (
@@ -27,9 +29,14 @@ __all__ = [
     "Bottleneck",
     "ConvShortcut",
     "FeatureBackbone",
+    "ICMobileNetV2",
     "ImageModel",
+    "MobileNetV1",
+    "MobileNetV2",
     "ModelEntry",
     "OctBottleneck",
+    "OctMobileNetV1",
+    "OctMobileNetV2",
     "OctResNet",
     "Parts",
     "ResNet",

@@ -1,6 +1,18 @@
 """Published PyTorch weights in this library's modules: the mechanism, and each paper's names in a file of its own."""
 
-from msconv_jax.torch_weights import acnet, hetconv, icconv, layers, octconv, pac, psconv, pyconv, res2net, sis
+from msconv_jax.torch_weights import (
+    acnet,
+    hetconv,
+    icconv,
+    layers,
+    mobilenet,
+    octconv,
+    pac,
+    psconv,
+    pyconv,
+    res2net,
+    sis,
+)
 from msconv_jax.torch_weights.conversion import Conversion, conversion_of, load_state_dict
 from msconv_jax.torch_weights.files import load_torch_checkpoint, read_state_dict, write_safetensors
 
@@ -13,6 +25,7 @@ __all__ = [
     "layers",
     "load_state_dict",
     "load_torch_checkpoint",
+    "mobilenet",
     "octconv",
     "pac",
     "psconv",

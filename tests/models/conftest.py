@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from msconv_jax.models import create_model
+from msconv_jax.models import create_model, model_entry
 
 
 class OneKey:
@@ -18,9 +18,21 @@ class OneKey:
         return self._key
 
 
+def ic_mobilenetv2_patterns(width_mult=1.0):
+    """Some dilations for every depthwise convolution; the published ones are not public."""
+    plain = nnx.eval_shape(lambda: create_model("mobilenetv2", width_mult=width_mult, rngs=OneKey()))
+    widths = {f"features.{n}.conv2": plain.features[n].conv2.out_features for n in range(1, 18)}
+    return {path: ((1, 1, width - width // 4), (1, 2, width // 4)) for path, width in widths.items()}
+
+
+# What a name has no default for, by the keyword.
+_REQUIRED = {"patterns": ic_mobilenetv2_patterns}
+
+
 def _build(name):
     """A model without memory behind its parameters, in evaluation mode."""
-    model = nnx.eval_shape(lambda: create_model(name, rngs=OneKey()))
+    required = {keyword: _REQUIRED[keyword]() for keyword in model_entry(name).required}
+    model = nnx.eval_shape(lambda: create_model(name, rngs=OneKey(), **required))
     model.eval()
     return model
 

@@ -68,8 +68,15 @@ OTHERS = {
     "res2net_dla60": 21_145_544,
     "res2next_dla60": 17_330_456,
     "res2next29_8cx25wx4s": 32_957_436,  # 32.96 M in the specification
+    "mobilenetv1": 4_231_976,
+    "mobilenetv2": 3_504_872,
+    "ic_mobilenetv2": 3_504_872,
+    "oct_mobilenetv1": 4_231_976,
+    "oct_mobilenetv2": 3_504_872 + 32 * 32 + 2 * 32,  # and the first block's 1x1, which makes the frequencies
 }
 NAMES = PLAIN_AND_PS | {f"ps_{name}" for name in PLAIN_AND_PS} | set(OTHERS)
+# The layers of the mobile networks whose maps come out, of V2 and V1: the last of each resolution.
+MOBILE_MAPS = ((1, 3, 6, 13, 18), (1, 3, 5, 11, 13))
 # Tracing the deep ones takes long.
 EACH = [pytest.param(n, marks=pytest.mark.slow) if re.search("101|152|200", n) else n for n in sorted(NAMES)]
 
@@ -156,12 +163,16 @@ def test_grouped_3x3_weights(name, weights, abstract_model):
 @pytest.mark.parametrize("name", EACH)
 def test_feature_info_tells_the_truth(name, abstract_model, abstract_shapes):
     info = abstract_model(name).feature_info
-    # A size that no stride divides, so that every rounding shows.
-    height, width = (side + by for side, by in zip(model_entry(name).input_size, (1, 9), strict=False))
+    # A size that no stride divides, so that every rounding shows; weights for each position allow one size only.
+    more = (0, 0) if getattr(abstract_model(name), "input_size", None) else (1, 9)
+    height, width = (side + by for side, by in zip(model_entry(name).input_size, more, strict=False))
     shapes, logits = abstract_shapes(name, height, width)
     told = [(2, -(-height // f["reduction"]), -(-width // f["reduction"]), f["num_chs"]) for f in info]
     assert told == list(shapes)
     assert logits == (2, model_entry(name).num_classes)
+    if "mobilenet" in name:  # a list of layers
+        assert all(f["module"] == f"features.{n}" for f, n in zip(info, MOBILE_MAPS["v1" in name], strict=True))
+        return
     stages = "level{}" if "dla" in name else "layer{}"
     assert [f["module"] for f in info[1:]] == [stages.format(s) for s in range(1, len(info))]
     assert all(hasattr(abstract_model(name), f["module"]) for f in info[1:])
