@@ -3,6 +3,7 @@
 from msconv_jax.models import pyconv_entries as pyconv_entries  # these register their families' names
 from msconv_jax.models import res2net_entries as res2net_entries
 from msconv_jax.models import resnet_entries as resnet_entries
+from msconv_jax.models.ac_resnet import ACResNet
 from msconv_jax.models.blocks import BasicBlock, Bottleneck, ResidualBlock
 from msconv_jax.models.icconv_entries import list_ic_patterns, published_ic_convs
 from msconv_jax.models.image_model import FeatureBackbone, ImageModel
@@ -25,6 +26,7 @@ __all__ = [
     "CIFAR_STEM",
     "DLA",
     "IMAGENET_STEM",
+    "ACResNet",
     "BasicBlock",
     "Bottleneck",
     "ConvShortcut",

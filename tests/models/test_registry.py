@@ -73,6 +73,8 @@ OTHERS = {
     "ic_mobilenetv2": 3_504_872,
     "oct_mobilenetv1": 4_231_976,
     "oct_mobilenetv2": 3_504_872 + 32 * 32 + 2 * 32,  # and the first block's 1x1, which makes the frequencies
+    "ac_resnet50": 29_378_601,
+    "ac_pixel_resnet50": 31_851_944,
 }
 NAMES = PLAIN_AND_PS | {f"ps_{name}" for name in PLAIN_AND_PS} | set(OTHERS)
 # The layers of the mobile networks whose maps come out, of V2 and V1: the last of each resolution.
