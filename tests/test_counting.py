@@ -66,6 +66,7 @@ def test_summary(capsys):
     ("arguments", "message"),
     [
         (["summary", "ps_resnet_50"], "did you mean ps_resnet50"),
+        (["summary", "ic_mobilenetv2"], "patterns=None: patterns must map"),
         (["summary", "ps_resnet8", "--size", "0"], "--size 0: must be at least 1"),
         (["list", "nothing*"], "no registered network matches 'nothing*'"),
         ([], "required"),

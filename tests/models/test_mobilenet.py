@@ -1,5 +1,6 @@
 """The mobile networks: against plain NumPy, against the published sizes, and what they refuse."""
 
+import math
 from functools import partial
 
 import jax
@@ -31,6 +32,7 @@ def scrambled(make):
 
     def draw(path, variable):
         value = random.normal(size=variable.shape)
+        value *= max(math.prod(variable.shape[:-1]), 1) ** -0.5  # maps keep their magnitude
         positive = path[-1].key in ("var", "scale")
         return jnp.asarray(np.abs(value) + 0.5 if positive else value, variable.dtype)
 

@@ -248,6 +248,11 @@ def test_arguments_reach_the_builder():
     assert model.layer3[0].conv1.kernel.shape == (3, 3, 8, 16)
 
 
+def test_what_a_name_has_to_be_given():
+    assert model_entry("ic_mobilenetv2").required == ("patterns",)
+    assert not any(model_entry(name).required for name in NAMES - {"ic_mobilenetv2"})
+
+
 class TestRegisterModel:
     @pytest.fixture(autouse=True)
     def _own_registry(self, monkeypatch):
