@@ -85,9 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.size is not None and options.size < 1:
         parser.error(f"--size {options.size}: must be at least 1")
     try:
-        print(summary(options.name, options.size))
-    except ValueError as error:  # an unknown name, or a network that needs arguments
+        text = summary(options.name, options.size)
+    except ValueError as error:  # an unknown name, an argument that only Python can give, or an impossible size
         parser.error(str(error))
+    print(text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from flax import nnx
 
 from msconv_jax.models.blocks import BasicBlock, Bottleneck
 from msconv_jax.models.dla import Root
+from msconv_jax.models.mobilenet import InvertedResidual, SeparableConv
 from msconv_jax.models.oct_resnet import OctResNet
 from msconv_jax.models.parts import ConvShortcut
 from msconv_jax.models.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut
@@ -17,7 +18,7 @@ from msconv_jax.models.res2net import AveragePoolShortcut, DeepStemConv, Res2Bot
 from msconv_jax.models.res2net_dla import ConvNormAct
 from msconv_jax.models.resnet import ResNet
 from msconv_jax.models.vgg import VGGClassifier, VGGStage
-from msconv_jax.operators import HetConv, OctConv, PyConv, Res2Conv
+from msconv_jax.operators import ACConv, HetConv, OctConv, PyConv, Res2Conv
 from msconv_jax.operators.octave import OctBatchNorm
 from msconv_jax.operators.octconv import PATHS, OctConvNormAct
 
@@ -30,8 +31,8 @@ Module = TypeVar("Module", bound=nnx.Module)
 _HEAD = (("conv1", "bn1"), ("pyconv", "bn2"), ("conv2", "bn3"))
 _PAIRS: dict[type[nnx.Module], tuple[tuple[str, str], ...]] = {
     **dict.fromkeys((ResNet, OctResNet), (("conv1", "bn1"),)),
-    **dict.fromkeys((BasicBlock, DeepStemConv), (("conv1", "bn1"), ("conv2", "bn2"))),
-    Bottleneck: (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3")),
+    **dict.fromkeys((BasicBlock, DeepStemConv, SeparableConv), (("conv1", "bn1"), ("conv2", "bn2"))),
+    **dict.fromkeys((Bottleneck, InvertedResidual), (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))),
     Res2Bottleneck: (("conv1", "bn1"), ("conv3", "bn3")),
     **dict.fromkeys((ConvShortcut, MaxPoolShortcut, AveragePoolShortcut, ConvNormAct, Root), (("conv", "bn"),)),
     **dict.fromkeys((LocalPyConvBlock, GlobalPyConvBlock), _HEAD),
@@ -59,8 +60,8 @@ def fold_batch_norm(model: Module) -> Module:
 
     Kernels are multiplied by the normalisation's scale over its standard deviation, the rest becomes a bias; in
     evaluation mode the result is the same but for rounding. The library's networks and blocks are known, with plain
-    convolutions, lattice operators of one kernel, PyConv, HetConv, OctConv and Res2Conv; a normalisation that follows
-    another operator stays.
+    convolutions, lattice operators of one kernel, PyConv, HetConv, OctConv, Res2Conv and dataset-aware ACConv; a
+    normalisation that follows another operator stays.
 
     Args:
         model: a network or block; it is left as it is.
@@ -115,14 +116,23 @@ def _fold(conv: Any, norm: Any) -> bool:
                 setattr(conv, name, _new_bias(getattr(conv, name), *factor, conv.param_dtype))
         conv.use_bias = True
         return True
-    if not isinstance(norm, nnx.BatchNorm) or not isinstance(conv, nnx.Conv | nnx.Linear | PyConv | HetConv):
+    kinds = (nnx.Conv, nnx.Linear, PyConv, HetConv, ACConv)
+    if not isinstance(norm, nnx.BatchNorm) or not isinstance(conv, kinds):
         return False
+    if isinstance(conv, ACConv) and conv.kind == "pixel":
+        return False  # its gate sees what the normalisation would scale
     scale, shift = _affine(norm)
     if isinstance(conv, PyConv):
         first = 0
         for kernel, features in zip(conv.kernels, conv.level_features, strict=True):
             _scale(kernel, scale[first : first + features])
             first += features
+    elif isinstance(conv, ACConv):  # a weighted sum of three terms, each of them scaled
+        for term in (conv.local, conv.point, conv.fc2):
+            if term is not None:
+                _scale(term.kernel, scale)
+        if conv.fc2 is not None and conv.fc2.bias is not None:
+            _scale(conv.fc2.bias, scale)
     else:
         for name in ("kernel", "overlap_kernel", "pointwise_kernel"):
             if getattr(conv, name, None) is not None:

@@ -5,10 +5,13 @@ from msconv_jax.models import pyconv_entries as pyconv_entries
 from msconv_jax.models import res2net_entries as res2net_entries
 from msconv_jax.models import resnet_entries as resnet_entries
 from msconv_jax.models import sis_entries as sis_entries
+from msconv_jax.models.ac_resnet import ACResNet
 from msconv_jax.models.blocks import BasicBlock, Bottleneck, ResidualBlock
 from msconv_jax.models.icconv_entries import list_ic_patterns, published_ic_convs
 from msconv_jax.models.image_model import FeatureBackbone, ImageModel
 from msconv_jax.models.layers import SqueezeExcite
+from msconv_jax.models.mobilenet import MobileNetV1, MobileNetV2
+from msconv_jax.models.oct_mobilenet import OctMobileNetV1, OctMobileNetV2
 from msconv_jax.models.oct_resnet import OctBottleneck, OctResNet
 from msconv_jax.models.parts import ConvShortcut, Parts
 from msconv_jax.models.registry import (
@@ -27,13 +30,18 @@ __all__ = [
     "DLA",
     "IMAGENET_STEM",
     "VGG",
+    "ACResNet",
     "BasicBlock",
     "Bottleneck",
     "ConvShortcut",
     "FeatureBackbone",
     "ImageModel",
+    "MobileNetV1",
+    "MobileNetV2",
     "ModelEntry",
     "OctBottleneck",
+    "OctMobileNetV1",
+    "OctMobileNetV2",
     "OctResNet",
     "Parts",
     "ResNet",

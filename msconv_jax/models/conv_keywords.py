@@ -13,36 +13,31 @@ __all__ = ["with_conv_keywords"]
 
 
 def with_conv_keywords(
-    make_conv: Callable[..., Convs], network: type[ImageModel] = ResNet, *, if_missing: str = ""
+    make_conv: Callable[..., Convs], network: type[ImageModel] = ResNet
 ) -> Callable[..., ImageModel]:
     """A builder that takes the network's keywords, with those of `make_conv` in the place of `conv`.
 
     Its signature names them all, so that `ModelEntry.keywords` lists them and a misspelt one is noticed.
 
     Args:
-        make_conv: makes the network's `conv` from keywords; those without a default must be given.
+        make_conv: makes the network's `conv` from keywords, all of which have defaults.
         network: class of the network, with an argument `conv`.
-        if_missing: what to do about a keyword without a default that is not given, for the error.
 
     Returns:
         The builder.
 
     Raises:
-        ValueError: if both have an argument of the same name, or the network has no `conv`. The builder raises it if a
-            keyword of `make_conv` is missing.
+        ValueError: if both have an argument of the same name, or the network has no `conv`.
 
     Example:
         >>> from functools import partial
         >>> from flax import nnx
         >>> from msconv_jax.operators import HetConv
-        >>> def het(parts: int):
+        >>> def het(parts: int = 4):
         ...     return partial(HetConv, parts=parts)
-        >>> build = with_conv_keywords(het, if_missing="the paper uses 4")
+        >>> build = with_conv_keywords(het)
         >>> build(layers=(1,), width=8, parts=2, rngs=nnx.Rngs(0)).layer1[0].conv2.parts
         2
-        >>> build(layers=(1,), rngs=nnx.Rngs(0))
-        Traceback (most recent call last):
-        ValueError: parts is missing: the paper uses 4
     """
     own = inspect.signature(make_conv).parameters
     theirs = list(inspect.signature(network.__init__).parameters.values())[1:]  # without self
@@ -53,9 +48,6 @@ def with_conv_keywords(
         raise ValueError(f"{network.__name__} must have an argument 'conv' and none of {sorted(own)}; it has {names}")
 
     def build(**arguments: Any) -> ImageModel:
-        missing = [p.name for p in own.values() if p.default is p.empty and p.name not in arguments]
-        if missing:
-            raise ValueError(f"{', '.join(missing)} is missing: {if_missing}")
         chosen = {name: arguments.pop(name) for name in own if name in arguments}
         return make_network(conv=make_conv(**chosen), **arguments)
 

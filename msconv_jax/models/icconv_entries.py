@@ -1,7 +1,8 @@
 """The registered IC-Conv networks, with the dilations that the authors' search found and published, or with others.
 
 For ResNet-50 and -101 the paper's code has patterns, but for other tasks than classification; the one for detection is
-the default. For ResNet-18 and ResNeXt-101 there are none, and `patterns` must be given.
+the default. Those of ResNet-18, ResNeXt-101 and MobileNetV2 were not published: without `patterns` of one's own their
+filters have all dilations of the paper's search space evenly, which is not what the paper's table 1 reports.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from typing import Any
 
 from msconv_jax.models.blocks import BasicBlock
 from msconv_jax.models.conv_keywords import with_conv_keywords
+from msconv_jax.models.image_model import ImageModel
+from msconv_jax.models.mobilenet import MobileNetV2
 from msconv_jax.models.registry import ModelEntry, register_model
-from msconv_jax.models.resnet import LAYERS
+from msconv_jax.models.resnet import LAYERS, Convs, ResNet
 from msconv_jax.operators import ICConv
 from msconv_jax.operators.icconv import Pattern
 
-__all__ = ["ic_convs", "list_ic_patterns", "published_ic_convs"]
+__all__ = ["evenly_dilated", "ic_convs", "list_ic_patterns", "published_ic_convs"]
 
 _PAPER = "Liu et al., Inception Convolution with Efficient Dilation Search, arXiv 2012.13587"
 _FOLDER = "ic_patterns"
+_MOST_DILATION = 4
 
 
 def list_ic_patterns() -> list[str]:
@@ -62,22 +66,47 @@ def published_ic_convs(name: str) -> Mapping[str, partial[ICConv]]:
     if name not in list_ic_patterns():
         raise ValueError(f"no published pattern {name!r}: the names are {', '.join(list_ic_patterns())}")
     text = importlib.resources.files("msconv_jax.models").joinpath(_FOLDER, f"{name}.json").read_text()
-    return MappingProxyType(ic_convs({path: tuple(map(tuple, pattern)) for path, pattern in json.loads(text).items()}))
+    patterns = {path: tuple(map(tuple, pattern)) for path, pattern in json.loads(text).items()}
+    return MappingProxyType({path: partial(ICConv, pattern=pattern) for path, pattern in patterns.items()})
 
 
-def ic_convs(patterns: str | Mapping[str, Pattern]) -> Mapping[str, partial[ICConv]]:
+def evenly_dilated(in_features: int, out_features: int, **arguments: Any) -> ICConv:
+    """An `ICConv` that has each pair of dilations from 1 to 4, the paper's search space, on as many filters.
+
+    It stands where no searched pattern was published.
+
+    Args:
+        in_features: input channels.
+        out_features: output channels.
+        **arguments: the other arguments of `ICConv`, which refuses unknown ones, without `pattern`.
+
+    Returns:
+        The convolution; of fewer than 16 filters each has another pair, the first ones first.
+
+    Example:
+        >>> from flax import nnx
+        >>> evenly_dilated(8, 32, kernel_size=(3, 3), rngs=nnx.Rngs(0)).pattern[:3]
+        ((1, 1), (1, 1), (1, 2))
+    """
+    places = [number * _MOST_DILATION**2 // max(out_features, _MOST_DILATION**2) for number in range(out_features)]
+    pattern = tuple((place // _MOST_DILATION + 1, place % _MOST_DILATION + 1) for place in places)
+    return ICConv(in_features, out_features, pattern=pattern, **arguments)
+
+
+def ic_convs(patterns: str | Mapping[str, Pattern] = "even") -> Convs:
     """The spatial convolutions of the IC networks, whose builders take this argument.
 
     Args:
-        patterns: one of `list_ic_patterns()`, or for the path of each 3x3 convolution of the network, such as
-            ``layer1.0.conv2``, its pattern in any form that `ICConv` takes, such as ``((d_h, d_w, count), ...)``.
+        patterns: one of `list_ic_patterns()`; or for the path of each 3x3 convolution of the network, such as
+            ``layer1.0.conv2``, its pattern in any form that `ICConv` takes, such as ``((d_h, d_w, count), ...)``, as a
+            search with `msconv_jax.edo` finds them; or "even" for `evenly_dilated` ones.
 
     Returns:
-        For each path its factory.
+        For each path its factory; the one of all for "even".
 
     Raises:
-        ValueError: if it is neither. A network refuses patterns for other paths, or other numbers of filters, than its
-            own.
+        ValueError: if it is none of these. A network refuses patterns for other paths, or other numbers of filters,
+            than its own.
 
     Example:
         >>> from flax import nnx
@@ -87,37 +116,35 @@ def ic_convs(patterns: str | Mapping[str, Pattern]) -> Mapping[str, partial[ICCo
         >>> model.layer1[0].conv2.pattern[4:6]
         ((1, 1), (2, 1))
     """
+    if patterns == "even":
+        return evenly_dilated
     if isinstance(patterns, str):
         return published_ic_convs(patterns)
     if not isinstance(patterns, Mapping):
         raise ValueError(
-            f"patterns={patterns!r}: must be a published one, {', '.join(list_ic_patterns())}, or a mapping from the "
-            "path of each 3x3 convolution to its pattern"
+            f"patterns={patterns!r}: must be 'even', a published one, {', '.join(list_ic_patterns())}, or a mapping "
+            "from the path of each 3x3 convolution to its pattern"
         )
     return {path: partial(ICConv, pattern=pattern) for path, pattern in patterns.items()}
 
 
-_build = with_conv_keywords(
-    ic_convs,
-    if_missing=(
-        "no dilations are published for this network. Give patterns={'layer1.0.conv2': ((d_h, d_w, count), ...), ...} "
-        "with every 3x3 convolution's, as a search with msconv_jax.edo finds them; the same network with dilation 1 "
-        "everywhere is the one without 'ic_' in its name"
+# Name, network, and arguments of the builder.
+_NETWORKS: tuple[tuple[str, type[ImageModel], dict[str, Any]], ...] = (
+    *((f"ic_resnet{d}", ResNet, {"layers": LAYERS[d], "patterns": f"ic_resnet{d}_k9_det"}) for d in (50, 101)),
+    ("ic_resnet18", ResNet, {"layers": LAYERS[18], "block": BasicBlock, "patterns": "even"}),
+    (
+        "ic_resnext101_32x4d",
+        ResNet,
+        {"layers": LAYERS[101], "groups": 32, "base_width": 4, "patterns": "even"},
     ),
+    ("ic_mobilenetv2", MobileNetV2, {"patterns": "even"}),
 )
 
-# Name, and arguments of the builder.
-_NETWORKS: tuple[tuple[str, dict[str, Any]], ...] = (
-    *((f"ic_resnet{d}", {"layers": LAYERS[d], "patterns": f"ic_resnet{d}_k9_det"}) for d in (50, 101)),
-    ("ic_resnet18", {"layers": LAYERS[18], "block": BasicBlock}),
-    ("ic_resnext101_32x4d", {"layers": LAYERS[101], "groups": 32, "base_width": 4}),
-)
-
-for _name, _config in _NETWORKS:
+for _name, _network, _config in _NETWORKS:
     register_model(
         ModelEntry(
             name=_name,
-            builder=_build,
+            builder=with_conv_keywords(ic_convs, _network),
             config={**_config, "zero_init_last": False},
             num_classes=1000,
             input_size=(224, 224, 3),

@@ -32,6 +32,8 @@ class ImageModel(nnx.Module):
     """
 
     classifier_name: ClassVar[str] = "fc"
+    # How the names of its published weights begin, where the names of the layers do not tell.
+    published_classifier: ClassVar[str | None] = None
     _outputs: tuple[tuple[str, int, int], ...]  # tuples are plain static data; dictionaries would be walked as modules
     in_channels: int
     num_classes: int

@@ -2,22 +2,29 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 __all__ = [
+    "PaddingRule",
     "SqueezeExcite",
     "batch_norm",
     "check_drop_path_rate",
+    "check_padding_rule",
     "check_positive",
     "classifier",
     "drop_path",
     "kaiming_normal",
+    "max_pool",
     "naming_layer",
 ]
+
+# How a network pads: evenly, by half of each kernel, or by TensorFlow's "SAME", which at a stride of 2 and an even
+# size pads less before than after. Both give maps of ceil(size / stride), shifted against each other.
+PaddingRule = Literal["torch", "tf"]
 
 # He et al. (arXiv 1502.01852) with the fan of the outputs. For an HWIO kernel the fan is k*k*out,
 # whatever the groups, so every kernel of a lattice gets the plain convolution's scale.
@@ -73,6 +80,40 @@ def check_drop_path_rate(rate: float, name: str = "drop_path_rate") -> None:
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"{name}={rate!r}: must be in [0, 1); 0 turns it off")
+
+
+def check_padding_rule(padding: str) -> None:
+    """Raises `ValueError` unless `padding` is a `PaddingRule`.
+
+    Example:
+        >>> check_padding_rule("SAME")
+        Traceback (most recent call last):
+        ValueError: padding='SAME': must be 'torch' (half of each kernel on either side) or 'tf' (TensorFlow's SAME)
+    """
+    if padding not in get_args(PaddingRule):
+        raise ValueError(
+            f"padding={padding!r}: must be 'torch' (half of each kernel on either side) or 'tf' (TensorFlow's SAME)"
+        )
+
+
+def max_pool(x: jax.Array, strides: int, padding: PaddingRule = "torch") -> jax.Array:
+    """Maximum over 3x3 windows, in which pixels beyond the edge do not count.
+
+    Args:
+        x: maps (N, H, W, C).
+        strides: pixels between windows.
+        padding: where the windows lie: "torch" centres the first one on pixel 0, "tf" is TensorFlow's "SAME".
+
+    Returns:
+        Maps (N, ceil(H / strides), ceil(W / strides), C).
+
+    Example:
+        >>> x = jnp.arange(36.0).reshape(1, 6, 6, 1)
+        >>> max_pool(x, 2)[0, 0, :, 0].tolist(), max_pool(x, 2, "tf")[0, 0, :, 0].tolist()
+        ([7.0, 9.0, 11.0], [14.0, 16.0, 17.0])
+    """
+    pairs: Any = "SAME" if padding == "tf" else ((1, 1), (1, 1))  # accepted, though Flax annotates a string
+    return nnx.max_pool(x, (3, 3), strides=(strides, strides), padding=pairs)  # pads with -inf
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from msconv_jax.models.layers import (
     check_positive,
     drop_path,
     kaiming_normal,
+    max_pool,
     naming_layer,
 )
 from msconv_jax.models.registry import ModelEntry, register_model
@@ -24,9 +25,54 @@ from msconv_jax.models.resnet import LAYERS, check_stages, stage_grids
 from msconv_jax.operators.octave import Maps, OctBatchNorm, oct_upsample
 from msconv_jax.operators.octconv import OctConvNormAct
 
-__all__ = ["OctBottleneck", "OctResNet"]
+__all__ = ["OctBottleneck", "OctResNet", "in_one", "oct_unit"]
 
 _PAPER = "Chen et al., Drop an Octave, arXiv 1904.05049"
+
+
+def oct_unit(
+    name: str,
+    in_features: int,
+    out_features: int,
+    kernel_size: int,
+    strides: int,
+    *,
+    kernel_dilation: int = 1,
+    **options: Any,
+) -> OctConvNormAct:
+    """Builds an octave convolution with normalisation and activation as the networks have it.
+
+    Args:
+        name: path of the unit in the model, for error messages.
+        in_features: input channels, high and low together.
+        out_features: output channels, high and low together.
+        kernel_size: side of the kernel, padded by half of it.
+        strides: 1 or 2.
+        kernel_dilation: pixels between taps.
+        **options: the other arguments of :class:`OctConvNormAct`, which refuses unknown ones.
+
+    Returns:
+        The unit.
+
+    Raises:
+        ValueError: starting with the path, if an argument does not fit.
+
+    Example:
+        >>> unit = oct_unit("conv1", 8, 16, 3, 2, alpha_in=0, alpha_out=0.25, rngs=nnx.Rngs(0))
+        >>> unit.conv.out_split
+        (12, 4)
+    """
+    with naming_layer(name):
+        return OctConvNormAct(
+            in_features,
+            out_features,
+            (kernel_size, kernel_size),
+            strides,
+            padding=kernel_size // 2 * kernel_dilation,
+            kernel_dilation=kernel_dilation,
+            kernel_init=kaiming_normal,
+            **options,
+        )
 
 
 class OctBottleneck(nnx.Module):
@@ -84,34 +130,27 @@ class OctBottleneck(nnx.Module):
         width, out_features = planes * base_width // 64 * groups, planes * self.expansion
         zero = {"scale_init": nnx.initializers.zeros_init()} if zero_init_last else {}
 
-        def unit(
-            part: str, inputs: int, outputs: int, size: int, stride: int, low: float, dilation: int = 1, **options: Any
-        ) -> Any:
-            with naming_layer(f"{name}.{part}"):
-                return OctConvNormAct(
-                    inputs,
-                    outputs,
-                    (size, size),
-                    stride,
-                    alpha_in=low,
-                    alpha_out=alpha_out,
-                    padding=size // 2 * dilation,
-                    kernel_dilation=dilation,
-                    kernel_init=kaiming_normal,
-                    dtype=dtype,
-                    param_dtype=param_dtype,
-                    rngs=rngs,
-                    **options,
-                )
+        def unit(part: str, *shape: int, low: float, **options: Any) -> OctConvNormAct:
+            common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+            return oct_unit(f"{name}.{part}", *shape, alpha_in=low, alpha_out=alpha_out, **common, **options)
 
-        self.conv1 = unit("conv1", in_features, width, 1, 1, alpha_in)
-        self.conv2 = unit("conv2", width, width, 3, strides, alpha_out, kernel_dilation, feature_group_count=groups)
+        self.conv1 = unit("conv1", in_features, width, 1, 1, low=alpha_in)
+        self.conv2 = unit(
+            "conv2",
+            width,
+            width,
+            3,
+            strides,
+            low=alpha_out,
+            kernel_dilation=kernel_dilation,
+            feature_group_count=groups,
+        )
         last_norm = partial(OctBatchNorm, **zero)
-        self.conv3 = unit("conv3", width, out_features, 1, 1, alpha_out, activation=None, norm=last_norm)
+        self.conv3 = unit("conv3", width, out_features, 1, 1, low=alpha_out, activation=None, norm=last_norm)
         changes = strides != 1 or in_features != out_features or alpha_in != alpha_out
         self.downsample: Any = nnx.data(None)
         if changes:
-            self.downsample = unit("downsample", in_features, out_features, 1, strides, alpha_in, activation=None)
+            self.downsample = unit("downsample", in_features, out_features, 1, strides, low=alpha_in, activation=None)
         self.drop_path = drop_path(drop_path_rate, rngs)
 
     def __call__(self, maps: Maps) -> Any:
@@ -226,8 +265,7 @@ class OctResNet(ImageModel):
     def _all_maps(self, x: jax.Array) -> list[Any]:
         self.check_images(x)
         maps: list[Any] = [nnx.relu(self.bn1(self.conv1(x)))]
-        pairs: Any = ((1, 1), (1, 1))  # accepted, though Flax annotates a string
-        y: Any = nnx.max_pool(maps[0], (3, 3), strides=(2, 2), padding=pairs)
+        y: Any = max_pool(maps[0], 2)
         for name, *_ in self._outputs[1:]:
             for block in getattr(self, name):
                 y = block(y)
@@ -236,11 +274,16 @@ class OctResNet(ImageModel):
 
     def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Computes the stem's and every stage's map, one NHWC array for each entry of `feature_info`."""
-        return tuple(_in_one(maps) for maps in self._all_maps(x))
+        return tuple(in_one(maps) for maps in self._all_maps(x))
 
 
-def _in_one(maps: Any) -> jax.Array:
-    """High and low channels in one map of the high ones' size."""
+def in_one(maps: Any) -> jax.Array:
+    """High and low channels in one map of the high ones' size.
+
+    Example:
+        >>> in_one((jnp.ones((1, 5, 5, 6)), jnp.ones((1, 3, 3, 2)))).shape
+        (1, 5, 5, 8)
+    """
     if not isinstance(maps, tuple):
         return maps
     parts = [part for part in maps if part is not None]

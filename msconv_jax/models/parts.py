@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.models.layers import (
+    PaddingRule,
     SqueezeExcite,
     batch_norm,
     kaiming_normal,
@@ -86,6 +87,8 @@ class Parts:
         dilation: factor on the dilations of the spatial convolutions.
         strided: whether strides are taken. Without, a block with a stride keeps all that the stride decides (its
             projection, the windows of its poolings) and its map's size.
+        padding: "torch" pads by half of each kernel on either side; "tf" is TensorFlow's "SAME", for networks whose
+            published weights are from there.
         dtype: compute type; None infers it from the input and the parameters.
         param_dtype: type of the parameters.
         use_bias: whether the convolutions have a bias, as few networks have beside their normalisations.
@@ -106,6 +109,7 @@ class Parts:
     zero_init_last: bool = True
     dilation: int = 1
     strided: bool = True
+    padding: PaddingRule = "torch"
     dtype: Any = None
     param_dtype: Any = jnp.float32
     use_bias: bool = False
@@ -119,7 +123,7 @@ class Parts:
         strides: int,
         rngs: nnx.Rngs,
     ) -> nnx.Conv:
-        """Builds a plain convolution (stem, 1x1), padded by half of its kernel, not dilated."""
+        """Builds a plain convolution (stem, 1x1), padded by the network's rule, not dilated."""
         return self._convolution(nnx.Conv, name, in_features, out_features, kernel_size, strides, 1, 1, rngs)
 
     def step(self, strides: int) -> int:
@@ -163,8 +167,8 @@ class Parts:
                 # By name: an operator whose third argument is another one can tell them apart.
                 kernel_size=(kernel_size, kernel_size),
                 strides=self.step(strides),
-                # 'SAME' would pad unevenly at stride 2 and shift the maps of official weights.
-                padding=kernel_size // 2 * dilation,
+                # 'SAME' pads unevenly at stride 2 and would shift the maps of PyTorch's weights.
+                padding="SAME" if self.padding == "tf" else kernel_size // 2 * dilation,
                 kernel_dilation=dilation,
                 feature_group_count=groups,
                 use_bias=self.use_bias,

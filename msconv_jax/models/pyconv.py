@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.models.blocks import BasicBlock, Bottleneck
-from msconv_jax.models.layers import batch_norm, check_positive
+from msconv_jax.models.layers import PaddingRule, batch_norm, check_positive, max_pool
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.resampling import adaptive_average_pool, resize_bilinear
 from msconv_jax.operators import PyConv
@@ -47,6 +47,7 @@ class MaxPoolShortcut(nnx.Module):
     def __init__(self, in_features: int, out_features: int, strides: int, *, parts: Parts, name: str, rngs: nnx.Rngs):
         self.strides = strides
         self.step = parts.step(strides)
+        self.padding: PaddingRule = parts.padding
         self.conv: Layer | None = nnx.data(None)
         self.bn: Layer | None = nnx.data(None)
         if in_features != out_features:
@@ -56,7 +57,7 @@ class MaxPoolShortcut(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features)."""
         if self.strides != 1:
-            x = nnx.max_pool(x, (3, 3), (self.step, self.step), ((1, 1), (1, 1)))  # type: ignore[arg-type]
+            x = max_pool(x, self.step, self.padding)
         return x if self.conv is None or self.bn is None else self.bn(self.conv(x))
 
 

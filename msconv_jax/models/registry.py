@@ -58,20 +58,6 @@ class ModelEntry:
     @property
     def keywords(self) -> tuple[str, ...]:
         """The keywords that `create_model` accepts for this model beside `rngs`."""
-        return tuple(parameter.name for parameter in self._parameters())
-
-    @property
-    def required(self) -> tuple[str, ...]:
-        """The keywords that `create_model` must be given, because neither `config` nor the builder has a value.
-
-        Example:
-            >>> model_entry("ic_resnet18").required, model_entry("ic_resnet50").required
-            (('patterns',), ())
-        """
-        given = {"num_classes", *self.config}
-        return tuple(p.name for p in self._parameters() if p.default is p.empty and p.name not in given)
-
-    def _parameters(self) -> list[inspect.Parameter]:
         # A class is asked for its __init__: Flax's metaclass hides the signature.
         function = self.builder.__init__ if inspect.isclass(self.builder) else self.builder
         parameters = inspect.signature(function).parameters.values()
@@ -80,7 +66,7 @@ class ModelEntry:
                 f"builder of {self.name!r} takes *args or **kwargs: a misspelt argument would go "
                 "unnoticed; name its arguments"
             )
-        return [p for p in parameters if p.name not in ("self", "rngs")]
+        return tuple(p.name for p in parameters if p.name not in ("self", "rngs"))
 
 
 _ENTRIES: dict[str, ModelEntry] = {}

@@ -10,7 +10,14 @@ from flax import nnx
 
 from msconv_jax.models.blocks import Bottleneck
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive
+from msconv_jax.models.layers import (
+    PaddingRule,
+    batch_norm,
+    check_drop_path_rate,
+    check_padding_rule,
+    check_positive,
+    max_pool,
+)
 from msconv_jax.models.parts import ConvShortcut, Layer, Parts, shortened
 
 __all__ = [
@@ -40,7 +47,7 @@ class Stem:
     A deeper stem derives from it and returns several layers from `build`.
 
     Attributes:
-        kernel_size: side of the kernel, padded by half of it.
+        kernel_size: side of the kernel, padded by half of it, or by the network's `padding`.
         strides: stride of the convolution.
         max_pool: whether the pooling follows normalisation and activation.
 
@@ -62,6 +69,11 @@ class Stem:
         check_positive("strides", self.strides, "the papers use 2 or 1")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={self.kernel_size}: must be odd; the papers use 7 or 3")
+
+    @property
+    def reduction(self) -> int:
+        """Pixels of the image, along each side, to a pixel behind the stem."""
+        return self.strides * (2 if self.max_pool else 1)
 
     def build(self, parts: Parts, in_channels: int, features: int, rngs: nnx.Rngs) -> Layer:
         """Builds the model's `conv1`: (N, H, W, in_channels) -> (N, ceil(H/s), ., features)."""
@@ -108,6 +120,8 @@ class ResNet(ImageModel):
         zero_init_last: start each block as its shortcut, by a zero scale in its last normalisation.
         drop_path_rate: probability of dropping the last block's branch in training; earlier blocks'
             grow linearly from 0.
+        padding: "torch" pads every convolution and pooling by half of its kernel on either side; "tf" is TensorFlow's
+            "SAME", for weights that were trained with it. Maps have the same sizes, but are shifted.
         dtype: compute type; None infers it from the input and the parameters.
         param_dtype: type of the parameters.
         rngs: source of the `params` and, with drop path, `dropout` streams.
@@ -152,6 +166,7 @@ class ResNet(ImageModel):
         global_pool: str = "avg",
         zero_init_last: bool = True,
         drop_path_rate: float = 0.0,
+        padding: PaddingRule = "torch",
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -162,7 +177,8 @@ class ResNet(ImageModel):
         check_positive("groups", groups, "1 is the plain ResNet")
         check_positive("base_width", base_width, "64 is the plain ResNet")
         check_drop_path_rate(drop_path_rate)
-        grids = stage_grids(strides, stem.strides * (2 if stem.max_pool else 1), output_stride)
+        grids = stage_grids(strides, stem.reduction, output_stride)
+        check_padding_rule(padding)
         parts = Parts(
             norm=norm,
             act=act,
@@ -171,6 +187,7 @@ class ResNet(ImageModel):
             base_width=base_width,
             se_reduction=se_reduction,
             zero_init_last=zero_init_last,
+            padding=padding,
             dtype=dtype,
             param_dtype=param_dtype,
         )
@@ -178,6 +195,7 @@ class ResNet(ImageModel):
         self.in_channels = in_channels
         self.act = act
         self.stem_pool = stem.max_pool
+        self.padding: PaddingRule = padding
         self.conv1 = stem.build(parts, in_channels, width, rngs)
         self.bn1 = parts.normalise("bn1", width, rngs)
 
@@ -227,8 +245,7 @@ class ResNet(ImageModel):
         x = self.act(self.bn1(self.conv1(x)))
         maps = [x]
         if self.stem_pool:
-            pairs: Any = ((1, 1), (1, 1))  # accepted, though Flax annotates a string
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=pairs)  # pads with -inf
+            x = max_pool(x, 2, self.padding)
         for name, *_ in self._outputs[1:]:
             for block in getattr(self, name):
                 x = block(x)

@@ -1,14 +1,23 @@
-"""ACConv under the names of the public TensorFlow code, in PyTorch's layouts."""
+"""ACConv under the names of the public TensorFlow code, in PyTorch's layouts; the networks as that code saves them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from flax import nnx
 
-from msconv_jax.operators.acnet import ACConv
+from msconv_jax.models.ac_resnet import ACResNet
+from msconv_jax.operators.acnet import ACConv, Kind
 from msconv_jax.torch_weights.conversion import Arrays, Conversion, conversion_of, converts
 
 _DATASET = {"local": "z3", "point": "z1", "fc1": "fc1", "fc2": "fc3"}
 _PIXEL = {"local": "conv2", "fc1": "fc1", "fc2": "fc2", "gate1": "conv_c1", "gate2": "conv_c2"}
+
+
+def _published_logits(module: ACConv) -> tuple[int, ...]:
+    """The shape of ``PPP``."""
+    channels = module.out_features if module.mix == "channel" else 1
+    return (len(module.use), channels, *(module.spatial_shape or (1,) * len(module.kernel_size)))
 
 
 @converts(ACConv)
@@ -24,9 +33,7 @@ def acnet(module: ACConv) -> tuple[Conversion, ...]:
     shapes = {f"{names[name]}.{tensor}": shape for name, part in parts.items() for tensor, shape in part.shapes.items()}
     logits = None if module.mix_logits is None else module.mix_logits.shape
     if logits is not None:
-        ones = (1,) * len(module.kernel_size)
-        channels = module.out_features if module.mix == "channel" else 1
-        shapes["PPP"] = (logits[0], channels, *(module.spatial_shape or ones))
+        shapes["PPP"] = _published_logits(module)
     if module.use_bias:
         shapes["bias"] = (module.out_features,)
 
@@ -40,3 +47,58 @@ def acnet(module: ACConv) -> tuple[Conversion, ...]:
         return values
 
     return (Conversion(shapes, convert),)
+
+
+# --- the networks, as tensorpack saves them ---
+
+_LAYER = {"kernel": "W", "bias": "b"}
+_NORM = {"scale": "gamma", "bias": "beta", "mean": "mean/EMA", "var": "variance/EMA"}
+
+
+@converts(ACResNet)
+def ac_resnet(module: ACResNet) -> tuple[Conversion, ...]:
+    """The arrays of a released ``.npz``, such as ``group0/block0/conv2/z3/W``: in our layouts, but for ``PPP``."""
+    names: dict[str, str] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    logits: dict[str, tuple[int, ...]] = {}
+    for path, variable in nnx.to_flat_state(nnx.state(module, (nnx.Param, nnx.BatchStat))):
+        ours, theirs = ".".join(map(str, path)), _published_name(path, module.kind)
+        names[ours], shapes[theirs] = theirs, variable.shape
+        if path[-1] == "mix_logits":
+            logits[ours] = variable.shape
+            stage, number, *_ = path
+            shapes[theirs] = _published_logits(getattr(module, str(stage))[number].conv2)
+
+    def convert(tensors: Arrays) -> dict[str, Any]:
+        values = {ours: tensors[theirs] for ours, theirs in names.items()}
+        return values | {ours: values[ours].reshape(shape) for ours, shape in logits.items()}
+
+    return (Conversion(shapes, convert),)
+
+
+def _published_name(path: tuple[Any, ...], kind: Kind) -> str:
+    """The public code's name of a variable of the network, given by its path."""
+    *layer, value = path
+    block = ""
+    if len(layer) > 2:
+        stage, number, *layer = layer
+        block = f"group{int(stage.removeprefix('layer')) - 1}/block{number}/"
+    match layer:
+        case ["fc"]:
+            return f"linear/{_LAYER[value]}"
+        case ["conv2"]:  # not one of its layers
+            return f"{block}conv2/PPP"
+        case ["conv2", part]:
+            own = f"conv2/{_DATASET[part]}" if kind == "dataset" else _PIXEL[part]
+            return f"{block}{own}/{_LAYER[value]}"
+        case ["bn2"]:
+            return f"{block}conv2/{'sum/' if kind == 'dataset' else ''}bn/{_NORM[value]}"
+        case ["downsample", "conv"]:
+            return f"{block}convshortcut/{_LAYER[value]}"
+        case ["downsample", "bn"]:
+            return f"{block}convshortcut/bn/{_NORM[value]}"
+        case [("conv1" | "conv3") as conv]:
+            return f"{block}{conv if block else 'conv0'}/{_LAYER[value]}"
+        case [("bn1" | "bn3") as norm]:
+            return f"{block}{f'conv{norm[-1]}' if block else 'conv0'}/bn/{_NORM[value]}"
+    raise ValueError(f"{'.'.join(map(str, path))}: the public networks have no such layer, and no name for it.")

@@ -201,19 +201,26 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
 
 
 def _unfit_classifier(module: nnx.Module, conversion: Conversion, given: Arrays) -> tuple[str, ...]:
-    """PyTorch's names of the module's classifier, if one is missing or of another shape."""
-    theirs: list[str] = []
-    layer: Any = module
-    for own in getattr(module, "classifier_name", "").split("."):
-        theirs.append(_names_of(layer).get(own, own))
-        layer = getattr(layer, own, None)
-        if layer is None:
-            return ()
-    prefix = ".".join(theirs) + "."
-    names = tuple(name for name in conversion.shapes if name.startswith(prefix))
+    """The published names of the module's classifier, if one is missing or of another shape."""
+    prefix = _published_classifier(module)
+    names = tuple(name for name in conversion.shapes if prefix is not None and name.startswith(prefix))
     fit = all(name in given and given[name].shape == tuple(conversion.shapes[name]) for name in names)
     return () if fit else names
 
 
 def _is_counter(name: str) -> bool:
     return name.rpartition(".")[2] == "num_batches_tracked"
+
+
+def _published_classifier(module: Any) -> str | None:
+    """How the published names of a network's classifier begin; None without one."""
+    told = getattr(module, "published_classifier", None)
+    if told is not None:
+        return told
+    theirs: list[str] = []
+    for own in getattr(module, "classifier_name", "").split("."):
+        theirs.append(_names_of(module).get(own, own))
+        module = getattr(module, own, None)
+        if module is None:
+            return None
+    return ".".join(theirs) + "."

@@ -120,7 +120,7 @@ def test_patterns_within_groups():
     ("name", "patterns", "message"),
     [
         ("ic_resnet50", "ic_resnet50", "no published pattern 'ic_resnet50': the names are"),
-        ("ic_resnet50", (1, 1), r"patterns=\(1, 1\): must be a published one, .* or a mapping"),
+        ("ic_resnet50", (1, 1), r"patterns=\(1, 1\): must be 'even', a published one, .* or a mapping"),
         (
             "ic_resnet50",
             "ic_resnet101_k9_det",

@@ -1,0 +1,23 @@
+"""MobileNetV2 under torchvision's names."""
+
+from __future__ import annotations
+
+from msconv_jax.models.mobilenet import InvertedResidual, MobileNetV2
+from msconv_jax.torch_weights.conversion import rename_children
+
+
+def _block_names(module: InvertedResidual) -> dict[str, str]:
+    """A block is a sequence, whose 1x1 to more channels, if there is one, comes first."""
+    first = 0 if module.conv1 is None else 1
+    return {
+        "conv1": "conv.0.0",
+        "bn1": "conv.0.1",
+        "conv2": f"conv.{first}.0",
+        "bn2": f"conv.{first}.1",
+        "conv3": f"conv.{first + 1}",
+        "bn3": f"conv.{first + 2}",
+    }
+
+
+rename_children(InvertedResidual, _block_names)
+rename_children(MobileNetV2, {"fc": "classifier.1"})
