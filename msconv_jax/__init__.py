@@ -2,6 +2,7 @@
 
 from msconv_jax import edo, heads, linen
 from msconv_jax.convolution import lattice_convolve
+from msconv_jax.exporting import export_onnx, export_stablehlo
 from msconv_jax.folding import fold_batch_norm
 from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.models import create_model, list_models
@@ -42,6 +43,8 @@ __all__ = [
     "Tile",
     "create_model",
     "edo",
+    "export_onnx",
+    "export_stablehlo",
     "fold_batch_norm",
     "heads",
     "lattice_convolve",

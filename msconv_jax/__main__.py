@@ -3,8 +3,9 @@
     python -m msconv_jax list [PATTERN]
     python -m msconv_jax summary NAME [--size 224]
 
-`list` prints the registered names, with wildcards in the pattern; `summary` the parts of one network with their output,
-parameters and multiply-accumulates for one image, without building it in memory.
+`list` prints the registered names, with wildcards in the pattern, with their parameters, multiply-accumulates for one
+image and published accuracies in per cent; `summary` the parts of one network with their output, parameters and
+multiply-accumulates for one image, without building it in memory.
 """
 
 from __future__ import annotations
@@ -30,12 +31,21 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def listing(pattern: str) -> str:
-    """The registered networks that match a pattern, with where they are from."""
-    rows = [("name", "input", "classes", "paper", "published in")]
+    """The registered networks that match a pattern: size, cost, what was published and where they are from."""
+    rows = [
+        (
+            *("name", "input", "classes", "parameters", "million MACs", "top-1", "top-5", "published in"),
+            *("licence of weights", "paper"),
+        )
+    ]
     for name in list_models(pattern):
         entry = model_entry(name)
-        size = "x".join(map(str, entry.input_size))
-        rows.append((name, size, str(entry.num_classes), entry.paper, entry.table or ""))
+        published = entry.published
+        macs = None if entry.macs is None else f"{entry.macs / 1e6:,.0f}"
+        parameters = None if entry.parameters is None else f"{entry.parameters:,}"
+        figures = (parameters, macs, published.top1, published.top5, published.table, published.weights)
+        told = ("" if value is None else str(value) for value in figures)
+        rows.append((name, "x".join(map(str, entry.input_size)), str(entry.num_classes), *told, entry.paper))
     return table(rows)
 
 

@@ -6,10 +6,12 @@ plain (grouped) case. Everything can be differentiated, in both modes and any nu
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -312,8 +314,35 @@ def _backend() -> str:
     branch 30 times slower.
     """
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
-    platform = getattr(device, "platform", device) or jax.default_backend()
-    return platform if platform in ("cpu", "tpu") else "gpu"
+    platform = _planned.get() or getattr(device, "platform", device) or jax.default_backend()
+    return platform if platform in lowering_room.COST_MODELS else "gpu"
+
+
+_planned: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned", default=None)
+
+
+@contextlib.contextmanager
+def planning_for(platform: str) -> Iterator[None]:
+    """Convolutions traced inside are planned for a platform, whatever JAX's default backend is.
+
+    Args:
+        platform: "cpu", "tpu" or "onnx"; any other name is a GPU's.
+
+    Example:
+        >>> def program(platform):
+        ...     with planning_for(platform):
+        ...         jaxpr = jax.make_jaxpr(lambda x, k: convolve(x, k, feature_group_count=4))(
+        ...             jnp.ones((1, 56, 56, 64)), jnp.ones((3, 3, 16, 64))
+        ...         )
+        ...     return str(jaxpr)
+        >>> [program(platform).count("conv_general_dilated[") for platform in ("cpu", "onnx")]
+        [4, 1]
+    """
+    token = _planned.set(platform)
+    try:
+        yield
+    finally:
+        _planned.reset(token)
 
 
 def _convolution_step(x, packed, lattice, step, strides, pads, output, settings) -> jax.Array:

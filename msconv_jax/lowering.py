@@ -108,27 +108,29 @@ class CostModel:
     Attributes:
         overhead: cost of one more operation.
         quantum: channels, in and out, are rounded up to a multiple of this.
-        shifted: cost of a multiply-accumulate in a sum of shifts.
+        shifted: cost of a multiply-accumulate in a sum of shifts; None where it is never chosen.
         grouped: cost of a multiply-accumulate in a native grouped convolution; None where it is never chosen.
-        scattered: cost of shifting and adding one product.
+        scattered: cost of shifting and adding one product; None where it is never chosen.
         pixel: cost of each output pixel of a convolution, besides its products.
         narrowness: outputs that a convolution seems to have besides its own.
         least: a convolution with fewer channels than this on both sides takes another way, on which it seems to have
             this many outputs, and `slow_pixel` is the cost of each pixel.
         slow_pixel: see `least`.
         columns: how many columns one convolution may compute as channels.
+        expands: whether a convolution may have taps of several dilations, with zeros between them.
     """
 
     overhead: float
     quantum: int
-    shifted: float
+    shifted: float | None
     grouped: float | None
-    scattered: float
+    scattered: float | None
     pixel: float = 0
     narrowness: float = 0
     least: int = 0
     slow_pixel: float = 0
     columns: tuple[int, ...] = (1,)
+    expands: bool = True
 
     def __call__(self, lattice: KernelLattice, plan: Plan, site: Site) -> float:
         """Cost of the plan at a place."""
@@ -138,13 +140,19 @@ class CostModel:
         inputs, outputs = len(step.inputs) // step.groups, len(step.outputs) // step.groups
         pixels = site.pixels
         if step.way == "scatter":
+            if self.scattered is None:
+                return math.inf
             products = sum(
                 len(part.outputs) * math.prod(lattice.banks[part.layers[0][0]].kernel_size)
                 for part in layer_steps(step)
             )
             shifts = self.overhead * len(step.layers) + site.input_pixels * products * self.scattered
             return shifts + self._convolution(site.input_pixels, 1, inputs, products)
+        if len(step.layers) > 1 and not self.expands:
+            return math.inf
         taps = _taps(lattice, step)
+        if step.way == "shift" and self.shifted is None:
+            return math.inf
         if step.way == "shift" and inputs == 1:
             return self.overhead + pixels * taps * len(step.outputs) * self.shifted
         if step.groups > 1:
@@ -172,6 +180,8 @@ class CostModel:
 # benchmarks/convolution_costs.py. Narrower ones go to Eigen. `overhead` is several times the fitted one, because a plan
 # also slices and joins around each convolution; it, `slow_pixel` and `scattered` were set by timing whole plans. The
 # native grouped convolution is 10 to 100 times slower than packs.
+# ONNX is a format: its run-times have fast grouped convolutions on all platforms, and it has no padding between
+# elements, which expanding and scattering need.
 # GPU and TPU: estimates from the widths of their matrix units (tensor-core tiles of 64, a 128 x 128 array)
 # and a launch of some 5 us.
 COST_MODELS = {
@@ -189,6 +199,7 @@ COST_MODELS = {
     ),
     "gpu": CostModel(overhead=5e8, quantum=64, shifted=100.0, grouped=16.0, scattered=200.0),
     "tpu": CostModel(overhead=2e8, quantum=128, shifted=100.0, grouped=None, scattered=200.0),
+    "onnx": CostModel(overhead=6e6, quantum=1, shifted=None, grouped=1.0, scattered=None, expands=False),
 }
 _PACK_WIDTHS = (1, 8, 16, 32, 64, 128)
 _FORCED_COLUMNS = 4
@@ -201,7 +212,7 @@ def choose_plan(lattice: KernelLattice, lowering: str, backend: str, site: Site)
     Args:
         lattice: the kernel lattice.
         lowering: a name of ``LOWERINGS``; "auto" takes the cheapest plan of the backend's cost model.
-        backend: "cpu", "gpu" or "tpu"; forced lowerings do not look at it, but for the width of packs.
+        backend: a name of ``COST_MODELS``; forced lowerings do not look at it, but for the width of packs.
         site: where it is computed.
 
     Raises:

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # The rooms in the order in which they build on each other. A module imports from its own room and from those before.
 ROOMS = [
-    ["msconv_jax.lattice"],
+    ["msconv_jax.lattice", "msconv_jax.whole_files"],
     ["msconv_jax.channels", "msconv_jax.lowering", "msconv_jax.xla_convolution"],
     ["msconv_jax.convolution"],
     ["msconv_jax.operators"],
@@ -21,6 +21,7 @@ ROOMS = [
     [
         "msconv_jax.counting",
         "msconv_jax.edo",
+        "msconv_jax.exporting",
         "msconv_jax.folding",
         "msconv_jax.surgery",
         "msconv_jax.torch_weights",

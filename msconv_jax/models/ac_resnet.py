@@ -12,7 +12,7 @@ from flax import nnx
 
 from msconv_jax.models.layers import PaddingRule, batch_norm, check_positive
 from msconv_jax.models.parts import Layer
-from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import IMAGENET_STEM, LAYERS, ResNet, Stem, check_stages, stage_grids
 from msconv_jax.operators.acnet import ACConv, Kind, Mix
 
@@ -140,19 +140,18 @@ def _maps_size(size: Sequence[int], reduction: int) -> tuple[int, ...]:
     return tuple(-(-side // reduction) for side in size)
 
 
-_CONFIGS: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("ac_resnet50", {"kind": "dataset", "mix": "position"}, "ACNet paper, table 1"),
-    ("ac_pixel_resnet50", {"kind": "pixel", "mix": "scalar"}, "ACNet paper, table 1"),
+_CONFIGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("ac_resnet50", {"kind": "dataset", "mix": "position"}),
+    ("ac_pixel_resnet50", {"kind": "pixel", "mix": "scalar"}),
 )
-for _name, _config, _table in _CONFIGS:
+for _name, _config in _CONFIGS:
     register_model(
         ModelEntry(
             name=_name,
             builder=ACResNet,
             config={"layers": LAYERS[50], **_config},
-            num_classes=1000,
-            input_size=(224, 224, 3),
             paper="Wang et al., Adaptively Connected Neural Networks, arXiv 1904.03579",
-            table=_table,
+            channel_order="BGR",  # the means are those of RGB, in this order
+            **{**IMAGENET, "mean": (0.406, 0.456, 0.485), "std": (0.225, 0.224, 0.229)},
         )
     )

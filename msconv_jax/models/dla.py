@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.models.layers import check_positive
+from msconv_jax.models.layers import check_positive, max_pool
 from msconv_jax.models.parts import ConvShortcut, Layer, Parts
 from msconv_jax.models.res2net import Res2Bottleneck
 from msconv_jax.operators.res2net import LastSlice
@@ -259,10 +259,9 @@ class Tree(nnx.Module):
         """
         bottom = x
         if self.strides > 1:
-            window = (self.strides, self.strides)
             # As many rows and columns as the convolutions keep: the last windows may reach beyond the map.
-            beyond: Any = tuple((0, -size % self.strides) for size in x.shape[1:3])
-            bottom = nnx.max_pool(x, window, strides=window, padding=beyond)
+            beyond = [(0, -size % self.strides) for size in x.shape[1:3]]
+            bottom = max_pool(x, self.strides, beyond, window=self.strides)
         shortcut = bottom if self.project is None else self.project(bottom)
         if self.level_root:
             children = (*children, bottom)

@@ -1,7 +1,7 @@
 """The registered IC-Conv networks, with the dilations that the authors' search found and published, or with others.
 
 For ResNet-50 and -101 the paper's code has patterns, but for other tasks than classification; the one for detection is
-the default. Those of ResNet-18, ResNeXt-101 and MobileNetV2 were not published: without `patterns` of one's own their
+the default. The library has none for ResNet-18, ResNeXt-101 and MobileNetV2: without `patterns` of one's own their
 filters have all dilations of the paper's search space evenly, which is not what the paper's table 1 reports.
 """
 
@@ -19,7 +19,7 @@ from msconv_jax.models.blocks import BasicBlock
 from msconv_jax.models.conv_keywords import with_conv_keywords
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.mobilenet import MobileNetV2
-from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import LAYERS, Convs, ResNet
 from msconv_jax.operators import ICConv
 from msconv_jax.operators.icconv import Pattern
@@ -73,7 +73,7 @@ def published_ic_convs(name: str) -> Mapping[str, partial[ICConv]]:
 def evenly_dilated(in_features: int, out_features: int, **arguments: Any) -> ICConv:
     """An `ICConv` that has each pair of dilations from 1 to 4, the paper's search space, on as many filters.
 
-    It stands where no searched pattern was published.
+    It stands where the library has no searched pattern.
 
     Args:
         in_features: input channels.
@@ -146,8 +146,7 @@ for _name, _network, _config in _NETWORKS:
             name=_name,
             builder=with_conv_keywords(ic_convs, _network),
             config={**_config, "zero_init_last": False},
-            num_classes=1000,
-            input_size=(224, 224, 3),
             paper=_PAPER,
+            **IMAGENET,
         )
     )

@@ -1,16 +1,19 @@
 """Small parts that every network shares: initialisers, squeeze-and-excitation, drop path, classifier."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax import lax
 
 __all__ = [
     "PaddingRule",
     "SqueezeExcite",
+    "average_pool",
     "batch_norm",
     "check_drop_path_rate",
     "check_padding_rule",
@@ -96,24 +99,56 @@ def check_padding_rule(padding: str) -> None:
         )
 
 
-def max_pool(x: jax.Array, strides: int, padding: PaddingRule = "torch") -> jax.Array:
-    """Maximum over 3x3 windows, in which pixels beyond the edge do not count.
+def max_pool(
+    x: jax.Array, strides: int, padding: PaddingRule | Sequence[tuple[int, int]] = "torch", *, window: int = 3
+) -> jax.Array:
+    """Maximum over windows, in which pixels beyond the edge do not count.
 
     Args:
         x: maps (N, H, W, C).
         strides: pixels between windows.
-        padding: where the windows lie: "torch" centres the first one on pixel 0, "tf" is TensorFlow's "SAME".
+        padding: where the windows lie: "torch" centres the first one on pixel 0, "tf" is TensorFlow's "SAME"; or for
+            either axis how far they reach beyond the edges.
+        window: side of the windows.
 
     Returns:
-        Maps (N, ceil(H / strides), ceil(W / strides), C).
+        Maps (N, ceil(H / strides), ceil(W / strides), C), unless the reach is given.
 
     Example:
         >>> x = jnp.arange(36.0).reshape(1, 6, 6, 1)
         >>> max_pool(x, 2)[0, 0, :, 0].tolist(), max_pool(x, 2, "tf")[0, 0, :, 0].tolist()
         ([7.0, 9.0, 11.0], [14.0, 16.0, 17.0])
     """
-    pairs: Any = "SAME" if padding == "tf" else ((1, 1), (1, 1))  # accepted, though Flax annotates a string
-    return nnx.max_pool(x, (3, 3), strides=(strides, strides), padding=pairs)  # pads with -inf
+    if padding == "torch":
+        padding = ((window // 2, window // 2),) * 2
+    pairs = "SAME" if padding == "tf" else [(0, 0), *padding, (0, 0)]
+    # Not Flax's poolings: jax2onnx puts others in their place, which take every reach beyond the edges for none.
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, strides, strides, 1), pairs)
+
+
+def average_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
+    """Mean over windows from the first pixel on; of those that reach beyond the last, the mean of the pixels there are.
+
+    Args:
+        x: maps (N, H, W, C).
+        window: side of the windows.
+        strides: pixels between windows; the last window begins before the edge.
+
+    Returns:
+        Maps (N, ceil(H / strides), ceil(W / strides), C), of the same type.
+
+    Example:
+        >>> average_pool(jnp.arange(3.0).reshape(1, 1, 3, 1), 2, 2).ravel().tolist()
+        [0.5, 2.0]
+    """
+    pairs, counts = [(0, 0)], []
+    for size in x.shape[1:3]:
+        starts = np.arange(0, size, strides)
+        pairs.append((0, int(starts[-1]) + window - size))
+        counts.append(np.minimum(starts + window, size) - starts)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    sums = lax.reduce_window(wide, 0.0, lax.add, (1, window, window, 1), (1, strides, strides, 1), [*pairs, (0, 0)])
+    return (sums / jnp.asarray(np.outer(*counts)[:, :, None], wide.dtype)).astype(x.dtype)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from flax import nnx
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, drop_path
 from msconv_jax.models.parts import Layer, Parts
-from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 from msconv_jax.models.res2net_dla import ConvNormAct
 from msconv_jax.models.resnet import check_conv_paths
 
@@ -360,19 +360,17 @@ class MobileNetV2(MobileNet):
         check_conv_paths(self, conv)
 
 
-_ENTRIES: tuple[tuple[str, type[MobileNet], str, str | None], ...] = (
-    ("mobilenetv1", MobileNetV1, "Howard et al., MobileNets, arXiv 1704.04861", "MobileNets paper, table 4"),
-    ("mobilenetv2", MobileNetV2, "Sandler et al., MobileNetV2, arXiv 1801.04381", "MobileNetV2 paper, table 4"),
+_ENTRIES: tuple[tuple[str, type[MobileNet], str], ...] = (
+    ("mobilenetv1", MobileNetV1, "Howard et al., MobileNets, arXiv 1704.04861"),
+    ("mobilenetv2", MobileNetV2, "Sandler et al., MobileNetV2, arXiv 1801.04381"),
 )
-for _name, _builder, _paper, _table in _ENTRIES:
+for _name, _builder, _paper in _ENTRIES:
     register_model(
         ModelEntry(
             name=_name,
             builder=_builder,
             config={},
-            num_classes=1000,
-            input_size=(224, 224, 3),
             paper=_paper,
-            table=_table,
+            **IMAGENET,
         )
     )

@@ -16,7 +16,7 @@ from msconv_jax.models.layers import check_drop_path_rate, check_positive, drop_
 from msconv_jax.models.mobilenet import V1_UNITS, V2_BLOCKS, MobileNet, scaled
 from msconv_jax.models.oct_resnet import in_one, oct_unit
 from msconv_jax.models.parts import Layer, Parts
-from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 from msconv_jax.models.res2net_dla import ConvNormAct
 from msconv_jax.operators.octave import Maps, OctBatchNorm
 
@@ -311,15 +311,17 @@ def _check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha={alpha!r}: must be a share of low channels in [0, 1); the paper uses 0.375 and 0.5")
 
 
-for _name, _builder in (("oct_mobilenetv1", OctMobileNetV1), ("oct_mobilenetv2", OctMobileNetV2)):
+_NETWORKS: tuple[tuple[str, type[MobileNet], float], ...] = (  # name, network, the paper's alpha at width 1
+    ("oct_mobilenetv1", OctMobileNetV1, 0.5),
+    ("oct_mobilenetv2", OctMobileNetV2, 0.375),
+)
+for _name, _builder, _alpha in _NETWORKS:
     register_model(
         ModelEntry(
             name=_name,
             builder=_builder,
-            config={},
-            num_classes=1000,
-            input_size=(224, 224, 3),
+            config={"alpha": _alpha},
             paper=_PAPER,
-            table="OctConv paper, table 5",
+            **IMAGENET,
         )
     )

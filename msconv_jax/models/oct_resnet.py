@@ -20,7 +20,7 @@ from msconv_jax.models.layers import (
     max_pool,
     naming_layer,
 )
-from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import LAYERS, check_stages, stage_grids
 from msconv_jax.operators.octave import Maps, OctBatchNorm, oct_upsample
 from msconv_jax.operators.octconv import OctConvNormAct
@@ -303,8 +303,7 @@ for _name, _depth, _extra in _NETWORKS:
             name=_name,
             builder=OctResNet,
             config={"layers": _LAYERS[_depth], **_extra},
-            num_classes=1000,
-            input_size=(224, 224, 3),
             paper=_PAPER,
+            **IMAGENET,
         )
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from msconv_jax.models.blocks import Bottleneck
 from msconv_jax.models.pyconv import MaxPoolShortcut, PyConvBasicBlock
-from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import LAYERS, ResNet, Stem
 from msconv_jax.operators import PyConv
 
@@ -25,7 +25,7 @@ _GROUPS = ((1, 4, 8, 16), (1, 4, 8), (1, 4), (1,))
 _MANY_GROUPS = ((32, 32, 32, 32), (32, 64, 64), (32, 64), (32,))
 
 
-def _register(name: str, depth: int, groups: Sequence[tuple[int, ...]], table: str | None, **config: Any) -> None:
+def _register(name: str, depth: int, groups: Sequence[tuple[int, ...]], **config: Any) -> None:
     convs = tuple(partial(PyConv, kernel_sizes=sizes, groups=own) for sizes, own in zip(_LEVELS, groups, strict=True))
     register_model(
         ModelEntry(
@@ -40,16 +40,14 @@ def _register(name: str, depth: int, groups: Sequence[tuple[int, ...]], table: s
                 "zero_init_last": False,
                 **config,
             },
-            num_classes=1000,
-            input_size=(224, 224, 3),
             paper=_PAPER,
-            table=table,
+            **IMAGENET,
         )
     )
 
 
 for _depth in (18, 34):
-    _register(f"pyconv_resnet{_depth}", _depth, _GROUPS, None, block=PyConvBasicBlock)
+    _register(f"pyconv_resnet{_depth}", _depth, _GROUPS, block=PyConvBasicBlock)
 for _depth in (50, 101, 152):
-    _register(f"pyconv_resnet{_depth}", _depth, _GROUPS, "PyConv paper, table 3", block=Bottleneck)
-    _register(f"pyconvhg_resnet{_depth}", _depth, _MANY_GROUPS, "PyConv paper, table 3", base_width=128)
+    _register(f"pyconv_resnet{_depth}", _depth, _GROUPS, block=Bottleneck)
+    _register(f"pyconvhg_resnet{_depth}", _depth, _MANY_GROUPS, base_width=128)

@@ -3,7 +3,10 @@
 import dataclasses
 import difflib
 import fnmatch
+import functools
+import importlib.resources
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -11,8 +14,36 @@ from typing import Any
 from flax import nnx
 
 from msconv_jax.models.image_model import FeatureBackbone, ImageModel
+from msconv_jax.models.published import PUBLISHED, Published
 
-__all__ = ["ModelEntry", "create_model", "list_models", "model_entry", "register_model"]
+__all__ = [
+    "CIFAR_10",
+    "CIFAR_100",
+    "IMAGENET",
+    "ModelEntry",
+    "create_model",
+    "known_counts",
+    "list_models",
+    "model_entry",
+    "register_model",
+]
+
+
+# The images of the papers' data sets, as arguments of `ModelEntry`.
+IMAGENET: dict[str, Any] = {"num_classes": 1000, "input_size": (224, 224, 3)}
+CIFAR_10: dict[str, Any] = {
+    "num_classes": 10,
+    "input_size": (32, 32, 3),
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2470, 0.2435, 0.2616),
+    "crop_fraction": 1.0,
+}
+CIFAR_100: dict[str, Any] = {
+    **CIFAR_10,
+    "num_classes": 100,
+    "mean": (0.5071, 0.4865, 0.4409),
+    "std": (0.2673, 0.2564, 0.2762),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +58,20 @@ class ModelEntry:
         num_classes: number of classes unless `create_model` is told another.
         input_size: height, width and channels of the images the published results used.
         paper: the paper the network is from.
-        table: where a result for exactly this network was published; None if nowhere.
+        mean: mean of each channel that the published networks' images are normalised with, pixels being in [0, 1].
+        std: standard deviation likewise.
+        crop_fraction: side of the central crop over the shorter side of the resized image, in evaluation.
+        channel_order: "RGB" or "BGR", of `mean`, `std` and the published weights.
 
     Raises:
         ValueError: if the builder takes `**kwargs`, or the config names an argument it lacks.
 
     Example:
         >>> entry = model_entry("ps_resnet50")
-        >>> entry.num_classes, entry.input_size, entry.config["layers"], entry.table
-        (1000, (224, 224, 3), (3, 4, 6, 3), 'PSConv paper, table 1')
+        >>> entry.num_classes, entry.input_size, entry.config["layers"], entry.crop_fraction
+        (1000, (224, 224, 3), (3, 4, 6, 3), 0.875)
+        >>> entry.parameters, entry.macs, entry.published.top1, entry.published.table
+        (25557032, 4089184256, 78.874, 'PSConv paper, tables 1 and 2')
     """
 
     name: str
@@ -44,7 +80,10 @@ class ModelEntry:
     num_classes: int
     input_size: tuple[int, int, int]
     paper: str
-    table: str | None = None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop_fraction: float = 0.875
+    channel_order: str = "RGB"
 
     def __post_init__(self) -> None:
         # A copy behind a read-only view: nobody's later change can reach a registered model.
@@ -67,6 +106,33 @@ class ModelEntry:
                 "unnoticed; name its arguments"
             )
         return tuple(p.name for p in parameters if p.name not in ("self", "rngs"))
+
+    @property
+    def published(self) -> Published:
+        """What the paper or its public code prints about the network; of a name of your own, nothing."""
+        return PUBLISHED.get(self.name, Published())
+
+    @property
+    def parameters(self) -> int | None:
+        """The parameters of the network that `create_model` builds without overrides; None of a name of your own.
+
+        `msconv_jax.counting.count_parameters` counts any network.
+        """
+        return known_counts().get(self.name, {}).get("parameters")
+
+    @property
+    def macs(self) -> int | None:
+        """Its multiply-accumulates for one image of `input_size`, in convolutions and linear layers, likewise.
+
+        `msconv_jax.counting.layer_macs` counts any network.
+        """
+        return known_counts().get(self.name, {}).get("macs")
+
+
+@functools.cache
+def known_counts() -> dict[str, dict[str, int]]:
+    """What `python -m tests.model_table --write` counted: building every network takes minutes."""
+    return json.loads(importlib.resources.files("msconv_jax.models").joinpath("counts.json").read_text())
 
 
 _ENTRIES: dict[str, ModelEntry] = {}

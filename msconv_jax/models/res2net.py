@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from msconv_jax.models.blocks import ResidualBlock
-from msconv_jax.models.layers import check_positive
+from msconv_jax.models.layers import average_pool, check_positive
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.resnet import Stem
 from msconv_jax.operators.res2net import Kind, LastSlice, Res2Conv
@@ -106,10 +106,7 @@ class AveragePoolShortcut(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Projects maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features)."""
         if self.strides > 1:
-            window = (self.strides, self.strides)
-            beyond: Any = tuple((0, (-size % self.step) + self.strides - self.step) for size in x.shape[1:3])
-            mean = nnx.avg_pool(x, window, (self.step, self.step), padding=beyond, count_include_pad=False)
-            x = mean.astype(x.dtype)  # the windows' counts are float32
+            x = average_pool(x, self.strides, self.step)
         return self.bn(self.conv(x))
 
 

@@ -14,7 +14,7 @@ from msconv_jax.models.dla import Res2TreeBlock, Tree
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, kaiming_normal
 from msconv_jax.models.parts import Layer, Parts
-from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 
 __all__ = ["DLA", "ConvNormAct"]
 
@@ -179,9 +179,7 @@ for _name, _block in (
             name=_name,
             builder=DLA,
             config={"block": _block},
-            num_classes=1000,
-            input_size=(224, 224, 3),
             paper="Gao et al., Res2Net, arXiv 1904.01169",
-            table="Res2Net paper, table 1",
+            **IMAGENET,
         )
     )

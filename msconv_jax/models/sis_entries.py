@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, get_args
 
 from msconv_jax.models.conv_keywords import with_conv_keywords
-from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.registry import CIFAR_100, IMAGENET, ModelEntry, register_model
 from msconv_jax.models.res2net import Res2Bottleneck
 from msconv_jax.models.resnet import CIFAR_STEM, LAYERS
 from msconv_jax.operators import SISConv
@@ -51,23 +51,22 @@ def sis_conv(
 _SLICES: dict[str, Any] = {"block": Res2Bottleneck, "zero_init_last": False}
 _CIFAR: dict[str, Any] = {"layers": (3, 3, 3), "stem": CIFAR_STEM, "groups": 8}
 
-# Name, arguments, classes, side of the images. The paper has them in the tables of detection (2), segmentation (3) and
+# Name, arguments, images. The paper has them in the tables of detection (2), segmentation (3) and
 # pose (4); those of classification (1) list parameters that fit none exactly.
-_NETWORKS: tuple[tuple[str, dict[str, Any], int, int], ...] = (
-    *((f"sis_resnet{depth}", {"layers": LAYERS[depth]}, 1000, 224) for depth in (50, 101)),
-    *((f"sis_res2net{d}", {"layers": LAYERS[d], "base_width": 28, **_SLICES}, 1000, 224) for d in (50, 101)),
-    ("sis_resnext29", _CIFAR, 100, 32),
-    ("sis_res2next29", {**_CIFAR, "base_width": 24, **_SLICES}, 100, 32),
+_NETWORKS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+    *((f"sis_resnet{depth}", {"layers": LAYERS[depth]}, IMAGENET) for depth in (50, 101)),
+    *((f"sis_res2net{d}", {"layers": LAYERS[d], "base_width": 28, **_SLICES}, IMAGENET) for d in (50, 101)),
+    ("sis_resnext29", _CIFAR, CIFAR_100),
+    ("sis_res2next29", {**_CIFAR, "base_width": 24, **_SLICES}, CIFAR_100),
 )
 
-for _name, _config, _classes, _side in _NETWORKS:
+for _name, _config, _images in _NETWORKS:
     register_model(
         ModelEntry(
             name=_name,
             builder=with_conv_keywords(sis_conv),
             config=_config,
-            num_classes=_classes,
-            input_size=(_side, _side, 3),
             paper="SIS: A new multi-scale convolutional operator, JUSTC 2022",
+            **_images,
         )
     )

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive
+from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, max_pool
 from msconv_jax.models.parts import Layer, Parts
-from msconv_jax.models.registry import ModelEntry, register_model
+from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resampling import adaptive_average_pool
 from msconv_jax.models.resnet import Convs, check_conv_paths, check_stages, conv_of_each_stage
 
-__all__ = ["CIFAR_VGG16", "VGG", "VGG16", "VGGClassifier", "VGGStage"]
+__all__ = ["CIFAR_VGG16", "UNNORMALISED_CIFAR_10", "VGG", "VGG16", "VGGClassifier", "VGGStage"]
 
 _LAST_WIDTH = 8  # times the first stage's: the fifth is as wide as the fourth
 
@@ -269,7 +269,7 @@ class VGG(ImageModel):
         maps = []
         for name, *_ in self._outputs[:-1]:
             maps.append(getattr(self, name)(x))
-            x = nnx.max_pool(maps[-1], (2, 2), strides=(2, 2), padding="SAME")  # pads an odd size behind, with -inf
+            x = max_pool(maps[-1], 2, "tf", window=2)  # reaches beyond an odd size behind
         return (*maps, x)
 
     def forward_head(self, maps: jax.Array, *, pre_logits: bool = False) -> jax.Array:
@@ -290,18 +290,19 @@ CIFAR_VGG16: dict[str, Any] = {
     "dropout_rate": 0.0,
 }
 
-for _name, _config, _classes, _side, _table in (
-    ("vgg16_bn", VGG16, 1000, 224, None),
-    ("vgg16_cifar", CIFAR_VGG16, 10, 32, "HetConv paper, table 2"),
+# The HetConv networks' images, and so those of the plain one beside them.
+UNNORMALISED_CIFAR_10: dict[str, Any] = {**CIFAR_10, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+for _name, _config, _images in (
+    ("vgg16_bn", VGG16, IMAGENET),
+    ("vgg16_cifar", CIFAR_VGG16, UNNORMALISED_CIFAR_10),
 ):
     register_model(
         ModelEntry(
             name=_name,
             builder=VGG,
             config=_config,
-            num_classes=_classes,
-            input_size=(_side, _side, 3),
             paper="Simonyan and Zisserman, VGG, arXiv 1409.1556",
-            table=_table,
+            **_images,
         )
     )

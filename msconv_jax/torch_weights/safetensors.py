@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +23,7 @@ from msconv_jax.torch_weights.records import (
     shown,
     to_arrays,
 )
+from msconv_jax.whole_files import written_whole
 
 _MAX_HEADER = 1 << 23  # some 80,000 tensors; parsed, a header may take twenty times its bytes
 _METADATA = "__metadata__"
@@ -151,17 +150,8 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     if len(text) > _MAX_HEADER:
         raise ValueError(f"{os.fspath(path)}: the header has {len(text)} bytes, over {_MAX_HEADER}; shorten the names.")
-    target = pathlib.Path(path)
-    # In the same folder, or the replacement would be a copy; not by tempfile, which hides the file from other users.
-    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for name in order:
-                little = arrays[name].astype(DTYPES[arrays[name].dtype.name].newbyteorder("<"), order="C", copy=False)
-                file.write(little.reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(path) as part, part.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            little = arrays[name].astype(DTYPES[arrays[name].dtype.name].newbyteorder("<"), order="C", copy=False)
+            file.write(little.reshape(-1).view(np.uint8).data)

@@ -292,11 +292,12 @@ class TestRegisterModel:
         monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))
 
     def test_a_new_family(self):
-        entry = dataclasses.replace(model_entry("resnet8"), name="resnet8_wide", table="none")
+        entry = dataclasses.replace(model_entry("resnet8"), name="resnet8_wide")
         assert register_model(entry) is entry
         assert "resnet8_wide" in list_models()
         model = nnx.eval_shape(lambda: create_model("resnet8_wide", width=8, rngs=nnx.Rngs(0)))
         assert model.fc.in_features == 32
+        assert (entry.parameters, entry.macs, entry.published.table) == (None, None, None)
 
     def test_a_taken_name_is_refused(self):
         with pytest.raises(ValueError, match="'resnet8' is registered already; choose another"):

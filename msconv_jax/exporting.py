@@ -1,0 +1,137 @@
+"""Networks as files that run without this library: StableHLO for JAX, ONNX for other run-times."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from msconv_jax.convolution import planning_for
+from msconv_jax.whole_files import written_whole
+
+__all__ = ["PLATFORMS", "export_onnx", "export_stablehlo"]
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export_stablehlo(
+    model: nnx.Module,
+    file: str | os.PathLike[str] | None = None,
+    *,
+    input_size: Sequence[int],
+    batch_size: int | None = None,
+    dtype: DTypeLike = jnp.float32,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+) -> Any:
+    """Exports a module's evaluation mode, weights included, as StableHLO.
+
+    The file needs JAX alone, and no code of this library or of the model::
+
+        exported = jax.export.deserialize(open("model.stablehlo", "rb").read())
+        logits = exported.call(images)
+
+    Args:
+        model: the network, or any module that is called with one array; it is left as it is.
+        file: where to write; None writes nothing. A file that is there is replaced when the new one is whole.
+        input_size: height, width and channels of an image.
+        batch_size: number of images; None leaves it open.
+        dtype: of the images.
+        platforms: where the program is to run. Convolutions are computed as is fastest on the first of them, and
+            rightly on all.
+
+    Returns:
+        The `jax.export.Exported`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the model has no values (was built by `nnx.eval_shape`).
+        ImportError: if there is a file to write and the package flatbuffers, in which JAX writes, is missing.
+
+    Example:
+        >>> from msconv_jax.models import create_model
+        >>> model = create_model("ps_resnet8", rngs=nnx.Rngs(0))
+        >>> exported = export_stablehlo(model, input_size=(32, 32, 3))
+        >>> exported.in_avals, exported.platforms
+        ((ShapedArray(float32[batch,32,32,3]),), ('cpu', 'cuda', 'tpu'))
+    """
+    wrong = [name for name in platforms if name not in PLATFORMS]
+    if isinstance(platforms, str) or not platforms or wrong:
+        raise ValueError(f"platforms={platforms!r}: must be some of {', '.join(PLATFORMS)}")
+    batch = jax.export.symbolic_shape("batch")[0] if batch_size is None else batch_size
+    images = jax.ShapeDtypeStruct((batch, *_checked(input_size, batch_size)), dtype)
+    with planning_for(platforms[0]):
+        exported = jax.export.export(jax.jit(_evaluated(model)), platforms=tuple(platforms))(images)
+    if file is not None:
+        with written_whole(file) as path:
+            path.write_bytes(exported.serialize())
+    return exported
+
+
+def export_onnx(
+    model: nnx.Module,
+    file: str | os.PathLike[str],
+    *,
+    input_size: Sequence[int],
+    batch_size: int | None = None,
+) -> None:
+    """Exports a module's evaluation mode, weights included, as ONNX, by the package jax2onnx.
+
+    jax2onnx asks for versions of JAX's libraries of its own, so give it an environment of its own:
+    ``pip install msconv_jax jax2onnx``. The network takes float32 images (N, H, W, C), as here.
+
+    Args:
+        model: the network, or any module that is called with one array; it is left as it is.
+        file: where to write. A file that is there is replaced when the new one is whole.
+        input_size: height, width and channels of an image.
+        batch_size: number of images; None leaves it open.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the model has no values.
+        ImportError: if jax2onnx is missing.
+
+    Example:
+        >>> export_onnx(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)), "conv.onnx", input_size=(32, 32))
+        Traceback (most recent call last):
+        ValueError: input_size=(32, 32): must be height, width and channels, each at least 1, as (224, 224, 3)
+    """
+    shape = (batch_size or "batch", *_checked(input_size, batch_size))
+    function = _evaluated(model)
+    try:
+        from jax2onnx import to_onnx  # heavy, and only needed here
+    except ImportError as error:
+        raise ImportError(
+            "export_onnx needs the package jax2onnx: pip install jax2onnx, in an environment of its own, because it "
+            "asks for certain versions of JAX's libraries"
+        ) from error
+    with planning_for("onnx"), written_whole(file) as path:
+        to_onnx(function, [shape], return_mode="file", output_path=str(path))
+
+
+def _checked(input_size: Sequence[int], batch_size: int | None) -> tuple[int, ...]:
+    """The input size; raises ValueError if it or the batch size is out of its range."""
+    size = tuple(input_size)
+    if len(size) != 3 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in size):
+        raise ValueError(
+            f"input_size={input_size!r}: must be height, width and channels, each at least 1, as (224, 224, 3)"
+        )
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size={batch_size!r}: must be a number of images, or None to leave it open")
+    return size
+
+
+def _evaluated(model: nnx.Module) -> Callable[[jax.Array], Any]:
+    """The model's call in evaluation mode as a function of the images alone."""
+    graphdef, state = nnx.split(model)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
+        raise ValueError(f"{type(model).__name__} has shapes without values: build it, and load weights, before export")
+
+    def call(images: jax.Array) -> Any:
+        copy: Any = nnx.merge(graphdef, state)
+        copy.eval()
+        return copy(images)
+
+    return call

@@ -1,0 +1,58 @@
+"""Counts every registered network, and puts the registry's table into the README.
+
+    python -m tests.model_table
+
+writes ``msconv_jax/models/counts.json``, which the registry's entries read, and then the table of
+``python -m msconv_jax list`` into README.md, between two comments. It builds shapes only, and still takes minutes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flax import nnx
+
+from msconv_jax.__main__ import listing
+from msconv_jax.counting import count_parameters, layer_macs
+from msconv_jax.models import create_model, list_models, model_entry
+from msconv_jax.models.registry import known_counts
+
+ROOT = Path(__file__).parent.parent
+COUNTS = ROOT / "msconv_jax" / "models" / "counts.json"
+README = ROOT / "README.md"
+OPENING, CLOSING = "<!-- `python -m tests.model_table` wrote this -->", "<!-- the table's end -->"
+
+
+def count(name: str) -> dict[str, int]:
+    """Parameters and multiply-accumulates of the network as it is registered."""
+    entry = model_entry(name)
+    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0)))
+    macs = sum(layer_macs(model, entry.input_size).values())
+    return {"parameters": count_parameters(model), "macs": macs}
+
+
+def with_table(readme: str) -> str:
+    """The README with the present table in its place.
+
+    Raises:
+        ValueError: if the README has no place for it.
+    """
+    before, opening, rest = readme.partition(OPENING)
+    _, closing, after = rest.partition(CLOSING)
+    if not (opening and closing):
+        raise ValueError(f"the README has no place for the table: it needs the lines {OPENING!r} and {CLOSING!r}.")
+    return f"{before}{OPENING}\n{listing('*')}\n{CLOSING}{after}"
+
+
+def main() -> None:
+    """Runs the program."""
+    counts = {name: count(name) for name in list_models()}
+    COUNTS.write_text(json.dumps(counts, indent=1) + "\n")
+    known_counts.cache_clear()
+    README.write_text(with_table(README.read_text()))
+    print(f"wrote {COUNTS} and the table in {README}")
+
+
+if __name__ == "__main__":
+    main()
