@@ -32,7 +32,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def listing(pattern: str) -> str:
     """The registered networks that match a pattern: size, cost, what was published and where they are from."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             *("name", "input", "classes", "parameters", "million MACs", "top-1", "top-5", "published in"),
             *("licence of weights", "paper"),

@@ -101,7 +101,7 @@ def export_onnx(
     shape = (batch_size or "batch", *_checked(input_size, batch_size))
     function = _evaluated(model)
     try:
-        from jax2onnx import to_onnx  # heavy, and only needed here
+        from jax2onnx import to_onnx  # type: ignore[import-not-found]  # installed where it is wanted
     except ImportError as error:
         raise ImportError(
             "export_onnx needs the package jax2onnx: pip install jax2onnx, in an environment of its own, because it "

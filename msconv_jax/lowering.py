@@ -151,10 +151,11 @@ class CostModel:
         if len(step.layers) > 1 and not self.expands:
             return math.inf
         taps = _taps(lattice, step)
-        if step.way == "shift" and self.shifted is None:
-            return math.inf
-        if step.way == "shift" and inputs == 1:
-            return self.overhead + pixels * taps * len(step.outputs) * self.shifted
+        if step.way == "shift":
+            if self.shifted is None:
+                return math.inf
+            if inputs == 1:
+                return self.overhead + pixels * taps * len(step.outputs) * self.shifted
         if step.groups > 1:
             if self.grouped is None:
                 return math.inf

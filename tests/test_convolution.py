@@ -179,7 +179,10 @@ STRUCTURED = {
 
 
 # The fast run takes those that cover every kind of step; compiling all ways of the others takes a minute.
-SLOW = ("psconv in groups", "psconv, literal order", "one dilation pair per filter")
+SLOW = (
+    *("psconv", "psconv in groups", "psconv, literal order", "one dilation pair per filter"),
+    *("poly-scale depthwise", "pyramid"),
+)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +192,9 @@ def test_structured_lattices(name):
     check_lowerings((STRUCTURED[name], (2, 1), 1, (7, 6)), LOWERINGS)
 
 
-@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize(
+    "lowering", [name if name == "auto" else pytest.param(name, marks=pytest.mark.slow) for name in LOWERINGS]
+)
 def test_second_derivatives(lowering):
     """Forward over reverse and reverse over reverse, in both arguments, against the dense expansion's."""
     lattice = psconv_lattice(4, 4, (3, 3), pattern=(1, 2))

@@ -80,8 +80,15 @@ def test_the_test_split_is_looked_at_once_and_at_the_end(tmp_path, monkeypatch):
     assert looked == ["validation", "validation", "test"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("stop_at", [3, 5])
+@pytest.mark.parametrize(
+    ("stop_at", "number"),
+    [
+        (3, signal.SIGTERM),
+        (5, signal.SIGINT),
+        pytest.param(3, signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(5, signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_goes_on_to_the_same_end(number, stop_at, finished_run, tmp_path, monkeypatch, capsys):
     handlers = (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
     original, calls = loop.create_train_step, []
