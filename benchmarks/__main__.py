@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Comparison]], l
     sections = {"Operators": collect(operators.compare_all(*shapes, options.only, native=options.full))}
     if not options.full:
         return sections, []
-    sections["Networks"] = collect([models.compare()])
+    sections["Networks"] = collect([models.compare(), models.compare_folded()])
     sections["Hard places"] = collect(hard_places.compare_all(options.batch, min(options.rounds, hard_places.ROUNDS)))
     if not pytorch_operators.installed():
         return sections, ["PyTorch is not installed here and was left out."]

@@ -1,10 +1,12 @@
 """Time of one network over another's: forward, and a training step's loss with its gradients.
 
     python -m benchmarks.models [ps_resnet50 resnet50] [--size 224] [--batch 4] [--rounds 5]
+    python -m benchmarks.models --folded ps_resnet50
 
-Both names are of `msconv_jax.list_models()`. Forward is in evaluation mode; the training step is in training mode and
-also gives the new running statistics, but updates no parameter. Jitted, float32, both networks in turn in one process;
-see `benchmarks.tables.LEGEND`.
+The second form times what `fold_batch_norm` makes of a network over the network, forward only. Names are those of
+`msconv_jax.list_models()`. Forward is in evaluation mode; the training step is in training mode and also gives the new
+running statistics, but updates no parameter. Jitted, float32, both networks in turn in one process; see
+`benchmarks.tables.LEGEND`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from flax import nnx
 
 from benchmarks.tables import BACKWARD, COMPILE, FORWARD, LEGEND, Comparison, Row
 from benchmarks.timing import machine, time_interleaved
-from msconv_jax import create_model, list_models
+from msconv_jax import create_model, fold_batch_norm, list_models
 
 TARGETS = {("ps_resnet50", "resnet50"): {FORWARD: 1.10, BACKWARD: 1.15, COMPILE: 1.5}}
 
@@ -72,22 +74,40 @@ def compare(
     return Comparison(name, base, setting, rows, TARGETS.get((name, base), {}))
 
 
+def compare_folded(name: str = "ps_resnet50", size: int = 224, batch: int = 4, rounds: int = 5) -> Comparison:
+    """Times the forward pass of the network with its normalisations folded over the network's."""
+    network = build(name)
+    images, labels = jax.random.normal(jax.random.key(0), (batch, size, size, 3)), jnp.zeros((batch,), jnp.int32)
+    functions, arguments = {}, {}
+    for which, model in (("base", network), ("own", fold_batch_norm(network))):
+        functions[which], state = forward(model)
+        arguments[which] = (state, images, labels)
+    timed = time_interleaved(functions, arguments, rounds)
+    rows = {FORWARD: [Row(f"{size}x{size}", timed["base"], timed["own"])]}
+    return Comparison(f"{name}, folded", name, f"Batch {batch}, {rounds} rounds.", rows, {FORWARD: 1.0})
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     parser = argparse.ArgumentParser("python -m benchmarks.models", description="Time a network over another.")
     parser.add_argument("name", nargs="?", default="ps_resnet50", help="what is timed (default ps_resnet50)")
     parser.add_argument("base", nargs="?", default="resnet50", help="over what it is timed (default resnet50)")
+    parser.add_argument("--folded", metavar="NAME", help="time this network, folded, over itself instead")
     parser.add_argument("--size", type=int, default=224, help="height and width of the images (default 224)")
     parser.add_argument("--batch", type=int, default=4, help="images at a time (default 4)")
     parser.add_argument("--rounds", type=int, default=5, help="timings of each function (default 5)")
     options = parser.parse_args(arguments)
-    for name in (options.name, options.base):
+    for name in (options.name, options.base, *filter(None, [options.folded])):
         if name not in list_models():
             parser.error(f"unknown model {name!r}: msconv_jax.list_models() gives all names")
     if min(options.size, options.batch, options.rounds) < 1:
         parser.error("--size, --batch and --rounds must be at least 1")
     print(f"{machine()}; float32\n\n{LEGEND}\n", flush=True)
-    print(compare(options.name, options.base, options.size, options.batch, options.rounds).markdown())
+    setting = (options.size, options.batch, options.rounds)
+    compared = (
+        compare_folded(options.folded, *setting) if options.folded else compare(options.name, options.base, *setting)
+    )
+    print(compared.markdown())
 
 
 if __name__ == "__main__":

@@ -184,6 +184,19 @@ def test_models_program(capsys, monkeypatch):
     assert "unknown model 'resnet9'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_folded_networks_are_timed_over_themselves(capsys, monkeypatch):
+    small = msconv_jax.create_model("resnet8", layers=(1,), width=8, rngs=nnx.Rngs(0))
+    monkeypatch.setattr(models, "build", lambda name: small)
+    models.main(["--folded", "resnet8", "--size", "8", "--batch", "2", "--rounds", "1"])
+    text = capsys.readouterr().out
+    assert "### resnet8, folded over resnet8\n" in text
+    assert "| forward | resnet8, ms | resnet8, folded, ms |" in text
+    with pytest.raises(SystemExit):
+        models.main(["--folded", "resnet9"])
+    assert "unknown model 'resnet9'" in capsys.readouterr().err
+
+
 def test_a_training_step_gives_loss_new_statistics_and_a_gradient_for_each_parameter():
     images, labels = jnp.ones((2, 8, 8, 3)), jnp.zeros((2,), jnp.int32)
     network = Network()
@@ -205,9 +218,10 @@ def test_a_training_step_gives_loss_new_statistics_and_a_gradient_for_each_param
 def test_the_document_is_printed_or_written_wholly(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(everything, "RESULTS", tmp_path)
     monkeypatch.setattr(models, "compare", lambda: comparison("network"))
+    monkeypatch.setattr(models, "compare_folded", lambda: comparison("network, folded"))
     monkeypatch.setattr(hard_places, "compare_all", lambda *_: [comparison("hard")])
     monkeypatch.setattr(pytorch_operators, "installed", lambda: False)
-    (tmp_path / "here.md").write_text("old")
+    (tmp_path / "here.md").write_text("what stood here")
     everything.main([*TINY, "--only", "HetConv", "--full", "--write", "here"])
     text = (tmp_path / "here.md").read_text()
     assert "python -m benchmarks --sizes 4 --batch 1 --rounds 1 --only HetConv --full --write here" in text
@@ -220,10 +234,11 @@ def test_the_document_is_printed_or_written_wholly(capsys, monkeypatch, tmp_path
         "### HetConv over nnx.Conv",
         "## Networks",
         "### network over nnx.Conv",
+        "### network, folded over nnx.Conv",
         "## Hard places",
         "### hard over nnx.Conv",
     ]
-    assert "old" not in text
+    assert "stood here" not in text
     capsys.readouterr()
 
     monkeypatch.setattr(operators, "compare_all", lambda *_, **__: [comparison()])
@@ -247,7 +262,7 @@ def test_the_summary_is_put_into_the_readme(monkeypatch, tmp_path, capsys):
     assert text.startswith(f"before\n{everything.OPENING}\nCpu, 3 interleaved rounds. Geometric means")
     assert text.endswith(f"|\n{everything.CLOSING}\nafter\n")
     assert "| PSConv | nnx.Conv | 2.00 |" in text
-    assert "old" not in text
+    assert "stood here" not in text
     assert "###" not in text
     assert everything.with_summary(text, document) == text
     with pytest.raises(SystemExit):

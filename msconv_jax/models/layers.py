@@ -120,10 +120,14 @@ def max_pool(
         ([7.0, 9.0, 11.0], [14.0, 16.0, 17.0])
     """
     if padding == "torch":
-        padding = ((window // 2, window // 2),) * 2
-    pairs = "SAME" if padding == "tf" else [(0, 0), *padding, (0, 0)]
-    # Not Flax's poolings: jax2onnx puts others in their place, which take every reach beyond the edges for none.
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, strides, strides, 1), pairs)
+        pairs = [(window // 2, window // 2)] * 2
+    elif padding == "tf":
+        pairs = lax.padtype_to_pads(x.shape[1:3], (window, window), (strides, strides), "SAME")
+    else:
+        pairs = padding
+    # Padded here, which XLA makes part of the pooling: jax2onnx takes a pooling's own pads for none.
+    padded = jnp.pad(x, [(0, 0), *pairs, (0, 0)], constant_values=-jnp.inf)
+    return nnx.max_pool(padded, window_shape=(window, window), strides=(strides, strides), padding="VALID")
 
 
 def average_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
@@ -146,9 +150,9 @@ def average_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
         starts = np.arange(0, size, strides)
         pairs.append((0, int(starts[-1]) + window - size))
         counts.append(np.minimum(starts + window, size) - starts)
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    sums = lax.reduce_window(wide, 0.0, lax.add, (1, window, window, 1), (1, strides, strides, 1), [*pairs, (0, 0)])
-    return (sums / jnp.asarray(np.outer(*counts)[:, :, None], wide.dtype)).astype(x.dtype)
+    wide = jnp.pad(x.astype(jnp.promote_types(x.dtype, jnp.float32)), [*pairs, (0, 0)])
+    means = nnx.avg_pool(wide, window_shape=(window, window), strides=(strides, strides), padding="VALID")
+    return (means * jnp.asarray(window**2 / np.outer(*counts)[:, :, None], wide.dtype)).astype(x.dtype)
 
 
 @contextlib.contextmanager
