@@ -21,3 +21,8 @@ def finished_run(tmp_path_factory) -> Path:
 def _tiny_model(monkeypatch) -> None:
     """Makes the tiny model known to these tests, and to these alone."""
     monkeypatch.setitem(registry._ENTRIES, TINY_ENTRY.name, TINY_ENTRY)
+
+
+@pytest.fixture(autouse=True)
+def _quick_compilation():
+    """Nothing: runs are compared bit by bit with one that a fixture made, and are compiled as users compile them."""
