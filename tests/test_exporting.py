@@ -144,6 +144,7 @@ def test_onnx_says_what_is_missing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # jax2onnx reads Flax's variables in ways that Flax warns about
 @pytest.mark.parametrize(
     ("name", "options"),
     [
