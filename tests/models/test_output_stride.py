@@ -40,7 +40,7 @@ FAMILIES = {
     "ps_resnext50_32x4d": SHALLOW,
     "pyconv_resnet18": {},
     "pyconvhg_resnet50": SHALLOW,
-    "ic_resnet50": SHALLOW,
+    "ic_resnet50": {**SHALLOW, "patterns": "even"},  # the published ones are for all blocks
     "res2net50_v1b": SHALLOW,
     "res2next50": SHALLOW,
     "oct_resnet26": {},
