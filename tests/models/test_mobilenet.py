@@ -147,7 +147,7 @@ def test_sizes(name, options, parameters, macs):
 
 @pytest.mark.slow
 def test_the_wide_octave_network_has_the_published_size():
-    model = abstract("oct_mobilenetv2", width_mult=1.125)
+    model = abstract("oct_mobilenetv2", width_mult=1.125, alpha=0.5)
     assert round(count_parameters(model) / 1e6, 1) == 4.2
     assert sum(layer_macs(model).values()) == 292_764_600  # 295 M in the paper
 
