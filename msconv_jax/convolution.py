@@ -22,8 +22,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from msconv_jax import lowering as lowering_room
 from msconv_jax.channels import take_channels
+from msconv_jax.cost_model import COST_MODELS, Site
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
-from msconv_jax.lowering import LayerKey, Lowering, Plan, Step
+from msconv_jax.lowering import Lowering
+from msconv_jax.plan import LayerKey, Plan, Step, blocks_read, layer_steps, step_extent
 from msconv_jax.xla_convolution import Pads, xla_convolution
 
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -297,7 +299,7 @@ def _convolve(
 
     # The batch may be a symbolic dimension under jax.export; then a usual one decides.
     batch = x.shape[0] if isinstance(x.shape[0], int) else 8
-    plan = lowering_room.choose_plan(lattice, lowering, backend, lowering_room.Site(batch, output, strides))
+    plan = lowering_room.choose_plan(lattice, lowering, backend, Site(batch, output, strides))
     settings = {"backend": backend, "precision": precision, "preferred_element_type": preferred_element_type}
     results = []
     for step in plan:
@@ -315,7 +317,7 @@ def _backend() -> str:
     """
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     platform = _planned.get() or getattr(device, "platform", device) or jax.default_backend()
-    return platform if platform in lowering_room.COST_MODELS else "gpu"
+    return platform if platform in COST_MODELS else "gpu"
 
 
 _planned: contextvars.ContextVar[str | None] = contextvars.ContextVar("planned", default=None)
@@ -356,7 +358,7 @@ def _convolution_step(x, packed, lattice, step, strides, pads, output, settings)
     else:
         kernels = [_expanded_kernel(packed, lattice, step, layer) for layer in step.layers]
         kernel = functools.reduce(operator.add, kernels)
-        extent, before = lowering_room.step_extent(lattice, step)
+        extent, before = step_extent(lattice, step)
         dilation = (1,) * lattice.ndim
     own_pads = _tile_pads(lattice, pads, extent, before)
     if step.columns > 1:
@@ -388,7 +390,7 @@ def _side_by_side(
     """
     size, taps = columns * stride, kernel.shape[-3]
     extent = (taps - 1) * dilation + 1
-    read = lowering_room.blocks_read(columns, extent, stride)
+    read = blocks_read(columns, extent, stride)
     blocks = -(-width // columns) - 1 + read
     after = blocks * size - before - x.shape[-2]  # negative where the last columns are never read
     x = lax.pad(x, jnp.zeros((), x.dtype), [*((0, 0, 0),) * (x.ndim - 2), (before, after, 0), (0, 0, 0)])
@@ -429,7 +431,7 @@ def _scatter_step(x, packed, lattice, step, strides, pads, output, settings) -> 
     """The step as one product with the weights of all taps, whose results are shifted and added."""
     # The products of single taps are rounded, other than a convolution's: half precision needs float32 for them.
     wide = jnp.promote_types(settings["preferred_element_type"] or x.dtype, jnp.float32)
-    parts = lowering_room.layer_steps(step)
+    parts = layer_steps(step)
     kernels = [_layer_kernel(packed, lattice, part, part.layers[0]) for part in parts]
     columns = [jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1) for kernel in kernels]  # (inputs, taps * outputs)
     products = jnp.dot(
@@ -499,7 +501,7 @@ def _expanded_kernel(packed: tuple[jax.Array, ...], lattice: KernelLattice, step
     kernel = _layer_kernel(packed, lattice, step, layer)
     kernel_size, dilation = lattice.banks[layer[0]].kernel_size, layer[1]
     own = dilated_extent(kernel_size, dilation)
-    extent, before = lowering_room.step_extent(lattice, step)
+    extent, before = step_extent(lattice, step)
     widths = []
     for reach, gap, size, first, offset in zip(own, dilation, extent, before, lattice.offset(own), strict=True):
         widths.append((first - offset, size - (first - offset) - reach, gap - 1))

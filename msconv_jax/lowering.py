@@ -36,172 +36,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from msconv_jax.lattice import KernelLattice, dilated_extent
+from msconv_jax.cost_model import COST_MODELS, Site
+from msconv_jax.lattice import KernelLattice
+from msconv_jax.plan import Channels, LayerKey, Plan, Step
 
 Lowering = Literal["auto", "tiles", "packs", "columns", "grouped", "dense", "shifts", "scatter"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)
 
-Channels = tuple[int, ...]
-
-
-Way = Literal["convolve", "shift", "scatter"]
-LayerKey = tuple[int, tuple[int, ...]]  # index of a bank, dilation
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """One convolution of a plan, or what takes its place.
-
-    Attributes:
-        inputs: input channels, group after group.
-        outputs: output channels, group after group; to scatter, layer after layer, and then perhaps more than once.
-        groups: number of equal groups.
-        layers: which cells of these inputs and outputs the step computes, by bank and dilation.
-        way: "convolve", or "shift" the inputs before the product with each tap's weights and add, or "scatter": shift
-            the products of all taps and add.
-        sizes: to scatter, the number of outputs of each layer.
-        columns: to convolve, the number of neighbouring output columns, along the last spatial axis, that are computed
-            as channels of one output.
-    """
-
-    inputs: Channels
-    outputs: Channels
-    groups: int
-    layers: tuple[LayerKey, ...]
-    way: Way = "convolve"
-    sizes: tuple[int, ...] = ()
-    columns: int = 1
-
-
-Plan = tuple[Step, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """Where a convolution is computed.
-
-    Attributes:
-        batch: number of images.
-        output: size of the output along each spatial axis.
-        strides: strides along each spatial axis.
-    """
-
-    batch: int
-    output: tuple[int, ...]
-    strides: tuple[int, ...]
-
-    @property
-    def pixels(self) -> int:
-        """Output pixels, batch included."""
-        return self.batch * math.prod(self.output)
-
-    @property
-    def input_pixels(self) -> int:
-        """About as many pixels as the input has, batch included."""
-        return self.pixels * math.prod(self.strides)
-
-
-@dataclasses.dataclass(frozen=True)
-class CostModel:
-    """What a plan costs on one backend, in multiply-accumulates of a wide dense convolution.
-
-    Attributes:
-        overhead: cost of one more operation.
-        quantum: channels, in and out, are rounded up to a multiple of this.
-        shifted: cost of a multiply-accumulate in a sum of shifts; None where it is never chosen.
-        grouped: cost of a multiply-accumulate in a native grouped convolution; None where it is never chosen.
-        scattered: cost of shifting and adding one product; None where it is never chosen.
-        pixel: cost of each output pixel of a convolution, besides its products.
-        narrowness: outputs that a convolution seems to have besides its own.
-        least: a convolution with fewer channels than this on both sides takes another way, on which it seems to have
-            this many outputs, and `slow_pixel` is the cost of each pixel.
-        slow_pixel: see `least`.
-        columns: how many columns one convolution may compute as channels.
-        expands: whether a convolution may have taps of several dilations, with zeros between them.
-    """
-
-    overhead: float
-    quantum: int
-    shifted: float | None
-    grouped: float | None
-    scattered: float | None
-    pixel: float = 0
-    narrowness: float = 0
-    least: int = 0
-    slow_pixel: float = 0
-    columns: tuple[int, ...] = (1,)
-    expands: bool = True
-
-    def __call__(self, lattice: KernelLattice, plan: Plan, site: Site) -> float:
-        """Cost of the plan at a place."""
-        return sum(self._step(lattice, step, site) for step in plan)
-
-    def _step(self, lattice: KernelLattice, step: Step, site: Site) -> float:
-        inputs, outputs = len(step.inputs) // step.groups, len(step.outputs) // step.groups
-        pixels = site.pixels
-        if step.way == "scatter":
-            if self.scattered is None:
-                return math.inf
-            products = sum(
-                len(part.outputs) * math.prod(lattice.banks[part.layers[0][0]].kernel_size)
-                for part in layer_steps(step)
-            )
-            shifts = self.overhead * len(step.layers) + site.input_pixels * products * self.scattered
-            return shifts + self._convolution(site.input_pixels, 1, inputs, products)
-        if len(step.layers) > 1 and not self.expands:
-            return math.inf
-        taps = _taps(lattice, step)
-        if step.way == "shift":
-            if self.shifted is None:
-                return math.inf
-            if inputs == 1:
-                return self.overhead + pixels * taps * len(step.outputs) * self.shifted
-        if step.groups > 1:
-            if self.grouped is None:
-                return math.inf
-            return self.overhead + pixels * taps * inputs * len(step.outputs) * self.grouped
-        if step.way == "shift":
-            return taps * self._convolution(pixels, 1, inputs, outputs)
-        if step.columns > 1:
-            reach, _ = step_extent(lattice, step)
-            taps = taps // _kernel_size(lattice, step)[-1] * blocks_read(step.columns, reach[-1], site.strides[-1])
-            pixels = pixels // site.output[-1] * -(-site.output[-1] // step.columns)
-            inputs, outputs = inputs * step.columns * site.strides[-1], outputs * step.columns
-        return self._convolution(pixels, taps, inputs, outputs)
-
-    def _convolution(self, pixels: int, taps: int, inputs: int, outputs: int) -> float:
-        inputs, outputs = (-(-channels // self.quantum) * self.quantum for channels in (inputs, outputs))
-        if max(inputs, outputs) < self.least:
-            return self.overhead + pixels * (self.slow_pixel + taps * inputs * self.least)
-        return self.overhead + pixels * (self.pixel + taps * inputs * (outputs + self.narrowness))
-
-
-# CPU, 2 cores, float32. XLA gives a convolution with more than 16 channels, in or out, to YNNPACK, which does 40 to 85
-# million multiply-accumulates a millisecond on one core whatever its inputs; `pixel` and `narrowness` are fits of
-# benchmarks/convolution_costs.py. Narrower ones go to Eigen. `overhead` is several times the fitted one, because a plan
-# also slices and joins around each convolution; it, `slow_pixel` and `scattered` were set by timing whole plans. The
-# native grouped convolution is 10 to 100 times slower than packs.
-# ONNX is a format: its run-times have fast grouped convolutions on all platforms, and it has no padding between
-# elements, which expanding and scattering need.
-# GPU and TPU: estimates from the widths of their matrix units (tensor-core tiles of 64, a 128 x 128 array)
-# and a launch of some 5 us.
-COST_MODELS = {
-    "cpu": CostModel(
-        overhead=6e6,
-        pixel=840,
-        narrowness=4,
-        quantum=1,
-        least=17,
-        slow_pixel=1000,
-        columns=(1, 2, 4, 6, 8, 16),
-        shifted=14.0,
-        grouped=None,
-        scattered=35.0,
-    ),
-    "gpu": CostModel(overhead=5e8, quantum=64, shifted=100.0, grouped=16.0, scattered=200.0),
-    "tpu": CostModel(overhead=2e8, quantum=128, shifted=100.0, grouped=None, scattered=200.0),
-    "onnx": CostModel(overhead=6e6, quantum=1, shifted=None, grouped=1.0, scattered=None, expands=False),
-}
 _PACK_WIDTHS = (1, 8, 16, 32, 64, 128)
 _FORCED_COLUMNS = 4
 _MOST_BANDS = 64  # steps on the same inputs that are weighed against each other
@@ -361,16 +202,6 @@ def _scattered_plan(plan: Plan, cost: Callable[[Plan], float] | None = None) -> 
             chosen.append(best[0])
             replaced |= set(best[1])
     return (*(step for step in plan if step not in replaced), *chosen)
-
-
-@functools.lru_cache(maxsize=8192)
-def layer_steps(step: Step) -> tuple[Step, ...]:
-    """The layers of a step that scatters as steps of their own."""
-    ends = list(itertools.accumulate(step.sizes))
-    return tuple(
-        Step(step.inputs, step.outputs[end - size : end], 1, (layer,))
-        for layer, size, end in zip(step.layers, step.sizes, ends, strict=True)
-    )
 
 
 def _has_cells(lattice: KernelLattice, step: Step, other: Step) -> bool:
@@ -540,37 +371,6 @@ def kernel_parts(lattice: KernelLattice, step: Step, layer: LayerKey) -> tuple[P
             places.append(own)
     close()
     return tuple(parts)
-
-
-def _kernel_size(lattice: KernelLattice, step: Step) -> tuple[int, ...]:
-    """The kernel that a step multiplies with: several layers share one dense kernel."""
-    if len(step.layers) == 1:
-        return lattice.banks[step.layers[0][0]].kernel_size
-    return step_extent(lattice, step)[0]
-
-
-def _taps(lattice: KernelLattice, step: Step) -> int:
-    return math.prod(_kernel_size(lattice, step))
-
-
-def blocks_read(columns: int, extent: int, stride: int) -> int:
-    """Number of blocks of input columns that a block of `columns` output columns reads."""
-    return ((columns - 1) * stride + extent - 1) // (columns * stride) + 1
-
-
-@functools.lru_cache(maxsize=8192)
-def step_extent(lattice: KernelLattice, step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The dense kernel that holds all layers of a step, centred as the lattice has them.
-
-    Returns:
-        Its extent, and by how many pixels it begins before the base kernel, per spatial axis.
-    """
-    extents = [dilated_extent(lattice.banks[bank].kernel_size, dilation) for bank, dilation in step.layers]
-    offsets = [lattice.offset(extent) for extent in extents]
-    before = tuple(map(max, zip(*offsets, strict=True)))
-    rests = [[e - o for e, o in zip(*pair, strict=True)] for pair in zip(extents, offsets, strict=True)]
-    after = map(max, zip(*rests, strict=True))
-    return tuple(b + a for b, a in zip(before, after, strict=True)), before
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ def xla_convolution(
         pads: zeros before and after each spatial axis; there must be an output along each.
         kernel_dilation: pixels between taps, per spatial axis.
         groups: groups of channels; the gradients of more than one are JAX's own.
-        backend: a name of `lowering.COST_MODELS`; only "cpu" needs kernels in pieces.
+        backend: a name of `cost_model.COST_MODELS`; only "cpu" needs kernels in pieces.
         precision: of the products, as in ``jax.lax.conv_general_dilated``.
         preferred_element_type: dtype of the result, as in ``jax.lax.conv_general_dilated``.
     """
