@@ -1,6 +1,6 @@
 """Multi-scale convolutions for JAX and Flax."""
 
-from msconv_jax import edo, heads, linen
+from msconv_jax import edo, heads, linen, surgery
 from msconv_jax.convolution import lattice_convolve
 from msconv_jax.exporting import export_onnx, export_stablehlo
 from msconv_jax.folding import fold_batch_norm
@@ -22,6 +22,7 @@ from msconv_jax.operators import (
     Res2Conv,
     SISConv,
 )
+from msconv_jax.surgery import replace_convs
 from msconv_jax.torch_weights import load_state_dict, load_torch_checkpoint, read_state_dict, write_safetensors
 
 __all__ = [
@@ -53,5 +54,7 @@ __all__ = [
     "load_state_dict",
     "load_torch_checkpoint",
     "read_state_dict",
+    "replace_convs",
+    "surgery",
     "write_safetensors",
 ]
