@@ -22,14 +22,14 @@ ROOMS = [
     ["msconv_jax.heads"],
     [
         "msconv_jax.counting",
-        "msconv_jax.edo",
         "msconv_jax.exporting",
         "msconv_jax.folding",
-        "msconv_jax.surgery",
         "msconv_jax.torch_weights",
         "msconv_jax.analysis",
         "msconv_jax.linen",
+        "msconv_jax.surgery",
     ],
+    ["msconv_jax.edo"],
     ["msconv_jax.__main__"],
     ["msconv_jax"],  # its __init__ gathers the public names
     ["configs"],

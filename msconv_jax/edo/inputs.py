@@ -1,0 +1,103 @@
+"""What the searched convolutions of a supernet see: the shapes, or the means over data, of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+
+from msconv_jax.edo.supernet import SupernetConv, supernet_convs
+
+__all__ = ["expected_inputs", "input_shapes"]
+
+
+class _Recording(SupernetConv):
+    """A searched convolution that keeps the mean of its inputs over the batch."""
+
+    seen: tuple[jax.Array, ...]
+
+    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
+        x = jnp.asarray(inputs)
+        images = x.reshape(-1, *x.shape[x.ndim - len(self.kernel_size) - 1 :])
+        self.seen = nnx.data((*self.seen, images.mean(axis=0, dtype=jnp.float32)))
+        return super().__call__(inputs, out_sharding)
+
+
+def _means(model: nnx.Module, images: jax.Array) -> dict[str, jax.Array]:
+    """The mean input of each searched convolution over a batch; the model is a copy and is used up."""
+    convs = supernet_convs(model)
+    for conv in convs.values():
+        conv.__class__ = _Recording
+        conv.seen = nnx.data(())  # pyright: ignore[reportAttributeAccessIssue]
+    model.eval()
+    model(images)  # pyright: ignore[reportCallIssue]
+    means = {}
+    for path, conv in convs.items():
+        seen: tuple[jax.Array, ...] = conv.seen  # pyright: ignore[reportAttributeAccessIssue]
+        shapes = sorted({mean.shape for mean in seen})
+        if len(shapes) != 1:
+            raise ValueError(
+                f"{path} is called with inputs of {len(shapes)} sizes {shapes}: with one expected input it must see "
+                "one; take objective='sum' or 'abs', which need none."
+            )
+        means[path] = jnp.stack(seen).mean(axis=0)
+    return means
+
+
+def expected_inputs(supernet: nnx.Module, batches: Iterable[ArrayLike]) -> dict[str, np.ndarray]:
+    """The expected input E[X] of each searched convolution, measured: the mean over images, in evaluation mode.
+
+    Args:
+        supernet: a trained supernet, called with one array; it is left as it is.
+        batches: arrays ``(batch, *spatial, channels)`` as the supernet takes them, all of one image shape.
+
+    Returns:
+        For the path of each searched convolution float32 ``(*spatial, in_features)``.
+
+    Raises:
+        ValueError: without batches, or if a convolution sees inputs of several sizes.
+
+    Source: Eq. (3) of the paper, before it takes E[X] to be the same everywhere.
+
+    Example:
+        >>> from msconv_jax import edo
+        >>> supernet = edo.supernet(nnx.Conv(1, 2, (3, 3), rngs=nnx.Rngs(0)), d_max=2)
+        >>> edo.expected_inputs(supernet, [np.ones((4, 8, 8, 1))])[""].shape  # the path of the model itself
+        (8, 8, 1)
+    """
+    graphdef, state = nnx.split(supernet)
+    step = jax.jit(lambda state, images: _means(nnx.merge(graphdef, state, copy=True), images))
+    totals: dict[str, np.ndarray] = {}
+    count = 0
+    for batch in batches:
+        images = jnp.asarray(batch)
+        for path, mean in step(state, images).items():
+            share = np.asarray(mean, np.float64) * len(images)
+            if path in totals and totals[path].shape != share.shape:
+                raise ValueError(
+                    f"a batch of shape {images.shape} after others of another image shape: all must have one."
+                )
+            totals[path] = totals.get(path, 0.0) + share
+        count += len(images)
+    if not count:
+        raise ValueError("batches is empty: give at least one batch of images.")
+    return {path: (total / count).astype(np.float32) for path, total in totals.items()}
+
+
+def input_shapes(supernet: nnx.Module, input_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The shape ``(*spatial, in_features)`` of what each searched convolution sees of one image of a shape.
+
+    Example:
+        >>> from msconv_jax import edo
+        >>> convs = [nnx.Conv(4, 4, (3, 3), strides=2, rngs=nnx.Rngs(0)) for _ in range(2)]
+        >>> input_shapes(edo.supernet(nnx.Sequential(*convs), d_max=2), (9, 9, 4))["layers.1"]
+        (5, 5, 4)
+    """
+    graphdef, state = nnx.split(supernet)
+    image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    means = jax.eval_shape(lambda state, images: _means(nnx.merge(graphdef, state, copy=True), images), state, image)
+    return {path: mean.shape for path, mean in means.items()}
