@@ -11,17 +11,23 @@ import re
 import runpy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin, get_type_hints
+from typing import Any, Generic, NamedTuple, TypeVar, get_origin, get_type_hints
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from train.errors import UserError, parse_flags, required, suggest
 
+C = TypeVar("C")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of a run; the nested ones hold JSON values."""
+    """The settings of a run; the nested ones hold JSON values.
+
+    Raises:
+        UserError: if two settings contradict each other.
+    """
 
     seed: int
     source: str
@@ -29,6 +35,7 @@ class Config:
     model_kwargs: dict[str, Any]
     conv: str
     conv_kwargs: dict[str, Any]
+    convs: dict[str, Any]
     augment: dict[str, Any]
     epochs: int
     batch_size: int
@@ -40,6 +47,12 @@ class Config:
     label_smoothing: float
     checkpoint_every: int
     data_threads: int
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs > self.epochs:
+            raise UserError(
+                f"config.warmup_epochs is {self.warmup_epochs} but must not exceed config.epochs, {self.epochs}"
+            )
 
 
 class Rule(NamedTuple):
@@ -59,6 +72,7 @@ RULES: dict[str, Rule] = {
     "model_kwargs": Rule(lambda v: True, "a dictionary of arguments for the model"),
     "conv": Rule(lambda v: True, "the name of an operator, or '' for the model's own"),
     "conv_kwargs": Rule(lambda v: True, "a dictionary of arguments for the operator"),
+    "convs": Rule(lambda v: True, "a dictionary, by convolutions' paths, of arguments for the operator there, or {}"),
     "augment": Rule(lambda v: True, "a dictionary of augmentation strengths"),
     "epochs": _COUNT,
     "batch_size": _COUNT,
@@ -73,12 +87,31 @@ RULES: dict[str, Rule] = {
 }
 
 
-def parse_command_line(argv: Sequence[str], description: str | None) -> tuple[Config, Path]:
+@dataclasses.dataclass(frozen=True)
+class Schema(Generic[C]):
+    """A kind of config.
+
+    Attributes:
+        kind: its dataclass.
+        rules: the rule of each of its fields.
+        file: name of the file that holds it in the folder of a run.
+    """
+
+    kind: type[C]
+    rules: Mapping[str, Rule]
+    file: str
+
+
+TRAINING = Schema(Config, RULES, "config.json")
+
+
+def parse_command_line(argv: Sequence[str], description: str | None, schema: Schema[C] = TRAINING) -> tuple[C, Path]:
     """Reads ``--config=FILE --config.key=value --workdir=FOLDER``.
 
     Args:
         argv: the command line, the program's name first.
         description: the text of ``--help``.
+        schema: the kind of config.
 
     Returns:
         The checked config and the work folder.
@@ -105,7 +138,7 @@ def parse_command_line(argv: Sequence[str], description: str | None) -> tuple[Co
         raise UserError(f"the overrides of the config cannot be read: {error}") from error
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}; every setting is a --flag=value")
-    return checked(config.to_dict()), Path(required(values, "workdir", "runs/digits"))
+    return checked(config.to_dict(), schema), Path(required(values, "workdir", "runs/digits"))
 
 
 def _take_config_path(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -147,8 +180,8 @@ def load_config_file(path: Path) -> ConfigDict:
     return config
 
 
-def checked(values: Mapping[str, Any]) -> Config:
-    """Checks every value against its type in `Config` and its rule in `RULES`.
+def checked(values: Mapping[str, Any], schema: Schema[C] = TRAINING) -> C:
+    """Checks every value against its type and its rule.
 
     The values pass through JSON, so that a run and its stored config cannot differ.
 
@@ -160,21 +193,16 @@ def checked(values: Mapping[str, Any]) -> Config:
     except (TypeError, ValueError) as error:
         raise UserError(f"config values must be plain numbers, strings, lists: {error}") from error
     for key in values:
-        if key not in RULES:
-            raise UserError(f"the config has an unknown key {key!r}; {suggest(key, RULES)}")
-    for key, annotation in get_type_hints(Config).items():
+        if key not in schema.rules:
+            raise UserError(f"the config has an unknown key {key!r}; {suggest(key, schema.rules)}")
+    for key, annotation in get_type_hints(schema.kind).items():
         if key not in values:
-            raise UserError(f"the config lacks the key {key!r}: set it to {RULES[key].words}")
+            raise UserError(f"the config lacks the key {key!r}: set it to {schema.rules[key].words}")
         value, expected = values[key], get_origin(annotation) or annotation
         is_number = expected is float and type(value) in (int, float)
-        if not (is_number or type(value) is expected) or not RULES[key].allows(value):
-            raise UserError(f"config.{key} is {value!r} but must be {RULES[key].words}")
-    config = Config(**values)
-    if config.warmup_epochs > config.epochs:
-        raise UserError(
-            f"config.warmup_epochs is {config.warmup_epochs} but must not exceed config.epochs, {config.epochs}"
-        )
-    return config
+        if not (is_number or type(value) is expected) or not schema.rules[key].allows(value):
+            raise UserError(f"config.{key} is {value!r} but must be {schema.rules[key].words}")
+    return schema.kind(**values)
 
 
 def check_batch_size(config: Config, train_images: int, devices: int) -> None:
@@ -214,23 +242,23 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_config(workdir: Path, config: Config) -> None:
-    """Stores the config of a run as ``config.json`` in its folder, which is made if need be."""
+def write_config(workdir: Path, config: Any, schema: Schema[Any] = TRAINING) -> None:
+    """Stores the config of a run in its folder, which is made if need be."""
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True)
-    write_text(workdir / "config.json", text + "\n")
+    write_text(workdir / schema.file, text + "\n")
 
 
-def read_config(workdir: Path) -> Config:
+def read_config(workdir: Path, schema: Schema[C] = TRAINING) -> C:
     """Reads the config of a run from its folder.
 
     Raises:
         UserError: if there is none or it is not a valid config.
     """
-    path = workdir / "config.json"
+    path = workdir / schema.file
     if not path.is_file():
         raise UserError(
-            f"{str(workdir)!r} is not the folder of a run: it has no config.json; give the "
+            f"{str(workdir)!r} is not the folder of a run: it has no {schema.file}; give the "
             "--workdir that python -m train was given"
         )
     try:
@@ -240,12 +268,12 @@ def read_config(workdir: Path) -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged, it does not hold a dictionary")
     try:
-        return checked(values)
+        return checked(values, schema)
     except UserError as error:
         raise UserError(f"{path} does not fit this version: {error}") from error
 
 
-def check_workdir(workdir: Path, config: Config) -> None:
+def check_workdir(workdir: Path, config: Any, schema: Schema[Any] = TRAINING) -> None:
     """Makes sure that a folder is free for this config, or already holds its run.
 
     Raises:
@@ -255,15 +283,15 @@ def check_workdir(workdir: Path, config: Config) -> None:
         return
     if not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; name a folder, new or of an earlier run")
-    if not (workdir / "config.json").exists():
-        foreign = sorted(p.name for p in workdir.iterdir() if p.name != ".config.json.tmp")
+    if not (workdir / schema.file).exists():
+        foreign = sorted(p.name for p in workdir.iterdir() if p.name != f".{schema.file}.tmp")
         if foreign:
             raise UserError(
                 f"--workdir={workdir} holds files that are not of a run ({', '.join(foreign[:3])}"
                 f"{', ...' if len(foreign) > 3 else ''}); choose a new or an empty folder"
             )
         return
-    old = flatten(dataclasses.asdict(read_config(workdir)))
+    old = flatten(dataclasses.asdict(read_config(workdir, schema)))
     new = flatten(dataclasses.asdict(config))
     differing = [
         f"{key} ({old.get(key, 'not set')!r} there, {new.get(key, 'not set')!r} now)"

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import msconv_jax
+from msconv_jax import edo
 from train.config import Config
 from train.data import Batch, Source
 from train.errors import UserError, suggest
@@ -68,11 +69,13 @@ def create_network(config: Config, source: Source) -> nnx.Module:
     """
     arguments = _tuples(config.model_kwargs)
     if config.conv:
-        arguments["conv"] = functools.partial(_operator(config.conv), **_tuples(config.conv_kwargs))
-    elif config.conv_kwargs:
+        conv = functools.partial(_operator(config.conv), **_tuples(config.conv_kwargs))
+        by_path = {path: functools.partial(conv, **_tuples(own)) for path, own in config.convs.items()}
+        arguments["conv"] = by_path or conv
+    elif config.conv_kwargs or config.convs:
         raise UserError(
-            f"config.conv_kwargs is {config.conv_kwargs} but config.conv is ''; name the operator "
-            "that takes them, for example config.conv='PSConv'"
+            f"config.conv_kwargs is {config.conv_kwargs} and config.convs names {len(config.convs)} convolutions, but "
+            "config.conv is ''; name the operator that takes these arguments, for example config.conv='PSConv'"
         )
     try:
         return msconv_jax.create_model(
@@ -87,7 +90,7 @@ def create_network(config: Config, source: Source) -> nnx.Module:
 
 
 def _operator(name: str) -> Callable[..., nnx.Module]:
-    operators: dict[str, Callable[..., nnx.Module]] = {"Conv": nnx.Conv}
+    operators: dict[str, Callable[..., nnx.Module]] = {"Conv": nnx.Conv, "SupernetConv": edo.SupernetConv}
     for public in msconv_jax.__all__:
         value = getattr(msconv_jax, public)
         if isinstance(value, type) and issubclass(value, nnx.Module):

@@ -59,6 +59,7 @@ TINY: dict[str, Any] = {
     "model_kwargs": {"width": 8},
     "conv": "",
     "conv_kwargs": {},
+    "convs": {},
     "augment": {"shift": 1.0, "rotation": 10.0, "scale": 0.1},
     "epochs": 2,
     "batch_size": 240,

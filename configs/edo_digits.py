@@ -1,0 +1,40 @@
+"""The dilation search (EDO) for a ResNet-8 on scikit-learn's handwritten digits.
+
+python -m train.edo --config=configs/edo_digits.py --workdir=runs/edo_digits
+
+Cost: six minutes on two CPU cores: for each of three seeds four trainings, one of them twice as long.
+Expect: test accuracies of 0.98 to 1.0 for the plain network and the one found, equal within the spread of the seeds;
+the table is in configs/edo_digits.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Gives the config; every value can be set on the command line, ``--config.training.epochs=10``."""
+    config = ConfigDict()
+    config.seeds = (0, 1, 2)
+    config.d_max = 2  # maps are 8, 4 and 2 pixels wide
+    config.objective = "sum"
+    config.per = "filter"
+    config.axes = "both"
+    training = config.training = ConfigDict()
+    training.seed = 0  # each of the seeds above in its turn
+    training.source = "digits"
+    training.model = "resnet8"
+    training.model_kwargs = {"width": 16}
+    training.conv = ""
+    training.conv_kwargs = {}
+    training.convs = {}
+    training.augment = {"shift": 0.75, "rotation": 12.0, "scale": 0.1}  # pixels, degrees, fraction
+    training.epochs = 20
+    training.batch_size = 64
+    training.learning_rate = 0.1  # at its peak
+    training.warmup_epochs = 2.0
+    training.momentum = 0.9
+    training.nesterov = True
+    training.weight_decay = 5e-3  # of kernels only
+    training.label_smoothing = 0.1
+    training.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: none
+    training.data_threads = 2
+    return config

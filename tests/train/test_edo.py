@@ -1,0 +1,208 @@
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from msconv_jax import edo as search_room
+from msconv_jax.counting import count_parameters, layer_macs
+from tests.train.helpers import ROOT, TINY, run_python
+from train import edo
+from train.config import checked, parse_command_line
+from train.data import load_source
+from train.edo import SEARCH, SearchConfig, dilation_shares, inception_convs, search, summary
+from train.errors import UserError
+from train.evaluate import load_best
+from train.step import create_network
+
+TRAINING = {
+    **TINY,
+    "model": "resnet8",
+    "model_kwargs": {"width": 4},
+    "epochs": 1,
+    "batch_size": 290,
+    "checkpoint_every": 0,
+}
+VALUES = {
+    "seeds": [3],
+    "d_max": 2,
+    "objective": "sum",
+    "per": "filter",
+    "axes": "both",
+    "training": TRAINING,
+}
+
+
+def config(**changes):
+    return SearchConfig(**{**VALUES, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished_search(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("searches") / "finished"
+    assert search(config(), workdir, command="again") == 0
+    return workdir
+
+
+@pytest.mark.slow
+def test_a_search_leaves_its_files(finished_search):
+    assert sorted(path.name for path in finished_search.iterdir()) == [
+        *("dilations.png", "search.json", "seed3", "summary.json", "summary.md"),
+    ]
+    assert sorted(path.name for path in (finished_search / "seed3").iterdir()) == [
+        *("ic", "patterns.json", "plain", "plain_longer", "supernet"),
+    ]
+    rows = {row["name"]: row for row in json.loads((finished_search / "summary.json").read_text())}
+    assert [row["epochs"] for row in rows.values()] == [1, 2, 1, 1]
+    assert rows["plain"]["parameters"] == rows["ic"]["parameters"] < rows["supernet"]["parameters"]
+    assert rows["plain"]["macs"] == rows["ic"]["macs"] < rows["supernet"]["macs"]
+    result = json.loads((finished_search / "seed3" / "ic" / "result.json").read_text())
+    assert rows["ic"]["test_accuracy"] == [result["test_accuracy"]]
+    assert cv2.imread(str(finished_search / "dilations.png")).shape[1] > 500
+
+
+@pytest.mark.slow
+def test_the_network_found_has_the_dilations_of_its_supernet(finished_search):
+    folder = finished_search / "seed3"
+    supernet = load_best(folder / "supernet")
+    network = supernet.model.merge(supernet.params, supernet.rest, np.int32(0))
+    patterns = json.loads((folder / "patterns.json").read_text())
+    assert patterns == search_room.select(network)
+    found = load_best(folder / "ic")
+    ic = found.model.merge(found.params, found.rest, np.int32(0))
+    assert list(ic.layer2[0].conv1.pattern) == sorted(map(tuple, patterns["layer2.0.conv1"]))
+
+
+@pytest.mark.slow
+def test_every_phase_is_gone_on_with(finished_search, tmp_path, monkeypatch):
+    expected = (finished_search / "summary.json").read_text()
+    workdir = tmp_path / "search"
+    shutil.copytree(finished_search, workdir)
+    for lost in ("summary.json", "seed3/patterns.json"):
+        (workdir / lost).unlink()
+    shutil.rmtree(workdir / "seed3" / "ic")
+    trained = []
+    original = edo.train
+
+    def stopped(training, folder, command):
+        trained.append(folder.name)
+        return 143 if folder.name == "ic" else original(training, folder, command)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(edo, "train", stopped)
+        assert search(config(), workdir, command="again") == 143
+    assert trained == ["supernet", "plain", "plain_longer", "ic"]
+    assert not (workdir / "summary.json").exists()
+    assert search(config(), workdir, command="again") == 0
+    assert (workdir / "summary.json").read_text() == expected
+    with pytest.raises(UserError, match=r"differs in d_max \(2 there, 3 now\)"):
+        search(config(d_max=3), workdir, command="again")
+    (workdir / "seed3" / "patterns.json").write_text('{"a": [[null]]}')
+    with pytest.raises(UserError, match=r"patterns.json is damaged; remove it"):
+        search(config(), workdir, command="again")
+
+
+@pytest.mark.slow
+def test_the_command(finished_search):
+    run = run_python("-m", "train.edo", "--config=configs/edo_digits.py", f"--workdir={finished_search}")
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "belongs to a run with another config, which differs in" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_the_shipped_config_is_valid():
+    path = ROOT / "configs" / "edo_digits.py"
+    settings, workdir = parse_command_line(
+        ["edo", f"--config={path}", "--workdir=x", "--config.seeds=(4, 5)", "--config.training.epochs=7"],
+        None,
+        SEARCH,
+    )
+    assert (settings.seeds, settings.training["epochs"], workdir.name) == ([4, 5], 7, "x")
+    assert settings.plain(5).seed == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": []}, "config.seeds is .* a list of different whole numbers"),
+        ({"seeds": [1, 1]}, "config.seeds"),
+        ({"seeds": [True]}, "config.seeds"),
+        ({"d_max": 1}, "config.d_max is 1"),
+        ({"objective": "l1"}, "config.objective is 'l1' but must be one of sum, same, abs"),
+        ({"per": "net"}, "one of filter, layer"),
+        ({"axes": "one"}, "one of both, tied"),
+        ({"training": {}}, "config.training is not a config of python -m train: the config lacks the key 'seed'"),
+        ({"training": {**TRAINING, "epochs": 0}}, "config.epochs is 0"),
+        ({"training": {**TRAINING, "conv": "PSConv"}}, "config.training.conv is 'PSConv' but must be ''"),
+        ({"extra": 1}, "unknown key 'extra'"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        checked({**VALUES, **changes}, SEARCH)
+
+
+def test_a_network_that_cannot_be_searched_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"config.model='resnet_8' cannot be built"):
+        search(config(training={**TRAINING, "model": "resnet_8"}), tmp_path / "run", command="again")
+    with pytest.raises(UserError, match=r"'tiny_for_tests' cannot be built"):
+        search(config(training={**TRAINING, "model": "tiny_for_tests"}), tmp_path / "run", command="again")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_may_name_convolutions_by_their_paths():
+    convs = ConfigDict({"layer1.0.conv1": {"pattern": ((1, 2, 4),)}}, allow_dotted_keys=True)
+    settings = ConfigDict({**TRAINING, "conv": "ICConv", "convs": convs})
+    assert checked(settings.to_dict()).convs == {"layer1.0.conv1": {"pattern": [[1, 2, 4]]}}
+
+
+def test_the_kept_table_is_of_the_shipped_config():
+    settings, _ = parse_command_line(
+        ["edo", f"--config={ROOT / 'configs' / 'edo_digits.py'}", "--workdir=x"], None, SEARCH
+    )
+    text = (ROOT / "configs" / "edo_digits.md").read_text()
+    kept = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    plain = nnx.eval_shape(lambda: create_network(settings.plain(0), load_source(settings.plain(0))))
+    large = nnx.eval_shape(lambda: create_network(settings.supernet(0), load_source(settings.supernet(0))))
+    rows = []
+    for own, title in zip(kept[1:], edo.ROWS.values(), strict=True):
+        network = large if title == "supernet" else plain
+        rows.append(
+            {
+                "title": title,
+                "epochs": settings.training["epochs"] * (2 if "as long" in title else 1),
+                "parameters": count_parameters(network),
+                "macs": sum(layer_macs(network, (8, 8, 1)).values()),
+                "test_accuracy": [float(accuracy) for accuracy in own[4].split(",")],
+            }
+        )
+        assert len(rows[-1]["test_accuracy"]) == len(settings.seeds)
+        assert abs(float(own[5]) - np.mean(rows[-1]["test_accuracy"])) < 2e-4
+    made = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary(rows, settings).splitlines()]
+    assert kept[0] == made[0]
+    assert [row[:5] for row in kept[1:]] == [row[:5] for row in made[2:]]
+
+
+def test_patterns_become_counts_in_order():
+    large = checked({**TRAINING, "conv": "SupernetConv", "conv_kwargs": {"d_max": 2}})
+    pattern = [[2, 1], [1, 1], [2, 1], [1, 2]]
+    assert inception_convs(large, {"layer1.0.conv1": pattern}) == {
+        "layer1.0.conv1": {"pattern": [[1, 1, 1], [1, 2, 1], [2, 1, 2]]}
+    }
+
+
+def test_shares_are_of_all_seeds():
+    shares = dilation_shares([{"a": [[1, 1], [2, 1]]}, {"a": [[1, 1], [1, 2]]}], 2)
+    np.testing.assert_array_equal(shares["a"], [[0.5, 0.25], [0.25, 0]])
+
+
+def test_the_table_has_every_seed_and_their_spread():
+    row = {"title": "plain", "epochs": 3, "parameters": 1000, "macs": 2000000, "test_accuracy": [0.9, 0.8]}
+    lines = summary([row], config(seeds=[0, 1])).splitlines()
+    assert lines[2] == "| plain | 3 | 1,000 | 2,000,000 | 0.9000, 0.8000 | 0.8500 | 0.0707 |"
+    assert "| 0.8500 | - |" in summary([{**row, "test_accuracy": [0.85]}], config())

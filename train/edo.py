@@ -1,0 +1,287 @@
+"""Searches the dilations of a network (EDO), and trains the network it finds and its rivals.
+
+    python -m train.edo --config=configs/edo_digits.py --workdir=runs/edo_digits
+
+For each seed it trains the supernet, selects the dilations, trains the network of inception convolutions that have
+them, and two plain networks: one as long as that network, one as long as it and the supernet together. At the end the
+folder holds a table of all, summary.md, and a picture of the dilations by layer, dilations.png; each training has a
+folder of its own in the form of python -m train. Interrupted in whatever way, the same command goes on.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from msconv_jax import edo
+from msconv_jax.counting import count_parameters, layer_macs
+from msconv_jax.edo.selection import Axes, Per
+from train.config import (
+    Config,
+    Rule,
+    Schema,
+    check_workdir,
+    checked,
+    parse_command_line,
+    write_config,
+    write_text,
+)
+from train.data import load_source
+from train.errors import UserError, run_program
+from train.evaluate import load_best
+from train.loop import read_result, train
+from train.step import create_network
+
+Patterns = Mapping[str, Sequence[Sequence[int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """The settings of a search; `training` holds those of every training in it, for the plain network.
+
+    Raises:
+        UserError: if the settings of `training` are not those of a plain network's training.
+    """
+
+    seeds: list[int]
+    d_max: int
+    objective: str
+    per: str
+    axes: str
+    training: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        try:
+            plain = checked(self.training)
+        except UserError as error:
+            raise UserError(f"config.training is not a config of python -m train: {error}") from error
+        if plain.conv or plain.conv_kwargs or plain.convs:
+            raise UserError(
+                f"config.training.conv is {plain.conv!r} but must be '': the search puts its own convolutions in the "
+                "place of the network's"
+            )
+
+    def plain(self, seed: int) -> Config:
+        """The training of the plain network."""
+        return dataclasses.replace(checked(self.training), seed=seed)
+
+    def supernet(self, seed: int) -> Config:
+        """The training of the supernet."""
+        return dataclasses.replace(self.plain(seed), conv="SupernetConv", conv_kwargs={"d_max": self.d_max})
+
+
+def _is_seeds(value: list[Any]) -> bool:
+    return (
+        bool(value) and all(type(seed) is int and 0 <= seed < 2**31 for seed in value) and len(set(value)) == len(value)
+    )
+
+
+def _one_of(names: Sequence[str]) -> Rule:
+    return Rule(lambda value: value in names, "one of " + ", ".join(names))
+
+
+SEARCH = Schema(
+    SearchConfig,
+    {
+        "seeds": Rule(_is_seeds, "a list of different whole numbers from 0 to 2**31 - 1"),
+        "d_max": Rule(lambda value: value >= 2, "the largest dilation, a whole number of at least 2"),
+        "objective": _one_of(get_args(edo.Objective)),
+        "per": _one_of(get_args(Per)),
+        "axes": _one_of(get_args(Axes)),
+        "training": Rule(lambda value: True, "a dictionary with the settings of python -m train"),
+    },
+    "search.json",
+)
+
+# The trainings of one seed: folder, name in the table.
+ROWS = {
+    "plain": "plain",
+    "plain_longer": "plain, as long as supernet and IC network",
+    "supernet": "supernet",
+    "ic": "IC network found",
+}
+
+
+def search(config: SearchConfig, workdir: Path, command: str) -> int:
+    """Runs a search, from the start or from where an earlier process stopped.
+
+    Args:
+        config: a checked config.
+        workdir: folder of the search.
+        command: the command line that goes on with it, for messages.
+
+    Returns:
+        The exit status: 0, or 128 + the number of the signal that stopped a training.
+
+    Raises:
+        UserError: if something does not fit together; the message says what to do.
+    """
+    check_workdir(workdir, config, SEARCH)
+    supernet = config.supernet(config.seeds[0])
+    nnx.eval_shape(lambda: create_network(supernet, load_source(supernet)))  # or it says why it cannot be
+    write_config(workdir, config, SEARCH)
+    found: dict[int, Patterns] = {}
+    for seed in config.seeds:
+        folder = workdir / f"seed{seed}"
+        plain = config.plain(seed)
+        longer = dataclasses.replace(plain, epochs=2 * plain.epochs)
+        large = config.supernet(seed)
+        for name, training in (("supernet", large), ("plain", plain), ("plain_longer", longer)):
+            print(f"--- seed {seed}: {ROWS[name]}")
+            status = train(training, folder / name, command)
+            if status:
+                return status
+        patterns = found[seed] = select_patterns(config, folder)
+        dilated = dataclasses.replace(plain, conv="ICConv", convs=inception_convs(large, patterns))
+        print(f"--- seed {seed}: {ROWS['ic']}")
+        status = train(dilated, folder / "ic", command)
+        if status:
+            return status
+    rows = results(config, workdir)
+    write_text(workdir / "summary.json", json.dumps(rows, indent=2) + "\n")
+    table = summary(rows, config)
+    write_text(workdir / "summary.md", table)
+    draw_dilations(list(found.values()), config.d_max, workdir / "dilations.png")
+    print(f"--- written to {workdir}: summary.md, summary.json, dilations.png\n{table}", end="")
+    return 0
+
+
+def select_patterns(config: SearchConfig, folder: Path) -> Patterns:
+    """Selects the dilations of a seed from its supernet, or reads what was selected; ``patterns.json``.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = folder / "patterns.json"
+    if not path.exists():
+        trained = load_best(folder / "supernet")
+        supernet = trained.model.merge(trained.params, trained.rest, jnp.zeros((), jnp.int32))
+        shape = trained.source.image_shape if config.objective == "same" else None
+        patterns = edo.select(
+            supernet,
+            config.objective,  # type: ignore[arg-type]
+            config.per,  # type: ignore[arg-type]
+            config.axes,  # type: ignore[arg-type]
+            input_shape=shape,
+        )
+        write_text(path, json.dumps(patterns) + "\n")
+    try:
+        patterns = json.loads(path.read_text(encoding="utf-8"))
+        return {name: [[int(d) for d in dilations] for dilations in pattern] for name, pattern in patterns.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged; remove it, and the dilations are selected anew") from error
+
+
+def inception_convs(supernet: Config, patterns: Patterns) -> dict[str, Any]:
+    """The arguments of each inception convolution, as counts where its filters have been put together."""
+    shapes = nnx.eval_shape(lambda: create_network(supernet, load_source(supernet)))
+    groups = {path: conv.feature_group_count for path, conv in edo.supernet_convs(shapes).items()}
+    convs = {}
+    for path, pattern in patterns.items():
+        ordered = [tuple(pattern[number]) for number in edo.rearranged(pattern, groups[path])]
+        convs[path] = {"pattern": [[*own, sum(1 for _ in run)] for own, run in itertools.groupby(ordered)]}
+    return convs
+
+
+def results(config: SearchConfig, workdir: Path) -> list[dict[str, Any]]:
+    """For each row of the table its size and the test accuracy of each seed."""
+    rows = []
+    for name, title in ROWS.items():
+        accuracies = []
+        for seed in config.seeds:
+            result = read_result(workdir / f"seed{seed}" / name)
+            if result is None:
+                raise UserError(f"{workdir / f'seed{seed}' / name} is not a finished run; give the same command again")
+            accuracies.append(result["test_accuracy"])
+        trained = load_best(workdir / f"seed{config.seeds[0]}" / name)
+        network = trained.model.merge(trained.params, trained.rest, jnp.zeros((), jnp.int32))
+        rows.append(
+            {
+                "name": name,
+                "title": title,
+                "epochs": trained.config.epochs,
+                "parameters": count_parameters(network),
+                "macs": sum(layer_macs(network, trained.source.image_shape).values()),
+                "test_accuracy": accuracies,
+            }
+        )
+    return rows
+
+
+def summary(rows: Sequence[Mapping[str, Any]], config: SearchConfig) -> str:
+    """The table of a search in Markdown."""
+    seeds = ", ".join(map(str, config.seeds))
+    lines = [
+        f"| network | epochs | parameters | MACs | test accuracy, seeds {seeds} | mean | standard deviation |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        own = row["test_accuracy"]
+        spread = f"{stdev(own):.4f}" if len(own) > 1 else "-"
+        each = ", ".join(f"{accuracy:.4f}" for accuracy in own)
+        lines.append(
+            f"| {row['title']} | {row['epochs']} | {row['parameters']:,} | {row['macs']:,} | {each} | {mean(own):.4f} "
+            f"| {spread} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw_dilations(found: Sequence[Patterns], d_max: int, path: Path) -> None:
+    """Draws for each layer which share of its filters has which dilations, over all seeds, as a PNG file."""
+    shares = dilation_shares(found, d_max)
+    columns = min(len(shares), 6)
+    rows = math.ceil(len(shares) / columns)
+    figure = Figure(figsize=(1.2 + 2.1 * columns, 1.0 + 2.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    largest = max(share.max() for share in shares.values())
+    colours = ScalarMappable(Normalize(0, largest), "viridis")
+    for axes, (name, share) in zip(grid.flat, shares.items(), strict=False):
+        axes.imshow(share, norm=colours.norm, cmap=colours.cmap, origin="lower", extent=(0.5, d_max + 0.5) * 2)
+        for (d_h, d_w), value in np.ndenumerate(share):
+            colour = "black" if value > 0.6 * largest else "white"
+            axes.text(d_w + 1, d_h + 1, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+        axes.set(title=name, xticks=range(1, d_max + 1), yticks=range(1, d_max + 1))
+        axes.title.set_fontsize(9)
+    for axes in grid.flat[len(shares) :]:
+        axes.axis("off")
+    figure.supxlabel("horizontal dilation", fontsize=10)
+    figure.supylabel("vertical dilation", fontsize=10)
+    figure.colorbar(colours, ax=grid, label="share of the filters", shrink=0.8)
+    figure.suptitle(f"dilations found, percent of each layer's filters, {len(found)} seed(s)", fontsize=11)
+    figure.savefig(path, dpi=120)
+
+
+def dilation_shares(found: Sequence[Patterns], d_max: int) -> dict[str, np.ndarray]:
+    """For each layer the share of its filters, over several searches, with each pair of dilations, (d_max, d_max)."""
+    shares: dict[str, np.ndarray] = {}
+    for patterns in found:
+        for name, pattern in patterns.items():
+            counts = shares.setdefault(name, np.zeros((d_max, d_max)))
+            for d_h, d_w in pattern:
+                counts[d_h - 1, d_w - 1] += 1
+    return {name: counts / counts.sum() for name, counts in shares.items()}
+
+
+def main(argv: list[str]) -> int:
+    """Runs the program; see the top of this file."""
+    config, workdir = parse_command_line(argv, __doc__, SEARCH)
+    if jax.process_count() > 1:
+        raise UserError("the search runs on one process; start it on one host")
+    return search(config, workdir, command=shlex.join(["python", "-m", "train.edo", *argv[1:]]))
+
+
+if __name__ == "__main__":
+    run_program(main)
