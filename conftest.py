@@ -4,6 +4,14 @@ import jax
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _keep_compiled_programs(tmp_path_factory):
+    """Files build the same small networks again and again: what one has compiled, the others read from disk."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_compiled_programs():
     """Compiled programs of one file are of no use to the next, and Linux gives a process 65,530 memory maps at most.

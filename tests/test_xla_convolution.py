@@ -57,7 +57,7 @@ def check(backend, geometry, groups=1):
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(geometries())
 def test_any_geometry(case):
     check(*case)

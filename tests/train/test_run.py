@@ -194,6 +194,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_later(finished_run, 
     assert_same_runs(tmp_path / "run", finished_run)
 
 
+@pytest.mark.slow
 def test_the_three_commands(tmp_path):
     workdir = tmp_path / "a run"
     run = run_python(
