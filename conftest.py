@@ -8,7 +8,7 @@ import pytest
 def _keep_compiled_programs(tmp_path_factory):
     """Files build the same small networks again and again: what one has compiled, the others read from disk."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 

@@ -92,7 +92,8 @@ def test_filters_move_within_their_groups_only(groups):
     np.testing.assert_allclose(network(x), supernet(x), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["ic_resnet50_k9_seg", pytest.param("ic_resnet101_k13_pose", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ic_resnet50_k9_seg", "ic_resnet101_k13_pose"])
 def test_published_patterns_make_the_published_network(name):
     assert name in list_ic_patterns()
     depth = name.split("_")[1]
