@@ -241,25 +241,27 @@ def selected_convolutions(
 def _convolutions(model: nnx.Module) -> list[_Found]:
     paths: dict[int, list[str]] = {}
     modules: dict[int, nnx.Conv] = {}
-    for path, module in _walk(model, "", set()):
+    for path, module in _walk(model, "", ()):
         if isinstance(module, nnx.Conv):
             modules[id(module)] = module
             paths.setdefault(id(module), []).append(path)
     return [_Found(module, tuple(sorted(paths[key]))) for key, module in modules.items()]
 
 
-def _walk(node: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
-    """Every module below a node with its path, once for each place where it stands."""
+def _walk(node: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+    """Every module below a node with its path, once for each path that goes in no circle.
+
+    So a module's paths do not depend on the order of attributes, which a copy of the model does not keep.
+    """
     yield path, node
-    if id(node) in seen:
+    if id(node) in above:
         return
-    seen.add(id(node))
     own = enumerate(node) if isinstance(node, nnx.List) else vars(node).items()
     for name, value in own:
         for keys, leaf in jax.tree_util.tree_leaves_with_path(value, is_leaf=_is_node):
             if isinstance(leaf, nnx.Pytree):
                 below = [str(name), *(jax.tree_util.keystr((key,), simple=True) for key in keys)]
-                yield from _walk(leaf, ".".join(filter(None, [path, *below])), seen)
+                yield from _walk(leaf, ".".join(filter(None, [path, *below])), (*above, id(node)))
 
 
 def _is_node(value: Any) -> bool:

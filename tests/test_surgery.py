@@ -293,6 +293,24 @@ def test_a_shared_convolution_is_found_by_any_of_its_names():
         assert type(new.again) is msconv_jax.PSConv
 
 
+class SharedBlock(nnx.Module):
+    """A block under two names, the later one first by the alphabet."""
+
+    def __init__(self):
+        self.second = nnx.Sequential(conv(), nnx.relu)
+        self.first = self.second
+
+
+def test_a_shared_block_stays_shared():
+    for where in (None, "first.*", "second.*"):
+        new, report = replace_convs(SharedBlock(), msconv_jax.PSConv, where)
+        assert [entry.path for entry in report.replaced] == ["first.layers.0"]
+        assert new.first is new.second
+        assert type(new.second.layers[0]) is msconv_jax.PSConv
+    again, report = replace_convs(new, {"second.layers.0": msconv_jax.GroupedConv}, types=(msconv_jax.PSConv,))
+    assert type(again.first.layers[0]) is msconv_jax.GroupedConv
+
+
 def test_nothing_is_allocated_for_shapes():
     shapes = nnx.eval_shape(lambda: ForeignResNet(width=64, rngs=nnx.Rngs(0)))
     for factory in FACTORIES.values():
