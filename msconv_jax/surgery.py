@@ -230,12 +230,8 @@ def selected_convolutions(
         >>> list(selected_convolutions(nnx.Sequential(*convs), Where(kernel_size=3)))
         ['layers.1']
     """
-    condition = _condition(where)
-    return {
-        conv.paths[0]: conv.module
-        for conv in _convolutions(model)
-        if type(conv.module) in types and any(condition(path, conv.module) for path in conv.paths)
-    }
+    plain = [conv for conv in _convolutions(model) if type(conv.module) in types]
+    return {conv.paths[0]: conv.module for conv in _selected(plain, _condition(where))}
 
 
 def _convolutions(model: nnx.Module) -> list[_Found]:
@@ -302,8 +298,7 @@ def _chooser(
             ),
             None,
         )
-    condition = _condition(where)
-    chosen = {id(conv.module) for conv in plain if any(condition(path, conv.module) for path in conv.paths)}
+    chosen = {id(conv.module) for conv in _selected(plain, _condition(where))}
     if where is not None and not chosen:
         raise ValueError(
             f"where={where!r} selects none of the model's {len(plain)} plain convolutions: "
@@ -311,6 +306,10 @@ def _chooser(
         )
     single: Factory = factory
     return lambda conv: single if id(conv.module) in chosen else None
+
+
+def _selected(plain: list[_Found], condition: Predicate) -> list[_Found]:
+    return [conv for conv in plain if any(condition(path, conv.module) for path in conv.paths)]
 
 
 def _condition(where: Where | Predicate | str | None) -> Predicate:

@@ -56,7 +56,7 @@ def test_a_foreign_network_is_turned_trained_saved_and_restored(name, foreign, t
     before = arrays(foreign)
     model, report = replace_convs(foreign, FACTORIES[name])
     stem = ["stem"]  # of 3 inputs and 5x5 taps
-    assert [entry.path for entry in report.replaced] == (stem if name == "ICConv" else []) + SPATIAL
+    assert sorted(entry.path for entry in report.replaced) == sorted((stem if name == "ICConv" else []) + SPATIAL)
     assert [entry.path for entry in report.kept] == ["stages.1.blocks.0.shortcut"]
     assert [entry.path for entry in report.skipped] == ([] if name == "ICConv" else stem)
     assert type(model.stages[1].blocks[1].body.layers[3]).__name__ == name
