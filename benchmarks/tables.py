@@ -50,8 +50,10 @@ class Comparison:
     def mean(self, work: str) -> float:
         """Geometric mean over the shapes of the ratios of one kind of work.
 
-        For `COMPILE`: of the ratios of compile time, forward + backward.
+        For `COMPILE`: of the ratios of compile time, forward + backward. NaN for work that was not measured.
         """
+        if (BACKWARD if work == COMPILE else work) not in self.rows:
+            return math.nan
         if work == COMPILE:
             return statistics.geometric_mean(row.timed.compile_s / row.base.compile_s for row in self.rows[BACKWARD])
         return statistics.geometric_mean(row.timed.ratio_to(row.base) for row in self.rows[work])

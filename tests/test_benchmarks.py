@@ -53,10 +53,12 @@ def test_table():
 def test_summary_shows_means_beside_targets_and_leaves_out_what_was_not_measured():
     row = Row("8x8x16", Timed((2.0,)), Timed((3.0,)))
     unknown = Comparison("eager", "plain", "", {FORWARD: [row], BACKWARD: [row]})
-    lines = summary([comparison(targets={FORWARD: 1.3, COMPILE: 2.0}), unknown]).splitlines()
+    forward_alone = Comparison("folded", "plain", "", {FORWARD: [row]})
+    lines = summary([comparison(targets={FORWARD: 1.3, COMPILE: 2.0}), unknown, forward_alone]).splitlines()
     assert lines[2:] == [
         "| PSConv | nnx.Conv | 2.00 | 1.30, missed | 4.00 |  | 2.00 | 2.00 |",
         "| eager | plain | 1.50 |  | 1.50 |  |  |  |",
+        "| folded | plain | 1.50 |  |  |  |  |  |",
     ]
     assert {line.count("|") for line in lines} == {9}
     assert "geometric mean" not in unknown.markdown()  # of one shape
