@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     training.conv = ""
     training.conv_kwargs = {}
     training.convs = {}
-    training.augment = {"shift": 0.75, "rotation": 12.0, "scale": 0.1}  # pixels, degrees, fraction
+    training.augment = {"warp": {"shift": 0.75, "rotation": 12.0, "scale": 0.1}}  # pixels, degrees, fraction
     training.epochs = 20
     training.batch_size = 64
     training.learning_rate = 0.1  # at its peak

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.conv = "PSConv"
     config.conv_kwargs = {"pattern": (1, 2, 1, 4)}
     config.convs = {}  # no convolution has arguments of its own
-    config.augment = {"shift": 0.75, "rotation": 12.0, "scale": 0.1}  # pixels, degrees, fraction
+    config.augment = {"warp": {"shift": 0.75, "rotation": 12.0, "scale": 0.1}}  # pixels, degrees, fraction
     config.epochs = 60
     config.batch_size = 64
     config.learning_rate = 0.1  # at its peak

@@ -7,7 +7,7 @@ Three commands, each explained by ``--help``::
     python -m train.predict --workdir=runs/digits IMAGE ...
 
 Start reading at ``loop.py``: it tells the whole story in order and names the file behind each
-chapter. Imports run one way: ``errors`` and ``config`` at the bottom; then ``data``, ``optim``,
-``step``, ``checkpoint`` and ``metrics``, which do not know each other; then ``evaluate``, which
-puts them together for a trained network; then ``predict`` and ``loop``.
+chapter. Imports run one way: ``errors``, ``settings`` and ``config`` at the bottom; then ``data``, ``mesh``,
+``network``, ``optim``, ``step``, ``checkpoint`` and ``metrics``; then ``evaluate``, which puts them together for a
+trained network; then ``predict`` and ``loop``.
 """

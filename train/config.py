@@ -1,108 +1,24 @@
 """The configuration of a run: read from a Python file, overridden by flags, checked, stored.
 
-A config file gives an `ml_collections.ConfigDict`. Once checked, it is a `Config`.
+A config file gives an `ml_collections.ConfigDict`; what it does not set is as `train.settings` has it.
 """
 
 import dataclasses
 import json
-import math
 import os
 import re
 import runpy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from train.errors import UserError, parse_flags, required, suggest
+from train.settings import TRAINING, Config, Schema, checked, defaults, flatten
 
 C = TypeVar("C")
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """The settings of a run; the nested ones hold JSON values.
-
-    Raises:
-        UserError: if two settings contradict each other.
-    """
-
-    seed: int
-    source: str
-    model: str
-    model_kwargs: dict[str, Any]
-    conv: str
-    conv_kwargs: dict[str, Any]
-    convs: dict[str, Any]
-    augment: dict[str, Any]
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    warmup_epochs: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    label_smoothing: float
-    checkpoint_every: int
-    data_threads: int
-
-    def __post_init__(self) -> None:
-        if self.warmup_epochs > self.epochs:
-            raise UserError(
-                f"config.warmup_epochs is {self.warmup_epochs} but must not exceed config.epochs, {self.epochs}"
-            )
-
-
-class Rule(NamedTuple):
-    """The range of a setting, and its type and range in words."""
-
-    allows: Callable[[Any], bool]
-    words: str
-
-
-_COUNT = Rule(lambda v: v >= 1, "a whole number of at least 1")
-_AT_LEAST_0 = Rule(lambda v: 0 <= v < math.inf, "a number of at least 0")
-_FRACTION = Rule(lambda v: 0 <= v < 1, "a number from 0 to below 1")
-RULES: dict[str, Rule] = {
-    "seed": Rule(lambda v: 0 <= v < 2**31, "a whole number from 0 to 2**31 - 1"),
-    "source": Rule(bool, "the name of a data source"),
-    "model": Rule(bool, "the name of a model"),
-    "model_kwargs": Rule(lambda v: True, "a dictionary of arguments for the model"),
-    "conv": Rule(lambda v: True, "the name of an operator, or '' for the model's own"),
-    "conv_kwargs": Rule(lambda v: True, "a dictionary of arguments for the operator"),
-    "convs": Rule(lambda v: True, "a dictionary, by convolutions' paths, of arguments for the operator there, or {}"),
-    "augment": Rule(lambda v: True, "a dictionary of augmentation strengths"),
-    "epochs": _COUNT,
-    "batch_size": _COUNT,
-    "learning_rate": Rule(lambda v: 0 < v < math.inf, "a number above 0"),
-    "warmup_epochs": _AT_LEAST_0,
-    "momentum": _FRACTION,
-    "nesterov": Rule(lambda v: True, "True or False"),
-    "weight_decay": _AT_LEAST_0,
-    "label_smoothing": _FRACTION,
-    "checkpoint_every": Rule(lambda v: v >= 0, "a whole number of steps, or 0 for none"),
-    "data_threads": Rule(lambda v: 0 <= v <= 512, "a whole number from 0 to 512"),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Schema(Generic[C]):
-    """A kind of config.
-
-    Attributes:
-        kind: its dataclass.
-        rules: the rule of each of its fields.
-        file: name of the file that holds it in the folder of a run.
-    """
-
-    kind: type[C]
-    rules: Mapping[str, Rule]
-    file: str
-
-
-TRAINING = Schema(Config, RULES, "config.json")
 
 
 def parse_command_line(argv: Sequence[str], description: str | None, schema: Schema[C] = TRAINING) -> tuple[C, Path]:
@@ -130,6 +46,9 @@ def parse_command_line(argv: Sequence[str], description: str | None, schema: Sch
         parse_flags(values, argv, description)
         required(values, "config", "configs/ps_resnet_digits.py")
     config = load_config_file(Path(str(path)))
+    for key, value in defaults(schema).items():
+        if key not in config:  # so that a flag can set it; a list's flag is a tuple's
+            config[key] = tuple(value) if isinstance(value, list) else value
     _check_override_names(argv, config)
     try:
         config_flags.DEFINE_config_dict("config", config, "the config", values, lock_config=True, sys_argv=list(argv))
@@ -180,31 +99,6 @@ def load_config_file(path: Path) -> ConfigDict:
     return config
 
 
-def checked(values: Mapping[str, Any], schema: Schema[C] = TRAINING) -> C:
-    """Checks every value against its type and its rule.
-
-    The values pass through JSON, so that a run and its stored config cannot differ.
-
-    Raises:
-        UserError: for a missing or unknown key, a wrong type, or a value out of range.
-    """
-    try:
-        values = json.loads(json.dumps(values))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config values must be plain numbers, strings, lists: {error}") from error
-    for key in values:
-        if key not in schema.rules:
-            raise UserError(f"the config has an unknown key {key!r}; {suggest(key, schema.rules)}")
-    for key, annotation in get_type_hints(schema.kind).items():
-        if key not in values:
-            raise UserError(f"the config lacks the key {key!r}: set it to {schema.rules[key].words}")
-        value, expected = values[key], get_origin(annotation) or annotation
-        is_number = expected is float and type(value) in (int, float)
-        if not (is_number or type(value) is expected) or not schema.rules[key].allows(value):
-            raise UserError(f"config.{key} is {value!r} but must be {schema.rules[key].words}")
-    return schema.kind(**values)
-
-
 def check_batch_size(config: Config, train_images: int, devices: int) -> None:
     """Checks what depends on the data and the machine.
 
@@ -222,17 +116,6 @@ def check_batch_size(config: Config, train_images: int, devices: int) -> None:
             f"config.batch_size is {size} but must be divisible by the {devices} devices of this "
             f"machine; {max(size // devices, 1) * devices} would do"
         )
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Writes nested dictionaries as one with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def write_text(path: Path, text: str) -> None:

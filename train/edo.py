@@ -29,21 +29,13 @@ from matplotlib.figure import Figure
 from msconv_jax import edo
 from msconv_jax.counting import count_parameters, layer_macs
 from msconv_jax.edo.selection import Axes, Per
-from train.config import (
-    Config,
-    Rule,
-    Schema,
-    check_workdir,
-    checked,
-    parse_command_line,
-    write_config,
-    write_text,
-)
+from train.config import check_workdir, parse_command_line, write_config, write_text
 from train.data import load_source
 from train.errors import UserError, run_program
 from train.evaluate import load_best
 from train.loop import read_result, train
-from train.step import create_network
+from train.network import create_network
+from train.settings import Config, Rule, Schema, checked, one_of
 
 Patterns = Mapping[str, Sequence[Sequence[int]]]
 
@@ -89,18 +81,14 @@ def _is_seeds(value: list[Any]) -> bool:
     )
 
 
-def _one_of(names: Sequence[str]) -> Rule:
-    return Rule(lambda value: value in names, "one of " + ", ".join(names))
-
-
 SEARCH = Schema(
     SearchConfig,
     {
         "seeds": Rule(_is_seeds, "a list of different whole numbers from 0 to 2**31 - 1"),
         "d_max": Rule(lambda value: value >= 2, "the largest dilation, a whole number of at least 2"),
-        "objective": _one_of(get_args(edo.Objective)),
-        "per": _one_of(get_args(Per)),
-        "axes": _one_of(get_args(Axes)),
+        "objective": one_of(*get_args(edo.Objective)),
+        "per": one_of(*get_args(Per)),
+        "axes": one_of(*get_args(Axes)),
         "training": Rule(lambda value: True, "a dictionary with the settings of python -m train"),
     },
     "search.json",

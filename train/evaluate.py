@@ -14,20 +14,14 @@ from absl import flags
 from jax.sharding import Mesh
 
 from train.checkpoint import best_of, intact_checkpoints, restore
-from train.config import Config, check_batch_size, read_config
+from train.config import check_batch_size, read_config
 from train.data import Source, Split, evaluation_batches, load_source
 from train.errors import UserError, parse_flags, required, run_program
+from train.mesh import create_mesh, replicate, to_devices
+from train.network import SplitModel, split_shapes
 from train.optim import create_optimiser
-from train.step import (
-    SplitModel,
-    Sums,
-    create_eval_step,
-    create_mesh,
-    create_state,
-    replicate,
-    split_shapes,
-    to_devices,
-)
+from train.settings import Config
+from train.step import Sums, create_eval_step, create_state
 
 
 class Trained(NamedTuple):

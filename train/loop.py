@@ -14,29 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 
 from train.checkpoint import CheckpointWriter, intact_checkpoints, restore
-from train.config import Config, check_batch_size, check_workdir, write_config, write_text
+from train.config import check_batch_size, check_workdir, write_config, write_text
 from train.data import Source, load_source, train_batches
+from train.data.opencv import cv2
 from train.errors import UserError
 from train.evaluate import evaluate_split, load_best, result_line, test_result
+from train.mesh import create_mesh, replicate, to_devices
 from train.metrics import MetricsLog, ProgressReport, Record
+from train.network import create_network, split_model
 from train.optim import create_optimiser
-from train.step import (
-    TrainState,
-    create_eval_step,
-    create_mesh,
-    create_network,
-    create_state,
-    create_train_step,
-    replicate,
-    split_model,
-    to_devices,
-    zero_sums,
-)
+from train.settings import Config
+from train.step import TrainState, create_eval_step, create_state, create_train_step, zero_sums
 
 
 def train(config: Config, workdir: Path, command: str) -> int:

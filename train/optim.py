@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from train.config import Config
+from train.settings import Config
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 

@@ -11,11 +11,11 @@ square. The exit status is 1 if an image could not be read; the others are class
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 from absl import flags
 
 from train.data import Source
+from train.data.opencv import cv2
 from train.errors import UserError, parse_flags, required, run_program
 from train.evaluate import load_best
 from train.step import create_predict_step
@@ -72,8 +72,6 @@ def main(argv: list[str]) -> int:
     if not 1 <= top <= len(classes):
         raise UserError(f"--top is {top} but must be from 1 to the {len(classes)} classes")
 
-    # What is wrong with a file is said by read_image.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     predict_step = create_predict_step(trained.model)
     status = 0
     for path in paths:

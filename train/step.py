@@ -5,22 +5,17 @@ they are traced, so a step costs no Python work on the model itself. Parameters 
 devices and a batch is divided among them; XLA adds the sums over devices, in BatchNorm as well.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-import msconv_jax
-from msconv_jax import edo
-from train.config import Config
-from train.data import Batch, Source
-from train.errors import UserError, suggest
+from train.mesh import replicate
+from train.network import SplitModel
 
 Sums = dict[str, jax.Array]  # "loss", "correct" and "images": sums over images, () float32
 
@@ -43,98 +38,6 @@ class TrainState(NamedTuple):
     sums: Sums
 
 
-class SplitModel(NamedTuple):
-    """What training does not change of a model: its structure and its random keys."""
-
-    graphdef: Any
-    rng: dict
-
-    def merge(self, params: dict, rest: dict, step: jax.Array) -> nnx.Module:
-        """Puts the model together; its random numbers depend on the seed and the step alone."""
-
-        def at_step(leaf: jax.Array) -> jax.Array:
-            is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            return jax.random.fold_in(leaf, step) if is_key else leaf
-
-        rng = jax.tree.map(at_step, self.rng)
-        # Without the copy, BatchNorm would write statistics into arrays of an outer trace.
-        return nnx.merge(self.graphdef, params, rng, rest, copy=True)
-
-
-def create_network(config: Config, source: Source) -> nnx.Module:
-    """Builds the freshly initialised network of a config for the images of a source.
-
-    Raises:
-        UserError: for an unknown model or operator, or arguments that it does not take.
-    """
-    arguments = _tuples(config.model_kwargs)
-    if config.conv:
-        conv = functools.partial(_operator(config.conv), **_tuples(config.conv_kwargs))
-        by_path = {path: functools.partial(conv, **_tuples(own)) for path, own in config.convs.items()}
-        arguments["conv"] = by_path or conv
-    elif config.conv_kwargs or config.convs:
-        raise UserError(
-            f"config.conv_kwargs is {config.conv_kwargs} and config.convs names {len(config.convs)} convolutions, but "
-            "config.conv is ''; name the operator that takes these arguments, for example config.conv='PSConv'"
-        )
-    try:
-        return msconv_jax.create_model(
-            config.model,
-            num_classes=len(source.classes),
-            in_channels=source.image_shape[-1],
-            rngs=nnx.Rngs(config.seed),
-            **arguments,
-        )
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.model={config.model!r} cannot be built: {error}") from error
-
-
-def _operator(name: str) -> Callable[..., nnx.Module]:
-    operators: dict[str, Callable[..., nnx.Module]] = {"Conv": nnx.Conv, "SupernetConv": edo.SupernetConv}
-    for public in msconv_jax.__all__:
-        value = getattr(msconv_jax, public)
-        if isinstance(value, type) and issubclass(value, nnx.Module):
-            operators[public] = value
-    if name not in operators:
-        raise UserError(f"config.conv is {name!r}, no such operator; {suggest(name, operators)}")
-    return operators[name]
-
-
-def _tuples(value: Any) -> Any:
-    """Turns the lists of JSON values into tuples, which modules may keep."""
-    if isinstance(value, dict):
-        return {key: _tuples(entry) for key, entry in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def split_model(model: nnx.Module) -> tuple[SplitModel, dict, dict]:
-    """Splits a model, once.
-
-    Returns:
-        What stays, the parameters, and the rest of the variables.
-    """
-    graphdef, params, rng, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
-    plain_params, plain_rng, plain_rest = map(nnx.to_pure_dict, (params, rng, rest))
-    return SplitModel(graphdef, plain_rng), plain_params, plain_rest
-
-
-def split_shapes(config: Config, source: Source) -> tuple[SplitModel, dict, dict]:
-    """Splits the network of a config without the work of its initialisation, for evaluation.
-
-    Returns:
-        As `split_model`, with shapes and dtypes in the place of arrays. The random keys are all
-        alike; evaluation draws no random numbers.
-    """
-    model, params, rest = split_model(nnx.eval_shape(lambda: create_network(config, source)))
-
-    def constant(leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = jax.random.key(0) if is_key else jnp.zeros((), leaf.dtype)
-        return jnp.broadcast_to(array, leaf.shape)
-
-    return model._replace(rng=jax.tree.map(constant, model.rng)), params, rest
-
-
 def zero_sums() -> Sums:
     """Gives the sums over no images."""
     return {name: jnp.zeros((), jnp.float32) for name in ("loss", "correct", "images")}
@@ -144,25 +47,6 @@ def create_state(params: dict, rest: dict, optimiser: optax.GradientTransformati
     """Gives the state before the first step."""
     step = jnp.zeros((), jnp.int32)
     return TrainState(step, params, rest, optimiser.init(params), zero_sums())
-
-
-def create_mesh() -> Mesh:
-    """Gives the mesh with the one axis "data" over all devices of all processes."""
-    axis_types = (jax.sharding.AxisType.Auto,)  # explicit axes break gradients of convolutions
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=axis_types)
-
-
-def replicate(mesh: Mesh) -> NamedSharding:
-    """Gives the sharding that keeps a full copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def to_devices(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Divides this process's part of a batch among its devices."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(values)) for name, values in batch.items()
-    }
 
 
 def create_train_step(

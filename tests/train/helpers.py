@@ -12,10 +12,12 @@ from flax import nnx
 
 from msconv_jax.models.registry import ModelEntry, register_model
 from train.checkpoint import intact_checkpoints, restore
-from train.config import Config
 from train.data import load_source
+from train.mesh import create_mesh, replicate
+from train.network import split_shapes
 from train.optim import create_optimiser
-from train.step import create_mesh, create_state, replicate, split_shapes
+from train.settings import Config
+from train.step import create_state
 
 ROOT = Path(__file__).parents[2]
 TINY_CONFIG = Path(__file__).with_name("tiny_config.py")
@@ -60,7 +62,7 @@ TINY: dict[str, Any] = {
     "conv": "",
     "conv_kwargs": {},
     "convs": {},
-    "augment": {"shift": 1.0, "rotation": 10.0, "scale": 0.1},
+    "augment": {"warp": {"shift": 1.0, "rotation": 10.0, "scale": 0.1}},
     "epochs": 2,
     "batch_size": 240,
     "learning_rate": 0.1,

@@ -8,7 +8,7 @@ import pytest
 from tests.train.helpers import run_python
 from train.checkpoint import CheckpointWriter, best_of, intact_checkpoints, restore
 from train.errors import UserError
-from train.step import create_mesh, replicate
+from train.mesh import create_mesh, replicate
 
 SHARDING = replicate(create_mesh())
 

@@ -6,19 +6,10 @@ import pytest
 
 from tests.train.helpers import ROOT, TINY, TINY_CONFIG, tiny
 from train import __main__ as program
-from train.config import (
-    RULES,
-    TRAINING,
-    Config,
-    check_batch_size,
-    check_workdir,
-    checked,
-    parse_command_line,
-    read_config,
-    write_config,
-)
+from train.config import check_batch_size, check_workdir, parse_command_line, read_config, write_config
 from train.edo import SEARCH
 from train.errors import UserError, run_program, suggest
+from train.settings import RULES, TRAINING, Config, checked
 
 
 def parse(*arguments):
@@ -66,7 +57,7 @@ def test_shipped_configs_are_valid_and_documented(path):
         (["--config=train/errors.py", "--workdir=w"], ["must define get_config()"]),
         ([f"--config={TINY_CONFIG}", "--config.sede=1"], ["no key 'sede'", "'seed'"]),
         ([f"--config={TINY_CONFIG}", "--config.sede", "1"], ["no key 'sede'", "'seed'"]),
-        ([f"--config={TINY_CONFIG}", "--config.augment.shifd=1"], ["'augment.shift'"]),
+        ([f"--config={TINY_CONFIG}", "--config.augment.warp.shifd=1"], ["'augment.warp.shift'"]),
         ([f"--config={TINY_CONFIG}", "--config.seed=x"], ["--config.seed=x", "int"]),
         ([f"--config={TINY_CONFIG}", "--config.seed=1.5"], ["--config.seed=1.5"]),
         ([f"--config={TINY_CONFIG}", "--config.seed"], ["Missing value", "config.seed"]),
@@ -128,14 +119,14 @@ def test_help_describes_the_flags(capsys):
 )
 def test_values_out_of_range_name_key_value_and_rule(key, value):
     with pytest.raises(UserError, match=f"config.{key}") as caught:
-        checked({**TINY, key: value})
+        checked({**TINY, key: value}, TRAINING)
     assert repr(value) in str(caught.value)
     assert "must" in str(caught.value)
 
 
 def test_missing_unknown_and_unwritable_values():
-    incomplete = {key: value for key, value in TINY.items() if key != "momentum"}
-    with pytest.raises(UserError, match="lacks the key 'momentum'"):
+    incomplete = {key: value for key, value in TINY.items() if key != "epochs"}
+    with pytest.raises(UserError, match="lacks the key 'epochs'"):
         checked(incomplete)
     with pytest.raises(UserError, match="unknown key 'lerning_rate'; did you mean 'learning_rate'"):
         checked({**TINY, "lerning_rate": 1})

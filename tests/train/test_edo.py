@@ -11,12 +11,13 @@ from msconv_jax import edo as search_room
 from msconv_jax.counting import count_parameters, layer_macs
 from tests.train.helpers import ROOT, TINY, run_python
 from train import edo
-from train.config import checked, parse_command_line
+from train.config import parse_command_line
 from train.data import load_source
 from train.edo import SEARCH, SearchConfig, dilation_shares, inception_convs, search, summary
 from train.errors import UserError
 from train.evaluate import load_best
-from train.step import create_network
+from train.network import create_network
+from train.settings import checked
 
 TRAINING = {
     **TINY,
@@ -131,10 +132,10 @@ def test_the_shipped_config_is_valid():
         ({"seeds": [1, 1]}, "config.seeds"),
         ({"seeds": [True]}, "config.seeds"),
         ({"d_max": 1}, "config.d_max is 1"),
-        ({"objective": "l1"}, "config.objective is 'l1' but must be one of sum, same, abs"),
-        ({"per": "net"}, "one of filter, layer"),
-        ({"axes": "one"}, "one of both, tied"),
-        ({"training": {}}, "config.training is not a config of python -m train: the config lacks the key 'seed'"),
+        ({"objective": "l1"}, "config.objective is 'l1' but must be one of 'sum', 'same', 'abs'"),
+        ({"per": "net"}, "one of 'filter', 'layer'"),
+        ({"axes": "one"}, "one of 'both', 'tied'"),
+        ({"training": {}}, "config.training is not a config of python -m train: the config lacks the key 'source'"),
         ({"training": {**TRAINING, "epochs": 0}}, "config.epochs is 0"),
         ({"training": {**TRAINING, "conv": "PSConv"}}, "config.training.conv is 'PSConv' but must be ''"),
         ({"extra": 1}, "unknown key 'extra'"),

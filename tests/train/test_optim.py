@@ -8,8 +8,8 @@ import pytest
 
 from tests.train.helpers import tiny
 from train.data import load_source
+from train.network import split_shapes
 from train.optim import cosine_schedule, create_optimiser, decay_mask
-from train.step import split_shapes
 
 
 @pytest.mark.parametrize("model", ["resnet8", "ps_resnet8"])

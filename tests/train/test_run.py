@@ -243,7 +243,7 @@ def fail(main, monkeypatch, capsys, *arguments):
         ("model=ps_resnet9", "ps_resnet8"),
         ("source=digit", "did you mean 'digits'"),
         ("batch_size=2000", "only 1163 images"),
-        ("augment.shift=99", "a number from 0 to 4"),
+        ("augment.warp.shift=99", "a number from 0 to 4"),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_written(override, part, tmp_path, monkeypatch, capsys):

@@ -9,23 +9,14 @@ from flax import nnx
 
 import msconv_jax
 from tests.train.helpers import run_python, tiny
-from train import step as step_module
+from train import network as network_module
 from train.data import load_source, train_batches
 from train.errors import UserError
 from train.evaluate import evaluate_split
+from train.mesh import create_mesh, replicate, to_devices
+from train.network import create_network, split_model, split_shapes
 from train.optim import create_optimiser
-from train.step import (
-    create_eval_step,
-    create_mesh,
-    create_network,
-    create_predict_step,
-    create_state,
-    create_train_step,
-    replicate,
-    split_model,
-    split_shapes,
-    to_devices,
-)
+from train.step import create_eval_step, create_predict_step, create_state, create_train_step
 
 TRAIN_TWO_STEPS = """
 import json, jax, numpy as np
@@ -92,7 +83,7 @@ def dropping(monkeypatch):
         return Dropping(**arguments)
 
     fake = types.SimpleNamespace(create_model=create_model)
-    monkeypatch.setattr(step_module, "msconv_jax", fake)
+    monkeypatch.setattr(network_module, "msconv_jax", fake)
     return tiny(weight_decay=0.0, learning_rate=1e-30, model_kwargs={})
 
 

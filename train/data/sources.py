@@ -1,0 +1,35 @@
+"""What a data source gives: labelled images by split, and what a model must know of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+Split = Literal["train", "validation", "test"]
+Record = dict[str, Any]  # "image": (height, width, channels) uint8, or an encoded file's bytes; "label": int
+Batch = dict[str, np.ndarray]
+
+
+class Source(NamedTuple):
+    """A labelled image data set.
+
+    Attributes:
+        splits: the records of "train", "validation" and "test", by position.
+        classes: the name of every class; a label is a position in it.
+        image_shape: (height, width, channels) of the model's input.
+        is_sized: whether every image has this shape; otherwise sizes vary.
+        mean: mean of each channel of the train split, images scaled to 0..1.
+        std: standard deviation of each channel likewise.
+    """
+
+    splits: Mapping[Split, Sequence[Record]]
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    is_sized: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalise(self, image: np.ndarray) -> np.ndarray:
+        """Maps (height, width, channels) values of 0..255 to the float32 input of the model."""
+        scaled = image.astype(np.float32) / 255.0
+        return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
