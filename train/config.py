@@ -8,7 +8,7 @@ import json
 import os
 import re
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,17 +17,21 @@ from ml_collections import ConfigDict, config_flags
 
 from train.errors import UserError, parse_flags, required, suggest
 from train.settings import TRAINING, Config, Schema, checked, defaults, flatten
+from train.smoke import smoke
 
 C = TypeVar("C")
 
 
-def parse_command_line(argv: Sequence[str], description: str | None, schema: Schema[C] = TRAINING) -> tuple[C, Path]:
+def parse_command_line(
+    argv: Sequence[str], description: str | None, schema: Schema[C] = TRAINING, *, needs_workdir: bool = True
+) -> tuple[C, Path]:
     """Reads ``--config=FILE --config.key=value --workdir=FOLDER``.
 
     Args:
         argv: the command line, the program's name first.
         description: the text of ``--help``.
         schema: the kind of config.
+        needs_workdir: whether there must be a work folder; otherwise it may be missing and is then the present one.
 
     Returns:
         The checked config and the work folder.
@@ -45,7 +49,7 @@ def parse_command_line(argv: Sequence[str], description: str | None, schema: Sch
         flags.DEFINE_string("config", None, "Python file with get_config()", flag_values=values)
         parse_flags(values, argv, description)
         required(values, "config", "configs/ps_resnet_digits.py")
-    config = load_config_file(Path(str(path)))
+    config = load_config(str(path))
     for key, value in defaults(schema).items():
         if key not in config:  # so that a flag can set it; a list's flag is a tuple's
             config[key] = tuple(value) if isinstance(value, list) else value
@@ -57,7 +61,8 @@ def parse_command_line(argv: Sequence[str], description: str | None, schema: Sch
         raise UserError(f"the overrides of the config cannot be read: {error}") from error
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}; every setting is a --flag=value")
-    return checked(config.to_dict(), schema), Path(required(values, "workdir", "runs/digits"))
+    workdir = required(values, "workdir", "runs/digits") if needs_workdir else values["workdir"].value or ""
+    return checked(config.to_dict(), schema), Path(workdir)
 
 
 def _take_config_path(argv: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -80,6 +85,26 @@ def _check_override_names(argv: Sequence[str], config: ConfigDict) -> None:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if match and match[1] not in known:
             raise UserError(f"the config has no key {match[1]!r}; {suggest(match[1], known)}")
+
+
+VARIANTS: dict[str, Callable[[ConfigDict], ConfigDict]] = {"smoke": smoke}
+
+
+def load_config(name: str) -> ConfigDict:
+    """Reads a config file, ``FILE.py`` or ``FILE.py:smoke`` for what `train.smoke` makes of it.
+
+    Raises:
+        UserError: if there is no such file or variant, or the file lacks a usable ``get_config``.
+    """
+    path, colon, variant = name.rpartition(":")
+    if not colon or Path(name).is_file() or not path.endswith(".py"):
+        return load_config_file(Path(name))
+    if variant not in VARIANTS:
+        raise UserError(f"--config={name} asks for the variant {variant!r}; {suggest(variant, VARIANTS)}")
+    try:
+        return VARIANTS[variant](load_config_file(Path(path)))
+    except (KeyError, AttributeError, ValueError) as error:
+        raise UserError(f"--config={name}: {path} has no {variant} variant: {error}") from error
 
 
 def load_config_file(path: Path) -> ConfigDict:

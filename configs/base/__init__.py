@@ -1,0 +1,45 @@
+"""What the recipes of one data set share: the data, its augmentation and its evaluation."""
+
+from ml_collections import ConfigDict
+
+
+def imagenet() -> ConfigDict:
+    """ImageNet with the standard augmentation: a crop of 8 to 100 % of the area at 224 pixels, and a flip.
+
+    It is evaluated on the 50,000 validation images, shorter side 256, centre crop 224. They also choose the best epoch,
+    as the papers do, for the test images have no public labels.
+    """
+    config = ConfigDict()
+    config.source = "imagenet2012"
+    config.splits = {"train": "train", "validation": "validation", "test": "validation"}
+    config.image_size = 224
+    config.augment = {
+        "random_resized_crop": {"area": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)},
+        "flip": {"probability": 0.5},
+    }
+    config.data_threads = 16
+    config.optimizer = "sgd"
+    config.momentum = 0.9
+    config.weight_decay = 1e-4
+    config.checkpoint_every = 1000  # steps, between those of the epochs' ends
+    config.seed = 0
+    return config
+
+
+def cifar(classes: int) -> ConfigDict:
+    """CIFAR-10 or CIFAR-100 with the standard augmentation: a crop of 32 pixels after padding by 4, and a flip.
+
+    As in the papers there is no validation split: the 10,000 test images choose the best epoch, which flatters the
+    result. For a clean one take ``config.splits.train="train[:90%]"`` and ``config.splits.validation="train[90%:]"``.
+    """
+    config = ConfigDict()
+    config.source = f"cifar{classes}"
+    config.splits = {"train": "train", "validation": "test", "test": "test"}
+    config.augment = {"pad_crop": {"padding": 4}, "flip": {"probability": 0.5}}
+    config.data_threads = 4
+    config.optimizer = "sgd"
+    config.momentum = 0.9
+    config.weight_decay = 5e-4
+    config.batch_size = 128
+    config.seed = 0
+    return config

@@ -1,0 +1,26 @@
+"""PSConv networks on ImageNet with a step schedule, for detectors (PSConv, arXiv 2007.06191, section 4.2).
+
+    python -m train --config=configs/ps_imagenet_steps.py --workdir=runs/ps_resnet50_steps
+
+The paper trains its detectors' backbones with ResNet's step-wise schedule, so that the comparison on COCO is fair.
+It gives neither epochs nor steps; these are the usual 90 epochs with a tenth at 30 and 60.
+
+Cost: 25.6 M parameters, 4.09 G multiply-accumulates an image, about 13 hours of one A100 (python -m train.cost).
+Expect: no accuracy is published; the detectors on it gain about 2.0 AP over the plain backbones, table 7.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.base import imagenet
+
+
+def get_config() -> ConfigDict:
+    """Gives the config; every value can be set on the command line, ``--config.seed=1``."""
+    config = imagenet()
+    config.model = "ps_resnet50"
+    config.epochs = 90
+    config.batch_size = 256
+    config.learning_rate = 0.1
+    config.schedule = "steps"
+    config.schedule_epochs = (30.0, 60.0)
+    return config

@@ -1,0 +1,78 @@
+"""Shrinks a recipe to a run of seconds: ``--config=configs/FILE.py:smoke``.
+
+What the recipe is about stays: its operator, optimiser, schedule, augmentation, mixing and precision. Small become the
+data (some 200 pictures made of digits), the images, the network and the number of epochs, and with it everything that
+is counted in epochs.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from flax import nnx
+from ml_collections import ConfigDict
+
+from msconv_jax.models.registry import create_model, model_entry
+
+EPOCHS = 2
+BATCH_SIZE = 32
+SIZE = 32  # pixels
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The shrunken recipe; the config given is left as it is.
+
+    Raises:
+        ValueError: if no small network of this kind can be built.
+    """
+    return ConfigDict(_small(config.to_dict()))
+
+
+def _small(config: dict[str, Any]) -> dict[str, Any]:
+    if "training" in config:  # a search: of small trainings
+        return {**config, "training": _small(config["training"]), "seeds": tuple(config["seeds"])[:1]}
+    share = EPOCHS / config["epochs"]
+    batch_size = min(BATCH_SIZE, config["batch_size"])
+    small = {
+        **config,
+        "epochs": EPOCHS,
+        **{name: config.get(name, 0.0) * share for name in ("warmup_epochs", "decay_growth_epochs")},
+        "schedule_epochs": tuple(epoch * share for epoch in config.get("schedule_epochs", ())),
+        "batch_size": batch_size,
+        "learning_rate": config["learning_rate"] * batch_size / config["batch_size"],  # the rate belongs to the batch
+        "checkpoint_every": 0,
+        "data_threads": 2,
+    }
+    if config["source"] == "digits":
+        return small
+    small["source"] = "miniature32" if config["source"].startswith("cifar") else "miniature"
+    small["image_size"] = 0 if small["source"] == "miniature32" else SIZE
+    small |= {"data_dir": "", "splits": {}, "eval_size": 0, "eval_resize": 0}
+    small["model_kwargs"] = _small_arguments(config["model"], config.get("model_kwargs", {}))
+    return small
+
+
+def _small_arguments(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that make a model small: one block a stage, and the narrowest width that it can have."""
+    entry = model_entry(model)
+    small: dict[str, Any] = {}
+    if "layers" in entry.keywords:
+        small["layers"] = (1,) * len(arguments.get("layers", entry.config["layers"]))
+    if "patterns" in entry.keywords:
+        small["patterns"] = "even"  # published ones are for the full size
+    if "input_size" in entry.keywords:
+        small["input_size"] = (SIZE, SIZE)
+    for widths in _widths(entry.keywords):
+        try:
+            nnx.eval_shape(lambda own={**arguments, **small, **widths}: create_model(model, rngs=nnx.Rngs(0), **own))
+        except ValueError:  # too narrow for its groups or its pattern
+            continue
+        return {**arguments, **small, **widths}
+    raise ValueError(f"no small {model} can be built; give config.model_kwargs by hand")
+
+
+def _widths(keywords: Any) -> Iterator[dict[str, Any]]:
+    if "width" in keywords:
+        yield from ({"width": width} for width in (8, 16, 32))
+    if "width_mult" in keywords:
+        yield from ({"width_mult": share} for share in (0.25, 0.5))
+    yield {}
