@@ -44,9 +44,9 @@ def start(config):
     model, params, rest = split_model(create_network(config, source))
     optimiser, _ = create_optimiser(config, steps_per_epoch=5)
     mesh = create_mesh()
-    state = jax.device_put(create_state(params, rest, optimiser), replicate(mesh))
+    state = jax.device_put(create_state(params, rest, optimiser, ema_decay=config.ema_decay), replicate(mesh))
     batches = [to_devices(batch, mesh) for batch in train_batches(source, config, 0, 2)]
-    train_step = create_train_step(model, optimiser, config.label_smoothing, mesh)
+    train_step = create_train_step(model, optimiser, config, mesh, len(source.classes))
     return state, train_step, batches, model
 
 
