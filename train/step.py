@@ -136,7 +136,7 @@ def _gradient_function(model: SplitModel, remat: bool) -> GradientFunction:
 
 def _is_convolution(primitive: Any, *_: Any, **__: Any) -> bool:
     """Says which results are kept for the gradient: those of convolutions; the cheap rest is computed again."""
-    return primitive.name == "conv_general_dilated"
+    return primitive.name in ("conv_general_dilated", "dot_general")
 
 
 def _accumulated(inner: GradientFunction, parts: int, sharding: NamedSharding | None) -> GradientFunction:
