@@ -8,6 +8,6 @@ Three commands, each explained by ``--help``::
 
 Start reading at ``loop.py``: it tells the whole story in order and names the file behind each
 chapter. Imports run one way: ``errors``, ``settings`` and ``config`` at the bottom; then ``data``, ``mesh``,
-``network``, ``optim``, ``step``, ``checkpoint`` and ``metrics``; then ``evaluate``, which puts them together for a
-trained network; then ``predict`` and ``loop``.
+``network``, ``optim``, ``mixing``, ``step``, ``guard``, ``checkpoint``, ``metrics`` and ``profiling``; then
+``evaluate``, which puts them together for a trained network; then ``predict`` and ``loop``.
 """

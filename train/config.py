@@ -143,6 +143,22 @@ def check_batch_size(config: Config, train_images: int, devices: int) -> None:
         )
 
 
+def check_accumulation(config: Config, devices: int) -> None:
+    """Checks that every device can divide its own rows of a batch into the parts of `accumulation_steps`.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    own_rows = config.batch_size // devices
+    if own_rows % config.accumulation_steps:
+        divisors = [count for count in range(1, own_rows + 1) if own_rows % count == 0]
+        near = min(divisors, key=lambda count: abs(count - config.accumulation_steps))
+        raise UserError(
+            f"config.accumulation_steps is {config.accumulation_steps} but must divide the {own_rows} images of a "
+            f"batch that each of the {devices} devices has; {near} would do"
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file in one piece: after a crash there is the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -21,11 +21,11 @@ from train.mesh import create_mesh, replicate, to_devices
 from train.network import SplitModel, split_shapes
 from train.optim import create_optimiser
 from train.settings import Config
-from train.step import Sums, create_eval_step, create_state
+from train.step import Sums, create_eval_step, create_state, evaluated
 
 
 class Trained(NamedTuple):
-    """The best checkpoint of a run, with what is needed to use it."""
+    """The best checkpoint of a run, with what is needed to use it; with `ema_decay` its averages."""
 
     config: Config
     source: Source
@@ -53,9 +53,9 @@ def load_best(workdir: Path) -> Trained:
     model, params, rest = split_shapes(config, source)
     # A checkpoint is restored as a whole; the optimiser gives the names of its part.
     optimiser, _ = create_optimiser(config, steps_per_epoch=1)
-    template = jax.eval_shape(lambda p, r: create_state(p, r, optimiser), params, rest)
+    template = jax.eval_shape(lambda p, r: create_state(p, r, optimiser, ema_decay=config.ema_decay), params, rest)
     state = restore(best, template, replicate(mesh))
-    return Trained(config, source, mesh, model, state.params, state.rest, best.step)
+    return Trained(config, source, mesh, model, *evaluated(state), best.step)
 
 
 def evaluate_split(

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import re
 import shlex
@@ -18,17 +17,19 @@ import jax
 import numpy as np
 
 from train.checkpoint import CheckpointWriter, intact_checkpoints, restore
-from train.config import check_batch_size, check_workdir, write_config, write_text
+from train.config import check_accumulation, check_batch_size, check_workdir, write_config, write_text
 from train.data import Source, load_source, train_batches
 from train.data.opencv import cv2
 from train.errors import UserError
 from train.evaluate import evaluate_split, load_best, result_line, test_result
+from train.guard import check_state, check_step
 from train.mesh import create_mesh, replicate, to_devices
 from train.metrics import MetricsLog, ProgressReport, Record
 from train.network import create_network, split_model
 from train.optim import create_optimiser
+from train.profiling import StepProfiler
 from train.settings import Config
-from train.step import TrainState, create_eval_step, create_state, create_train_step, zero_sums
+from train.step import TrainState, create_eval_step, create_state, create_train_step, evaluated, zero_sums
 
 
 def train(config: Config, workdir: Path, command: str) -> int:
@@ -60,6 +61,7 @@ def train(config: Config, workdir: Path, command: str) -> int:
     source = load_source(config)
     train_images = len(source.splits["train"])
     check_batch_size(config, train_images, jax.device_count())
+    check_accumulation(config, jax.device_count())
     # Batches go on over the end of an epoch, so none is short; an epoch is the nearest whole
     # number of them.
     steps_per_epoch = round(train_images / config.batch_size)
@@ -70,7 +72,8 @@ def train(config: Config, workdir: Path, command: str) -> int:
     model, params, rest = split_model(network)
     optimiser, learning_rate = create_optimiser(config, steps_per_epoch)
     mesh = create_mesh()
-    state: TrainState = jax.device_put(create_state(params, rest, optimiser), replicate(mesh))
+    state: TrainState = create_state(params, rest, optimiser, ema_decay=config.ema_decay)
+    state = jax.device_put(state, replicate(mesh))
     parameter_count = sum(leaf.size for leaf in jax.tree.leaves(params))
 
     # From here on the folder is this run's. Go on from the latest checkpoint, if there is one.
@@ -90,7 +93,7 @@ def train(config: Config, workdir: Path, command: str) -> int:
     )
 
     # Train.
-    train_step = create_train_step(model, optimiser, config.label_smoothing, mesh)
+    train_step = create_train_step(model, optimiser, config, mesh, len(source.classes))
     eval_step = create_eval_step(model, mesh)
     batches = train_batches(
         source,
@@ -110,32 +113,35 @@ def train(config: Config, workdir: Path, command: str) -> int:
         stack.callback(writer.close)
         progress = stack.enter_context(ProgressReport(total_steps, first_step, enabled=is_main))
         stopped_by = stack.enter_context(catch_signals())
+        profiler = StepProfiler(workdir / "profile", total_steps - first_step, enabled=config.profile and is_main)
+        stack.callback(profiler.close)
         if first_step < total_steps:
             say("compiling the first step ...")
 
         for batch in batches:
-            state, sums = train_step(state, to_devices(batch, mesh))
+            on_devices = to_devices(batch, mesh)
+            profiler.before(step - first_step + 1, state)
+            state, report = train_step(state, on_devices)
             step += 1
+            profiler.after(step - first_step, state)
             # Be one step ahead of the device and no more, so that a signal is answered soon.
-            jax.block_until_ready(previous)
-            previous = sums
+            if previous is not None:
+                check_step(step - 1, previous, config)
+            previous = report
             counted += config.batch_size
             if step == first_step + 1:
-                jax.block_until_ready(sums)
+                jax.block_until_ready(report)
                 started, counted = time.monotonic(), 0  # compilation is no part of the speed
             speed = counted / max(time.monotonic() - started, 1e-9)
             if progress.is_due():
                 progress.step(step, *means(state), speed)
 
             if step % steps_per_epoch == 0:
+                check_step(step, report, config)
+                check_state(step, state, config)
                 loss, accuracy = means(state)
-                if not math.isfinite(loss):
-                    raise UserError(
-                        f"the training loss is {loss} at step {step}; lower config.learning_rate "
-                        f"(it is {config.learning_rate:g}) or raise config.warmup_epochs"
-                    )
                 validation_loss, validation_accuracy = evaluate_split(
-                    eval_step, state.params, state.rest, source, "validation", config, mesh
+                    eval_step, *evaluated(state), source, "validation", config, mesh
                 )
                 record: Record = {
                     "step": step,
@@ -152,6 +158,8 @@ def train(config: Config, workdir: Path, command: str) -> int:
                 writer.save(step, state, validation_accuracy)
                 started, counted = time.monotonic(), 0
             elif stopped_by or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                check_step(step, report, config)
+                check_state(step, state, config)
                 writer.save(step, state, accuracy=None)
             if stopped_by:
                 break
@@ -180,7 +188,7 @@ def train(config: Config, workdir: Path, command: str) -> int:
 
 def means(state: TrainState) -> tuple[float, float]:
     """Gives loss and accuracy over the images of the epoch so far."""
-    images = float(state.sums["images"])
+    images = max(float(state.sums["images"]), 1.0)  # none, if the first step changed nothing
     return float(state.sums["loss"]) / images, float(state.sums["correct"]) / images
 
 

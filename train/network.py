@@ -10,6 +10,7 @@ from flax import nnx
 
 import msconv_jax
 from msconv_jax import edo
+from msconv_jax.models.registry import list_models, model_entry
 from train.data import Source
 from train.errors import UserError, suggest
 from train.settings import Config
@@ -36,6 +37,8 @@ class SplitModel(NamedTuple):
 def create_network(config: Config, source: Source) -> nnx.Module:
     """Builds the freshly initialised network of a config for the images of a source.
 
+    With `compute_dtype` its parameters and statistics stay float32; only what it computes is of that type.
+
     Raises:
         UserError: for an unknown model or operator, or arguments that it does not take.
     """
@@ -49,6 +52,9 @@ def create_network(config: Config, source: Source) -> nnx.Module:
             f"config.conv_kwargs is {config.conv_kwargs} and config.convs names {len(config.convs)} convolutions, but "
             "config.conv is ''; name the operator that takes these arguments, for example config.conv='PSConv'"
         )
+    if config.compute_dtype != "float32":
+        _check_takes_dtype(config, arguments)
+        arguments["dtype"] = jnp.dtype(config.compute_dtype)
     try:
         return msconv_jax.create_model(
             config.model,
@@ -59,6 +65,19 @@ def create_network(config: Config, source: Source) -> nnx.Module:
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model={config.model!r} cannot be built: {error}") from error
+
+
+def _check_takes_dtype(config: Config, arguments: dict[str, Any]) -> None:
+    if "dtype" in arguments:
+        raise UserError(
+            f"config.model_kwargs sets dtype to {arguments['dtype']!r} but config.compute_dtype is "
+            f"{config.compute_dtype!r}; leave one of them out"
+        )
+    if config.model in list_models() and "dtype" not in model_entry(config.model).keywords:
+        raise UserError(
+            f"config.compute_dtype is {config.compute_dtype!r} but the model {config.model!r} has no argument dtype; "
+            "give its builder one, or set config.compute_dtype='float32'"
+        )
 
 
 def _operator(name: str) -> Callable[..., nnx.Module]:

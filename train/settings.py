@@ -1,6 +1,7 @@
 """The settings of a run: what there is to set, within which range, and what each is if nobody sets it."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -82,6 +83,68 @@ class Config:
         if self.warmup_epochs > self.epochs:
             raise UserError(
                 f"config.warmup_epochs is {self.warmup_epochs} but must not exceed config.epochs, {self.epochs}"
+            )
+        self._check_schedule()
+        self._check_decay()
+        self._check_step()
+
+    def _check_schedule(self) -> None:
+        falls = self.schedule_epochs
+        if self.schedule != "steps":
+            if falls:
+                raise UserError(
+                    f"config.schedule_epochs is {falls} but config.schedule is {self.schedule!r}, which has no use for "
+                    "them; set config.schedule='steps', or config.schedule_epochs=[]"
+                )
+            return
+        if not falls:
+            raise UserError(
+                "config.schedule is 'steps' but config.schedule_epochs is []; list the epochs at which the rate falls, "
+                "or set config.schedule='constant'"
+            )
+        if (
+            any(a >= b for a, b in itertools.pairwise(falls))
+            or not self.warmup_epochs <= falls[0] <= falls[-1] < self.epochs
+        ):
+            raise UserError(
+                f"config.schedule_epochs is {falls} but must rise, from config.warmup_epochs, {self.warmup_epochs}, at "
+                f"the earliest to below config.epochs, {self.epochs}"
+            )
+
+    def _check_decay(self) -> None:
+        if (self.decay_growth > 1) != (self.decay_growth_epochs > 0):
+            raise UserError(
+                f"config.decay_growth is {self.decay_growth} and config.decay_growth_epochs is "
+                f"{self.decay_growth_epochs}, but the decay grows by the one after every so many of the other; set "
+                "both, or leave both at 1 and 0"
+            )
+        if self.decay_growth > 1 and not self.weight_decay:
+            raise UserError(
+                f"config.decay_growth is {self.decay_growth} but config.weight_decay is 0, and 0 does not grow; set "
+                "config.weight_decay, or config.decay_growth=1 and config.decay_growth_epochs=0"
+            )
+
+    def _check_step(self) -> None:
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise UserError(
+                f"config.nesterov is True but config.optimizer is {self.optimizer!r} with config.momentum "
+                f"{self.momentum}: only 'sgd' with momentum knows it; set config.nesterov=False"
+            )
+        is_mixed = bool(self.mixup_alpha or self.cutmix_alpha)
+        if is_mixed and self.batch_size % 2:
+            raise UserError(
+                f"config.batch_size is {self.batch_size} but must be even for Mixup and CutMix, which mix images in "
+                f"pairs; {self.batch_size + 1} would do"
+            )
+        if not is_mixed and self.mix_probability != 1:
+            raise UserError(
+                f"config.mix_probability is {self.mix_probability} but nothing is mixed; set config.mixup_alpha or "
+                "config.cutmix_alpha above 0, or leave config.mix_probability at 1"
+            )
+        if self.batch_norm == "device" and self.shards > 1:
+            raise UserError(
+                f"config.batch_norm is 'device' but config.shards is {self.shards}, and statistics of a device's own "
+                "need whole parameters there; set config.shards=1, or config.batch_norm='global'"
             )
 
 

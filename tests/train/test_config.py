@@ -6,7 +6,14 @@ import pytest
 
 from tests.train.helpers import ROOT, TINY, TINY_CONFIG, tiny
 from train import __main__ as program
-from train.config import check_batch_size, check_workdir, parse_command_line, read_config, write_config
+from train.config import (
+    check_accumulation,
+    check_batch_size,
+    check_workdir,
+    parse_command_line,
+    read_config,
+    write_config,
+)
 from train.edo import SEARCH
 from train.errors import UserError, run_program, suggest
 from train.settings import RULES, TRAINING, Config, checked
@@ -144,6 +151,12 @@ def test_batch_size_must_suit_split_and_devices():
         check_batch_size(tiny(batch_size=8), train_images=7, devices=1)
     with pytest.raises(UserError, match=r"divisible by the 3 devices.*6 would do"):
         check_batch_size(tiny(batch_size=8), train_images=100, devices=3)
+
+
+def test_accumulation_must_divide_the_rows_of_a_device():
+    check_accumulation(tiny(batch_size=240, accumulation_steps=6), devices=4)
+    with pytest.raises(UserError, match=r"is 7 but must divide the 60 images.*4 devices.*6 would do"):
+        check_accumulation(tiny(batch_size=240, accumulation_steps=7), devices=4)
 
 
 def test_a_config_comes_back_from_its_folder(tmp_path):

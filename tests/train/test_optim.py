@@ -8,8 +8,9 @@ import pytest
 
 from tests.train.helpers import tiny
 from train.data import load_source
+from train.errors import UserError
 from train.network import split_shapes
-from train.optim import cosine_schedule, create_optimiser, decay_mask
+from train.optim import cosine_schedule, create_optimiser, decay_mask, learning_rate, weight_decay
 
 
 @pytest.mark.parametrize("model", ["resnet8", "ps_resnet8"])
@@ -68,3 +69,132 @@ def test_updates_are_those_of_pytorchs_sgd(nesterov):
             expected[name] = expected[name] - float(learning_rate(step)) * direction
     for name in expected:
         np.testing.assert_allclose(params[name], expected[name], rtol=1e-5)
+
+
+def take_steps(config, params, gradients):
+    """The parameters after each step, by the optimiser of a config."""
+    optimiser, _ = create_optimiser(config, steps_per_epoch=2)
+    params = jax.tree.map(jnp.asarray, params)
+    state, taken = optimiser.init(params), []
+
+    @jax.jit
+    def step(params, state, gradient):
+        updates, state = optimiser.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for gradient in gradients:
+        params, state = step(params, state, gradient)
+        taken.append(params)
+    return taken
+
+
+RNG = np.random.default_rng(0)
+PARAMS = {"kernel": RNG.normal(size=(3, 2)).astype(np.float32), "bias": RNG.normal(size=2).astype(np.float32)}
+GRADIENTS = [{name: RNG.normal(size=p.shape).astype(np.float32) for name, p in PARAMS.items()} for _ in range(6)]
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_updates_are_those_of_adamw_and_lamb(optimizer, decay_all):
+    config = tiny(
+        optimizer=optimizer,
+        nesterov=False,
+        schedule="constant",
+        warmup_epochs=0.0,
+        epochs=3,
+        learning_rate=0.05,
+        weight_decay=0.1,
+        beta1=0.8,
+        beta2=0.95,
+        epsilon=1e-4,
+        decay_all=decay_all,
+    )
+    expected = {name: value.astype(np.float64) for name, value in PARAMS.items()}
+    first = dict.fromkeys(PARAMS, 0.0)
+    second = dict.fromkeys(PARAMS, 0.0)
+    for number, (gradient, params) in enumerate(zip(GRADIENTS, take_steps(config, PARAMS, GRADIENTS), strict=True), 1):
+        for name, g in gradient.items():
+            first[name] = 0.8 * first[name] + 0.2 * g
+            second[name] = 0.95 * second[name] + 0.05 * g**2
+            corrected = first[name] / (1 - 0.8**number), second[name] / (1 - 0.95**number)
+            direction = corrected[0] / (np.sqrt(corrected[1]) + 1e-4)
+            if decay_all or name == "kernel":
+                direction = direction + 0.1 * expected[name]
+                if optimizer == "lamb":
+                    direction = direction * np.linalg.norm(expected[name]) / np.linalg.norm(direction)
+            expected[name] = expected[name] - 0.05 * direction
+            np.testing.assert_allclose(params[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_decay_of_all_parameters_and_its_growth():
+    config = tiny(
+        learning_rate=0.5, momentum=0.0, nesterov=False, schedule="constant", warmup_epochs=0.0, epochs=3,
+        weight_decay=0.01, decay_all=True, decay_growth=3.0, decay_growth_epochs=1.0,
+    )  # fmt: skip
+    zeros = [jax.tree.map(np.zeros_like, PARAMS)] * 6
+    factor = 1.0
+    # Two steps an epoch, and the decay is three times as large in each.
+    for decay, params in zip([0.01, 0.01, 0.03, 0.03, 0.09, 0.09], take_steps(config, PARAMS, zeros), strict=True):
+        factor *= 1 - 0.5 * decay
+        for name in PARAMS:
+            np.testing.assert_allclose(params[name], factor * PARAMS[name], rtol=1e-5)
+
+
+def test_decay_of_acnet_grows_by_a_fifth_every_30_epochs():
+    decay = weight_decay(tiny(epochs=120, weight_decay=1e-4, decay_growth=1.2, decay_growth_epochs=30.0), 5000)
+    steps = [0, 149_999, 150_000, 299_999, 300_000, 599_999]
+    np.testing.assert_allclose([decay(step) for step in steps], 1e-4 * 1.2 ** np.array([0, 0, 1, 1, 2, 3]), rtol=1e-6)
+
+
+def test_gradients_are_clipped_by_their_global_norm_before_anything_else():
+    config = tiny(
+        learning_rate=1.0, momentum=0.0, nesterov=False, schedule="constant", warmup_epochs=0.0, weight_decay=0.5,
+        gradient_clip_norm=2.0,
+    )  # fmt: skip
+    small = jax.tree.map(lambda g: 0.1 * g / np.linalg.norm(g), GRADIENTS[0])
+    for gradients in (GRADIENTS[0], small):
+        norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in gradients.values()))
+        factor = min(1.0, 2.0 / norm)
+        (params,) = take_steps(config, PARAMS, [gradients])
+        kernel = PARAMS["kernel"] - factor * gradients["kernel"] - 0.5 * PARAMS["kernel"]
+        np.testing.assert_allclose(params["kernel"], kernel, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(params["bias"], PARAMS["bias"] - factor * gradients["bias"], rtol=1e-5, atol=1e-6)
+
+
+def test_schedule_of_steps_falls_from_the_epoch_on():
+    config = tiny(
+        epochs=9, learning_rate=0.4, warmup_epochs=1.0, schedule="steps", schedule_epochs=[3, 4.5], schedule_factor=0.2
+    )
+    rate = learning_rate(config, steps_per_epoch=4)
+    steps = [0, 3, 4, 11, 12, 17, 18, 35]
+    np.testing.assert_allclose(
+        [rate(step) for step in steps], [0.1, 0.4, 0.4, 0.4, 0.08, 0.08, 0.016, 0.016], rtol=1e-5
+    )
+
+
+def test_constant_schedule_is_constant_after_its_warm_up():
+    rate = learning_rate(tiny(epochs=9, learning_rate=0.3, warmup_epochs=1.5, schedule="constant"), steps_per_epoch=2)
+    np.testing.assert_allclose([rate(step) for step in (0, 1, 2, 3, 17)], [0.1, 0.2, 0.3, 0.3, 0.3], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "steps"}, r"schedule_epochs is \[\]"),
+        ({"schedule_epochs": [1.0]}, "schedule is 'cosine', which has no use"),
+        ({"schedule": "constant", "schedule_epochs": [1.0]}, "schedule is 'constant', which has no use"),
+        ({"schedule": "steps", "schedule_epochs": [1.0, 2.0]}, "to below config.epochs, 2"),
+        ({"schedule": "steps", "schedule_epochs": [1.5, 1.0]}, "must rise"),
+        ({"schedule": "steps", "schedule_epochs": [1.0, 1.0]}, "must rise"),
+        ({"schedule": "steps", "schedule_epochs": [0.4]}, "from config.warmup_epochs, 0.5"),
+        ({"decay_growth": 1.2}, "set both"),
+        ({"decay_growth_epochs": 1.0}, "set both"),
+        ({"decay_growth": 1.2, "decay_growth_epochs": 1.0, "weight_decay": 0.0}, "weight_decay is 0"),
+        ({"optimizer": "adamw"}, "nesterov is True but config.optimizer is 'adamw'"),
+        ({"momentum": 0.0}, "set config.nesterov=False"),
+        ({"batch_norm": "device", "shards": 2}, "config.shards is 2"),
+    ],
+)
+def test_contradictions_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**changes)

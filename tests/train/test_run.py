@@ -3,6 +3,8 @@ import os
 import shutil
 import signal
 
+import jax
+import numpy as np
 import pytest
 
 from tests.train.helpers import (
@@ -18,7 +20,10 @@ from train import evaluate, loop
 from train.checkpoint import intact_checkpoints
 from train.config import write_config
 from train.errors import UserError, run_program
+from train.evaluate import load_best
 from train.loop import train
+from train.profiling import StepProfiler
+from train.step import create_eval_step
 
 
 def lines(workdir):
@@ -262,11 +267,89 @@ def test_the_folder_of_another_config_is_refused(finished_run, monkeypatch, caps
     assert sorted(finished_run.rglob("*")) == before
 
 
-def test_a_diverging_run_says_so(tmp_path):
-    config = tiny(learning_rate=1e30, warmup_epochs=0.0, checkpoint_every=0)
-    with pytest.raises(UserError, match=r"training loss is .* lower config.learning_rate"):
+def assert_finite_checkpoints(workdir, steps):
+    intact, damaged = intact_checkpoints(workdir / "checkpoints")
+    assert ([checkpoint.step for checkpoint in intact], damaged) == (steps, [])
+    if intact:
+        for name, array in stored_arrays(workdir).items():
+            assert np.isfinite(array).all(), name
+
+
+@pytest.mark.parametrize("checkpoint_every", [0, 1])
+def test_a_diverging_run_says_so(checkpoint_every, tmp_path):
+    config = tiny(learning_rate=1e30, warmup_epochs=0.0, checkpoint_every=checkpoint_every)
+    message = r"training loss is .* gradient \S+ at step 2, so training cannot go on; lower config.learning_rate"
+    with pytest.raises(UserError, match=message):
         train(config, tmp_path, command="again")
-    assert intact_checkpoints(tmp_path / "checkpoints") == ([], [])
+    assert_finite_checkpoints(tmp_path, [1] if checkpoint_every else [])
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    config = tiny(learning_rate=1e38, weight_decay=1000.0, warmup_epochs=0.0, checkpoint_every=1)
+    with pytest.raises(UserError, match="parameters are not finite after step 1, so it is not saved"):
+        train(config, tmp_path, command="again")
+    assert_finite_checkpoints(tmp_path, [])
+
+
+@pytest.mark.parametrize("bad_step", [3, 4])  # saves are due at steps 2 and 4
+def test_an_image_that_is_not_finite_stops_the_run(bad_step, tmp_path, monkeypatch):
+    original, calls = loop.to_devices, []
+
+    def spoil(batch, mesh):
+        calls.append(1)
+        if len(calls) == bad_step:
+            batch["image"][7, 3, 3] = np.nan
+        return original(batch, mesh)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "to_devices", spoil)
+        with pytest.raises(UserError, match=rf"training loss is nan .* at step {bad_step}, .* images that are damaged"):
+            train(tiny(), tmp_path, command="again")
+    assert len(calls) <= bad_step + 1
+    assert_finite_checkpoints(tmp_path, [2])
+
+
+def test_averages_are_what_is_evaluated_and_kept(tmp_path, monkeypatch):
+    config = tiny(ema_decay=0.9, epochs=1, checkpoint_every=0)
+    seen = []
+    original = loop.evaluate_split
+
+    def watch(eval_step, params, rest, *others):
+        seen.append(jax.tree.map(np.array, (params, rest)))
+        return original(eval_step, params, rest, *others)
+
+    monkeypatch.setattr(loop, "evaluate_split", watch)
+    assert train(config, tmp_path, command="again") == 0
+    trained = load_best(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, (trained.params, trained.rest), seen[0])
+    (checkpoint,) = intact_checkpoints(tmp_path / "checkpoints")[0]
+    assert {"params.head.kernel", "average.params.head.kernel", "average.rest.norm.mean"} <= checkpoint.arrays.keys()
+    own = create_eval_step(trained.model, trained.mesh)
+    loss, _ = original(own, trained.params, trained.rest, trained.source, "validation", config, trained.mesh)
+    assert json.loads(lines(tmp_path))["validation_loss"] == pytest.approx(loss, rel=1e-6)
+
+
+def test_a_profiled_run_is_the_same_and_leaves_a_trace(finished_run, tmp_path):
+    assert train(tiny(profile=True), tmp_path, command="again") == 0
+    assert_same_runs(tmp_path, finished_run)
+    (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    assert not (finished_run / "profile").exists()
+
+
+@pytest.mark.parametrize(("steps", "traced"), [(1, range(1, 2)), (10, range(5, 11)), (99, range(10, 16))])
+def test_which_steps_are_profiled(steps, traced, tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append("stop"))
+    profiler = StepProfiler(tmp_path, steps, enabled=True)
+    for step in range(1, steps + 1):
+        profiler.before(step, ())
+        events.append(step)
+        profiler.after(step, ())
+    profiler.close()
+    assert events[events.index("start") + 1 : events.index("stop")] == list(traced)
+    assert [events.count(word) for word in ("start", "stop")] == [1, 1]
 
 
 def test_a_damaged_result_is_not_repeated(finished_run, tmp_path):

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import re
 import types
 
 import jax
@@ -8,15 +10,17 @@ import pytest
 from flax import nnx
 
 import msconv_jax
-from tests.train.helpers import run_python, tiny
+from msconv_jax.models import registry
+from tests.train.helpers import TINY_ENTRY, run_python, tiny
 from train import network as network_module
 from train.data import load_source, train_batches
 from train.errors import UserError
 from train.evaluate import evaluate_split
 from train.mesh import create_mesh, replicate, to_devices
+from train.mixing import mix_batch
 from train.network import create_network, split_model, split_shapes
 from train.optim import create_optimiser
-from train.step import create_eval_step, create_predict_step, create_state, create_train_step
+from train.step import create_eval_step, create_predict_step, create_state, create_train_step, evaluated
 
 TRAIN_TWO_STEPS = """
 import json, jax, numpy as np
@@ -44,9 +48,9 @@ def start(config):
     model, params, rest = split_model(create_network(config, source))
     optimiser, _ = create_optimiser(config, steps_per_epoch=5)
     mesh = create_mesh()
-    state = jax.device_put(create_state(params, rest, optimiser), replicate(mesh))
+    state = jax.device_put(create_state(params, rest, optimiser, ema_decay=config.ema_decay), replicate(mesh))
     batches = [to_devices(batch, mesh) for batch in train_batches(source, config, 0, 2)]
-    train_step = create_train_step(model, optimiser, config.label_smoothing, mesh)
+    train_step = create_train_step(model, optimiser, config, mesh, len(source.classes))
     return state, train_step, batches, model
 
 
@@ -188,3 +192,218 @@ def test_models_and_operators_that_do_not_exist(changes, message):
     config = tiny(**{"model": "resnet8", "model_kwargs": {}, **changes})
     with pytest.raises(UserError, match=message):
         create_network(config, load_source(config))
+
+
+class Plain(nnx.Module):
+    """A convolution and a dense layer, without batch statistics and random numbers."""
+
+    def __init__(self, *, num_classes, in_channels, rngs, dtype=None):
+        self.conv = nnx.Conv(in_channels, 4, (3, 3), rngs=rngs, dtype=dtype)
+        self.head = nnx.Linear(256, num_classes, rngs=rngs)
+
+    def __call__(self, images):
+        return self.head(nnx.relu(self.conv(images)).reshape(len(images), -1))
+
+
+class Normalised(Plain):
+    """The same with batch statistics."""
+
+    def __init__(self, *, num_classes, in_channels, rngs, dtype=None):
+        super().__init__(num_classes=num_classes, in_channels=in_channels, rngs=rngs, dtype=dtype)
+        self.norm = nnx.BatchNorm(4, momentum=0.5, rngs=rngs, dtype=dtype)
+
+    def __call__(self, images):
+        return self.head(nnx.relu(self.norm(self.conv(images))).reshape(len(images), -1))
+
+
+@pytest.fixture(autouse=True)
+def _small_models(monkeypatch):
+    for builder in (Plain, Normalised):
+        entry = dataclasses.replace(TINY_ENTRY, name=builder.__name__, builder=builder)
+        monkeypatch.setitem(registry._ENTRIES, entry.name, entry)
+
+
+def small(model, **changes):
+    return tiny(**{"model": model, "model_kwargs": {}, "warmup_epochs": 0.0, **changes})
+
+
+def first_step(config):
+    state, train_step, (batch, _), _ = start(config)
+    before = jax.tree.map(np.array, state)
+    after, report = train_step(state, batch)
+    return before, after, report, batch
+
+
+def assert_close(left, right, rtol=1e-5, atol=1e-6):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), left, right)
+
+
+def test_the_reported_norm_is_that_of_the_gradient():
+    config = small("Plain", momentum=0.0, nesterov=False, weight_decay=0.0, learning_rate=1.0, schedule="constant")
+    before, after, report, _ = first_step(config)
+    gradients = jax.tree.leaves(jax.tree.map(lambda a, b: a - np.asarray(b), before.params, after.params))
+    norm = np.sqrt(sum(np.sum(g**2) for g in gradients))
+    np.testing.assert_allclose(float(report["gradient_norm"]), norm, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [3, 8])
+def test_accumulating_parts_equals_one_pass(parts):
+    config = small("Plain", mixup_alpha=1.0)
+    _, whole, whole_report, _ = first_step(config)
+    _, in_parts, report, _ = first_step(dataclasses.replace(config, accumulation_steps=parts))
+    assert_close(in_parts, whole)
+    assert_close(report, whole_report)
+
+
+def test_accumulation_passes_batch_statistics_from_part_to_part():
+    config = small("Normalised", accumulation_steps=2)
+    before, after, _, batch = first_step(config)
+    conv = jax.tree.map(jnp.asarray, before.params["conv"])
+    maps = jax.lax.conv_general_dilated(
+        batch["image"], conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    maps = np.asarray(maps + conv["bias"], np.float64)
+    mean, var = np.zeros(4), np.ones(4)
+    for part in (maps[0::2], maps[1::2]):
+        mean = 0.5 * mean + 0.5 * part.mean(axis=(0, 1, 2))
+        var = 0.5 * var + 0.5 * part.var(axis=(0, 1, 2))
+    np.testing.assert_allclose(after.rest["norm"]["mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(after.rest["norm"]["var"], var, rtol=1e-4, atol=1e-6)
+
+
+def test_computing_activations_again_changes_nothing_and_keeps_only_convolutions():
+    config = small("Normalised")
+    state, train_step, (batch, _), _ = start(config)
+    _, again, _, _ = start(dataclasses.replace(config, remat=True))
+    counts = []
+    for step in (train_step, again):
+        text = str(step.trace(state, batch).jaxpr)
+        counts.append([len(re.findall(rf"= {name}\b", text)) for name in ("conv_general_dilated", "rsqrt", "remat2")])
+    (convs, roots, none), (convs_again, roots_again, one) = counts
+    assert (convs, none, one) == (convs_again, 0, 1)
+    assert convs >= 2
+    assert roots_again == roots + 1  # the normalisation is computed twice, the convolution is not
+    other = jax.tree.map(jnp.copy, state)
+    assert_close(again(other, batch), train_step(state, batch), rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_is_what_is_computed_and_nothing_that_is_kept():
+    _, plain, report, _ = first_step(small("Normalised", ema_decay=0.9))
+    state, train_step, (batch, _), _ = start(small("Normalised", ema_decay=0.9, compute_dtype="bfloat16"))
+    convolutions = re.findall(r"(\w+)\[[\d,]+\] = conv_general_dilated", str(train_step.trace(state, batch).jaxpr))
+    assert len(convolutions) >= 2
+    assert set(convolutions) == {"bf16"}
+    state, rounded_report = train_step(state, batch)
+    dtypes = jax.tree.map(lambda leaf: str(leaf.dtype), (state, rounded_report))
+    assert dtypes == jax.tree.map(lambda leaf: str(leaf.dtype), (plain, report))
+    assert set(jax.tree.leaves(dtypes)) == {"float32", "int32"}
+    np.testing.assert_allclose(float(rounded_report["loss"]), float(report["loss"]), rtol=1e-2)
+    assert float(rounded_report["loss"]) != float(report["loss"])
+
+
+def test_a_model_that_takes_no_dtype_is_refused():
+    config = tiny(compute_dtype="bfloat16")
+    with pytest.raises(UserError, match="'tiny_for_tests' has no argument dtype"):
+        create_network(config, load_source(config))
+    config = small("Plain", compute_dtype="bfloat16", model_kwargs={"dtype": "float16"})
+    with pytest.raises(UserError, match="leave one of them out"):
+        create_network(config, load_source(config))
+
+
+def test_averages_of_parameters_and_statistics():
+    config = small("Normalised", ema_decay=0.15)
+    state, train_step, batches, _ = start(config)
+    average = jax.tree.map(np.array, {"params": state.params, "rest": state.rest})
+    for step, batch in enumerate(batches):
+        state, _ = train_step(state, batch)
+        decay = [1 / 10, 0.15][step]  # min(0.15, (1 + t) / (10 + t))
+        new = {"params": state.params, "rest": state.rest}
+        average = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * np.asarray(b), average, new)
+    assert_close(state.average, average)
+    params, rest = evaluated(state)
+    assert_close(params, average["params"])
+    assert_close(rest, average["rest"])
+
+
+def test_without_averages_the_state_holds_nothing_more():
+    state, *_ = start(small("Plain"))
+    assert state.average == {}
+    assert evaluated(state) == (state.params, state.rest)
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_only_the_number_of_the_step(fault):
+    state, train_step, batches, _ = start(small("Normalised", ema_decay=0.9))
+    state, _ = train_step(state, batches[0])
+    before = jax.tree.map(np.array, state)
+    image = batches[1]["image"].at[3, 2, 2, 0].set(fault)
+    after, report = train_step(state, {**batches[1], "image": image})
+    assert not np.isfinite(float(report["gradient_norm"]))
+    assert int(after.step) == 2
+    jax.tree.map(np.testing.assert_array_equal, after._replace(step=before.step), before)
+
+
+def test_mixed_batches_count_hits_by_their_own_labels():
+    config = small("Plain", mixup_alpha=1.0, label_smoothing=0.1)
+    _, _, report, batch = first_step(config)
+    images, targets = mix_batch(batch["image"], jax.nn.one_hot(batch["label"], 10), jnp.int32(0), config)
+    assert float(jnp.abs(images - batch["image"]).max()) > 0.1
+    targets = np.asarray(0.9 * targets + 0.01, np.float64)
+    network = create_network(config, load_source(config))
+    logits = np.asarray(network(images), np.float64)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(float(report["loss"]), -(targets * log_probabilities).sum(), rtol=1e-5)
+    assert float(report["correct"]) == (logits.argmax(axis=1) == np.asarray(batch["label"])).sum()
+
+
+ON_FOUR_DEVICES = """
+import dataclasses, json, re, jax, numpy as np
+from msconv_jax.models.registry import register_model
+from tests.train.test_step import Normalised, Plain, TINY_ENTRY, small, start
+for builder in (Plain, Normalised):
+    register_model(dataclasses.replace(TINY_ENTRY, name=builder.__name__, builder=builder))
+def train(config):
+    state, train_step, (batch, _), _ = start(config)
+    kernel, bias = (np.asarray(state.params["conv"][name]) for name in ("kernel", "bias"))
+    text = train_step.lower(state, batch).compile().as_text()
+    state, report = train_step(state, batch)
+    moved = sorted(set(re.findall(r" (all-to-all|all-gather|collective-permute)[(-]", text)))
+    leaves = [np.asarray(leaf).ravel().tolist() for leaf in jax.tree.leaves((state, report))]
+    return batch, kernel, bias, state, leaves, moved
+config = small("Normalised", batch_norm="device")
+batch, kernel, bias, state, _, moved = train(config)
+maps = jax.lax.conv_general_dilated(np.asarray(batch["image"]), kernel, (1, 1), "SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
+mixing = {"mixup_alpha": 1.0, "cutmix_alpha": 1.0, "accumulation_steps": 3}
+print(json.dumps({
+    "devices": jax.device_count(),
+    "maps": np.asarray(maps).tolist(),
+    "mean": np.asarray(state.rest["norm"]["mean"]).tolist(),
+    "var": np.asarray(state.rest["norm"]["var"]).tolist(),
+    "plain": [train(small("Plain", batch_norm=kind, **mixing))[4] for kind in ("device", "global")],
+    "moved": moved + train(small("Normalised", **mixing))[5],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_four_devices_mix_accumulate_and_normalise_their_own_rows():
+    results = []
+    for devices in (4, 1):
+        run = run_python("-c", ON_FOUR_DEVICES, JAX_NUM_CPU_DEVICES=str(devices))
+        assert run.returncode == 0, run.stderr
+        results.append(json.loads(run.stdout))
+        assert results[-1]["devices"] == devices
+        assert results[-1]["moved"] == []  # no rows go from device to device
+        parts = np.split(np.asarray(results[-1]["maps"]), devices)
+        means = [0.5 * part.mean(axis=(0, 1, 2)) for part in parts]
+        variances = [0.5 + 0.5 * part.var(axis=(0, 1, 2)) for part in parts]
+        np.testing.assert_allclose(results[-1]["mean"], np.mean(means, axis=0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(results[-1]["var"], np.mean(variances, axis=0), rtol=1e-4, atol=1e-6)
+    assert np.abs(np.subtract(results[0]["var"], results[1]["var"])).max() > 1e-6  # the statistics do differ
+    expected = results[1]["plain"][1]
+    for result in (*results[0]["plain"], results[1]["plain"][0]):
+        assert len(result) == len(expected) > 10
+        for left, right in zip(result, expected, strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)

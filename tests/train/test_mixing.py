@@ -1,0 +1,110 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train.helpers import tiny
+from train import mixing
+from train.errors import UserError
+from train.mixing import mix, mix_batch, outside_box
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(4, 6, 9, 2)).astype(np.float32)
+TARGETS = np.eye(5, dtype=np.float32)[[0, 3, 2, 2]]
+PARTNERS = [1, 0, 3, 2]
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """Batches mixed with 400 keys, by what was done to each: lists of images and targets."""
+    keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(1), number))(jnp.arange(400))
+    function = jax.jit(jax.vmap(lambda key: mix(IMAGES, TARGETS, key, 0.4, 1.0, 0.6)))
+    by_kind = {"mixup": [], "cutmix": [], "neither": []}
+    for image, target in zip(*map(np.asarray, function(keys)), strict=True):
+        own, other = kept_pixels(image)
+        kind = "neither" if own.all() else "cutmix" if (own | other).all() else "mixup"
+        by_kind[kind].append((image, target))
+    return by_kind
+
+
+def kept_pixels(images):
+    """Where the first image has its own pixels, and where its partner's, (height, width)."""
+    return (images[0] == IMAGES[0]).all(axis=-1), (images[0] == IMAGES[1]).all(axis=-1)
+
+
+def test_one_of_both_is_done_with_equal_probability_and_now_and_then_neither(draws):
+    assert 90 <= len(draws["mixup"]) <= 150
+    assert 80 <= len(draws["cutmix"]) <= 150  # some boxes are empty
+    assert 130 <= len(draws["neither"]) <= 200
+    for _, targets in draws["neither"]:
+        np.testing.assert_array_equal(targets, TARGETS)
+
+
+def test_mixup_weighs_images_and_targets_alike(draws):
+    shares = []
+    for images, targets in draws["mixup"]:
+        share = targets[0, 0]  # of class 0, which the partner does not have
+        np.testing.assert_allclose(images, share * IMAGES + (1 - share) * IMAGES[PARTNERS], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(targets, share * TARGETS + (1 - share) * TARGETS[PARTNERS], rtol=1e-4, atol=1e-6)
+        shares.append(share)
+    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)).
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.1)
+    assert np.var(shares) == pytest.approx(1 / (4 * 1.8), rel=0.25)
+
+
+def test_cutmix_weighs_targets_by_the_pixels_that_remain(draws):
+    areas = set()
+    for images, targets in draws["cutmix"]:
+        own, other = kept_pixels(images)
+        assert (own ^ other).all()
+        rows, columns = np.nonzero(other)
+        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # one full box
+        areas.add(len(rows))
+        np.testing.assert_allclose(targets[0, 0], own.mean(), rtol=1e-6)
+        np.testing.assert_allclose(targets, own.mean() * TARGETS + other.mean() * TARGETS[PARTNERS], atol=1e-6)
+        np.testing.assert_array_equal(images[3] == IMAGES[3], np.broadcast_to(own[:, :, None], (6, 9, 2)))
+    assert len(areas) > 8
+
+
+def test_box_is_timms():
+    """Sides size * sqrt(1 - share), halved and rounded down around a centre anywhere, cut off at the border."""
+    rows, columns = set(), set()
+    for number in range(50):
+        inside = 1 - np.asarray(outside_box(jax.random.key(number), jnp.float32(0.75), 8, 12))
+        rows.add(tuple(np.flatnonzero(inside.any(axis=1))))
+        columns.add(tuple(np.flatnonzero(inside.any(axis=0))))
+    assert rows == {tuple(range(max(c - 2, 0), min(c + 2, 8))) for c in range(8)}
+    assert columns == {tuple(range(max(c - 3, 0), min(c + 3, 12))) for c in range(12)}
+
+
+def test_what_is_random_depends_on_seed_and_step(monkeypatch):
+    monkeypatch.setattr(mixing, "mix", lambda images, targets, key, *_: (images, jax.random.key_data(key)))
+
+    def key_of(seed, step):
+        config = tiny(seed=seed, cutmix_alpha=1.0)
+        return tuple(mix_batch(jnp.asarray(IMAGES), jnp.asarray(TARGETS), jnp.int32(step), config)[1].tolist())
+
+    assert key_of(3, 7) == key_of(3, 7)
+    assert len({key_of(seed, step) for seed in (3, 4) for step in (7, 8)}) == 4
+
+
+def test_neighbours_change_places():
+    np.testing.assert_array_equal(mixing.neighbours(jnp.asarray(IMAGES)), IMAGES[PARTNERS])
+
+
+def test_without_either_nothing_changes():
+    images, targets = mix_batch(jnp.asarray(IMAGES), jnp.asarray(TARGETS), jnp.int32(0), tiny())
+    np.testing.assert_array_equal(images, IMAGES)
+    np.testing.assert_array_equal(targets, TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixup_alpha": 0.2, "batch_size": 15}, "batch_size is 15 but must be even.*16 would do"),
+        ({"mix_probability": 0.5}, "mix_probability is 0.5 but nothing is mixed"),
+    ],
+)
+def test_contradictions_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**changes)
