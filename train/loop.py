@@ -19,6 +19,7 @@ import numpy as np
 from train.checkpoint import CheckpointWriter, intact_checkpoints, restore
 from train.config import check_accumulation, check_batch_size, check_workdir, write_config, write_text
 from train.data import Source, load_source, train_batches
+from train.data.images import as_pixels
 from train.data.opencv import cv2
 from train.errors import UserError
 from train.evaluate import evaluate_split, load_best, result_line, test_result
@@ -79,6 +80,9 @@ def train(config: Config, workdir: Path, command: str) -> int:
     # From here on the folder is this run's. Go on from the latest checkpoint, if there is one.
     if is_main:
         write_config(workdir, config)
+        if source.report:
+            write_text(workdir / "images.txt", source.report)
+            say(f"{source.report.partition(chr(10))[0]}; see {workdir / 'images.txt'}")
     intact, damaged = intact_checkpoints(workdir / "checkpoints")
     if is_main:
         for folder in damaged:
@@ -244,11 +248,12 @@ def write_samples(source: Source, folder: Path) -> None:
     """
     folder.mkdir(exist_ok=True)
     missing = set(range(len(source.classes)))
-    factor = -(-128 // min(source.image_shape[:2]))
     for record in source.splits["validation"]:
         if record["label"] in missing:
             missing.remove(record["label"])
-            large = np.kron(record["image"], np.ones((factor, factor, 1), np.uint8))
+            image = as_pixels(record["image"], source.image_shape[-1])
+            factor = -(-128 // min(image.shape[:2]))
+            large = np.kron(image, np.ones((factor, factor, 1), np.uint8))
             # OpenCV's colours are blue, green, red.
             _, png = cv2.imencode(".png", large[..., ::-1])
             (folder / f"{sample_name(source, record['label'])}.png").write_bytes(png.tobytes())

@@ -3,9 +3,10 @@
     python -m train.predict --workdir=runs/digits [--top=3] IMAGE ...
 
 prints a line an image: the most probable classes and their probabilities. An image is turned into
-grey or colour as the network needs it and resized to its input, without regard to proportions, so
-it should show what the network was trained on: for the digits, one white digit filling a black
-square. The exit status is 1 if an image could not be read; the others are classified all the same.
+grey or colour as the network needs it, and cropped as in the evaluation. Where all images of the
+data set have one size, it is first resized to it, without regard to proportions, so it should show
+what the network was trained on: for the digits, one white digit filling a black square. The exit
+status is 1 if an image could not be read; the others are classified all the same.
 """
 
 import sys
@@ -15,23 +16,27 @@ import numpy as np
 from absl import flags
 
 from train.data import Source
-from train.data.opencv import cv2
+from train.data.evaluation import create_evaluation
+from train.data.images import ImageError, decode
+from train.data.resizing import resize
 from train.errors import UserError, parse_flags, required, run_program
 from train.evaluate import load_best
+from train.settings import Config
 from train.step import create_predict_step
 
 _MAX_BYTES = 2**26
 
 
-def read_image(path: Path, source: Source) -> np.ndarray:
+def read_image(path: Path, config: Config, source: Source) -> np.ndarray:
     """Reads an image file as the input of the model.
 
     Args:
-        path: a file in a format that OpenCV decodes: PNG, JPEG, WebP, BMP, ...
+        path: a file in a format that `train.data.images.decode` reads: PNG, JPEG, WebP, GIF, ...
+        config: says how images are cropped.
         source: says the size, the channels and the normalisation.
 
     Returns:
-        (height, width, channels) float32, normalised.
+        (height, width, channels) float32, normalised; with `config.eval_crops` 10 (10, height, width, channels).
 
     Raises:
         UserError: if there is no such file, or it is empty, too large or not an image.
@@ -41,21 +46,16 @@ def read_image(path: Path, source: Source) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"{path}: not a file; name image files")
     size = path.stat().st_size
-    if size == 0:
-        raise UserError(f"{path}: the file is empty")
     if size > _MAX_BYTES:
         raise UserError(f"{path}: the file has {size:,} bytes, at most {_MAX_BYTES:,} are read")
     height, width, channels = source.image_shape
-    mode = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     try:
-        image = cv2.imdecode(np.fromfile(path, np.uint8), mode)
-    except cv2.error as error:  # raised for sizes beyond OPENCV_IO_MAX_IMAGE_PIXELS
-        reason = "it has too many pixels" if "MAX_IMAGE" in str(error) else str(error).strip()
-        raise UserError(f"{path}: the image cannot be decoded: {reason}") from error
-    if image is None:
-        raise UserError(f"{path}: not an image, or a damaged one")
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return source.normalise(resized.reshape(source.image_shape))
+        image = decode(path.read_bytes(), channels)
+    except ImageError as error:
+        raise UserError(f"{path}: {error}") from error
+    if source.is_sized:
+        image = resize(image, height, width)
+    return source.normalise(create_evaluation(config, source)(image))
 
 
 def main(argv: list[str]) -> int:
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
     status = 0
     for path in paths:
         try:
-            image = read_image(path, trained.source)
+            image = read_image(path, trained.config, trained.source)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 1

@@ -216,11 +216,11 @@ def create_eval_step(model: SplitModel, mesh: Mesh) -> Callable[[dict, dict, dic
 
     Returns:
         Maps parameters, the rest and a batch to the sums of loss and hits over the images, each
-        times its weight.
+        times its weight. Where an image has several crops, their probabilities are averaged first.
     """
 
     def eval_step(params: dict, rest: dict, batch: dict[str, jax.Array]) -> Sums:
-        logits = _logits(_evaluating(model, params, rest), batch["image"])
+        logits = _crops_logits(_evaluating(model, params, rest), batch["image"])
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         return _sums(losses, correct, batch["weight"])
@@ -229,10 +229,14 @@ def create_eval_step(model: SplitModel, mesh: Mesh) -> Callable[[dict, dict, dic
 
 
 def create_predict_step(model: SplitModel) -> Callable[[dict, dict, jax.typing.ArrayLike], jax.Array]:
-    """Compiles the map from images to the probabilities of the classes, (n, classes) float32."""
+    """Compiles the map from images to the probabilities of the classes, (n, classes) float32.
+
+    Images are (n, height, width, channels), or (n, crops, height, width, channels): then probabilities are means over
+    the crops.
+    """
 
     def predict_step(params: dict, rest: dict, images: jax.typing.ArrayLike) -> jax.Array:
-        return jax.nn.softmax(_logits(_evaluating(model, params, rest), jnp.asarray(images)))
+        return jax.nn.softmax(_crops_logits(_evaluating(model, params, rest), jnp.asarray(images)))
 
     return jax.jit(predict_step)
 
@@ -245,6 +249,18 @@ def _evaluating(model: SplitModel, params: dict, rest: dict) -> nnx.Module:
 
 def _logits(network: Any, images: jax.Array) -> jax.Array:
     return network(images).astype(jnp.float32)
+
+
+def _crops_logits(network: Any, images: jax.Array) -> jax.Array:
+    """Gives the logits of (n, height, width, channels) images.
+
+    Of (n, crops, height, width, channels) it gives the logarithms of the probabilities' means over the crops.
+    """
+    if images.ndim == 4:
+        return _logits(network, images)
+    logits = _logits(network, images.reshape(-1, *images.shape[2:]))
+    by_crop = jax.nn.log_softmax(logits).reshape(*images.shape[:2], -1)
+    return jax.nn.logsumexp(by_crop, axis=1) - jnp.log(images.shape[1])
 
 
 def _sums(losses: jax.Array, correct: jax.Array, weights: jax.Array) -> Sums:

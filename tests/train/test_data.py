@@ -1,13 +1,19 @@
 from collections import Counter
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.train.helpers import tiny
-from train.data import evaluation_batches, load_source, train_batches
+from train.data import Source, evaluation_batches, load_source, train_batches
 from train.data.augment import Warp
+from train.data.evaluation import create_evaluation
+from train.data.images import as_pixels, decode
 from train.data.loading import SOURCES
 from train.errors import UserError
+from train.mesh import create_mesh
+from train.network import create_network, split_model
+from train.step import create_eval_step, create_predict_step
 
 SPLITS = ("train", "validation", "test")
 
@@ -154,3 +160,105 @@ def test_evaluation_weighs_every_image_once(source, batch_size, count):
 def test_sources_and_strengths_that_do_not_exist(changes, message):
     with pytest.raises(UserError, match=message):
         load_source(tiny(**changes))
+
+
+MINIATURE = {"source": "miniature", "augment": {"random_resized_crop": {}, "flip": {}}}
+
+
+def test_the_miniature_has_files_of_varying_sizes():
+    source = load_source(tiny(**MINIATURE))
+    assert [len(source.splits[name]) for name in SPLITS] == [120, 40, 40]
+    assert source.image_shape == (32, 32, 3)
+    assert load_source(tiny(**MINIATURE, image_size=24)).image_shape == (24, 24, 3)
+    images = [decode(record["image"], 3) for name in SPLITS for record in source.splits[name]]
+    sides = {side for image in images for side in image.shape[:2]}
+    assert min(sides) >= 40
+    assert max(sides) <= 80
+    assert len({image.shape for image in images}) > 100
+    for name in SPLITS:
+        of_class = Counter(record["label"] for record in source.splits[name])
+        assert set(of_class.values()) == {len(source.splits[name]) // 10}
+    again = load_source(tiny(**MINIATURE))
+    assert images_as_bytes(again) == images_as_bytes(source)
+
+
+def images_as_bytes(source):
+    return [record["image"] for name in SPLITS for record in source.splits[name]]
+
+
+@pytest.mark.parametrize("name", ["miniature", "miniature32"])
+def test_mean_and_deviation_of_the_miniatures(name):
+    source = load_source(tiny(**{**MINIATURE, "source": name}))
+    pixels = [as_pixels(record["image"], 3).reshape(-1, 3) for record in source.splits["train"]]
+    pixels = np.concatenate(pixels) / 255
+    np.testing.assert_allclose(pixels.mean(0), source.mean, atol=0.03)
+    np.testing.assert_allclose(pixels.std(0), source.std, atol=0.03)
+
+
+def test_batches_of_varying_images_have_one_size():
+    source = load_source(tiny(**MINIATURE))
+    (batch,) = train_batches(source, tiny(**MINIATURE, batch_size=16), 0, 1)
+    assert batch["image"].shape == (16, 32, 32, 3)
+    batch, *_ = evaluation_batches(source, "test", tiny(**MINIATURE, batch_size=16, eval_size=40, eval_crops=10))
+    assert batch["image"].shape == (16, 10, 40, 40, 3)
+    assert batch["image"].dtype == np.float32
+
+
+def evaluated(image, is_sized=False, shape=(224, 224, 3), **changes):
+    source = Source({}, ("a",), shape, is_sized, (0.0,) * 3, (1.0,) * 3)
+    return create_evaluation(tiny(**changes), source)(image)
+
+
+@pytest.mark.parametrize(("changes", "shorter", "side"), [({}, 256, 224), ({"eval_size": 320}, 366, 320)])
+def test_the_centre_of_a_resized_image_is_evaluated(changes, shorter, side):
+    """A picture whose red and green say where it is from."""
+    y, x = np.mgrid[:300, :500]
+    image = np.dstack([x / 499, y / 299, 0 * x]) * 255
+    crop = evaluated(np.rint(image).astype(np.uint8), **changes).astype(float) / 255
+    assert crop.shape == (side, side, 3)
+    scale = shorter / 300
+    # The rows from the middle: (row + 0.5) / shorter of the height; the columns likewise of shorter * 5 / 3.
+    for place in (0, side // 2, side - 1):
+        row = ((place + (shorter - side) / 2 + 0.5) / scale - 0.5) / 299
+        column = ((place + (shorter * 5 / 3 - side) / 2 + 0.5) / scale - 0.5) / 499
+        assert crop[place, 0, 1] == pytest.approx(row, abs=0.006)
+        assert crop[0, place, 0] == pytest.approx(column, abs=0.006)
+
+
+def test_ten_crops_are_corners_centre_and_mirrors():
+    image = np.arange(8 * 10 * 3, dtype=np.uint8).reshape(8, 10, 3)
+    crops = evaluated(image, shape=(4, 4, 3), eval_resize=8, eval_crops=10)
+    expected = [image[:4, :4], image[:4, 6:], image[4:, :4], image[4:, 6:], image[2:6, 3:7]]
+    np.testing.assert_array_equal(crops, expected + [part[:, ::-1] for part in expected])
+
+
+def test_sized_images_are_evaluated_as_they_are_unless_a_size_is_set():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(evaluated(image, is_sized=True, shape=(32, 32, 3)), image)
+    enlarged = evaluated(image, is_sized=True, shape=(32, 32, 3), eval_size=64)
+    assert enlarged.shape == (64, 64, 3)
+    assert np.abs(enlarged.astype(int).mean((0, 1)) - image.mean((0, 1))).max() < 2
+
+
+def test_a_crop_larger_than_its_image_is_refused():
+    with pytest.raises(UserError, match=r"eval_resize is 200 but .* 224 x 224 pixels; set it to at least 224"):
+        evaluated(np.zeros((9, 9, 3), np.uint8), eval_resize=200)
+    with pytest.raises(UserError, match=r"image_size is 64 but the images of 'digits' have 8 pixels"):
+        load_source(tiny(image_size=64))
+
+
+def test_probabilities_are_averaged_over_crops():
+    """Against the steps on the crops one by one."""
+    network = create_network(tiny(), load_source(tiny()))
+    model, params, rest = split_model(network)
+    images = np.random.default_rng(0).normal(size=(4, 10, 8, 8, 1)).astype(np.float32)
+    labels, weights = np.array([3, 1, 4, 1]), np.array([1.0, 1.0, 1.0, 0.0], np.float32)
+    predict = create_predict_step(model)
+    single = np.stack([predict(params, rest, images[:, crop]) for crop in range(10)])
+    probabilities = single.mean(0)
+    np.testing.assert_allclose(predict(params, rest, images), probabilities, rtol=1e-5, atol=1e-7)
+    batch = {"image": images, "label": labels, "weight": weights}
+    sums = create_eval_step(model, create_mesh())(params, rest, {k: jnp.asarray(v) for k, v in batch.items()})
+    losses = -np.log(probabilities[np.arange(4), labels])
+    assert float(sums["loss"]) == pytest.approx(losses[:3].sum(), rel=1e-5)
+    assert float(sums["correct"]) == (probabilities.argmax(1) == labels)[:3].sum()

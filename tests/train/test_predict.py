@@ -7,7 +7,7 @@ import pytest
 
 from tests.train.helpers import tiny
 from train import predict
-from train.data import load_source
+from train.data import evaluation_batches, load_source
 from train.errors import UserError
 from train.predict import read_image
 
@@ -20,7 +20,7 @@ def source():
 def test_samples_give_back_the_pixels_they_were_made_from(finished_run, source):
     for digit in range(10):
         record = next(r for r in source.splits["validation"] if r["label"] == digit)
-        image = read_image(finished_run / "samples" / f"{digit}.png", source)
+        image = read_image(finished_run / "samples" / f"{digit}.png", tiny(), source)
         np.testing.assert_array_equal(image, source.normalise(record["image"]))
         enlarged = cv2.imread(str(finished_run / "samples" / f"{digit}.png"))
         assert enlarged.shape == (128, 128, 3)
@@ -29,7 +29,7 @@ def test_samples_give_back_the_pixels_they_were_made_from(finished_run, source):
 def test_colour_and_any_size_become_the_input_of_the_model(tmp_path, source):
     path = tmp_path / "colour.png"
     cv2.imwrite(str(path), np.full((31, 57, 3), 128, np.uint8))
-    image = read_image(path, source)
+    image = read_image(path, tiny(), source)
     assert image.dtype == np.float32
     np.testing.assert_allclose(image, np.full((8, 8, 1), (128 / 255 - 0.306) / 0.376), rtol=1e-5)
 
@@ -63,7 +63,7 @@ def bad_files(tmp_path, finished_run):
 )
 def test_files_that_are_no_images(bad_files, source, name, reason):
     with pytest.raises(UserError, match=reason) as caught:
-        read_image(bad_files / name, source)
+        read_image(bad_files / name, tiny(), source)
     assert str(caught.value).startswith(str(bad_files / name))
 
 
@@ -116,3 +116,12 @@ def test_wrong_command_lines(finished_run, arguments, message):
     filled = [argument.format(run=finished_run) for argument in arguments]
     with pytest.raises(UserError, match=message):
         predict.main(["predict", *filled])
+
+
+def test_images_of_any_size_are_cropped_as_in_the_evaluation(tmp_path):
+    config = tiny(source="miniature", augment={"random_resized_crop": {}}, eval_crops=10)
+    source = load_source(config)
+    batch, *_ = evaluation_batches(source, "test", config)
+    for n in range(3):
+        (tmp_path / "x.jpg").write_bytes(source.splits["test"][n]["image"])
+        np.testing.assert_array_equal(read_image(tmp_path / "x.jpg", config, source), batch["image"][n])

@@ -4,22 +4,37 @@ from collections.abc import Callable
 
 from train.data.augment import create_augmentation
 from train.data.digits import digits
+from train.data.evaluation import create_evaluation
+from train.data.folder import folder
+from train.data.miniature import miniature, miniature32
 from train.data.sources import Source
 from train.errors import UserError, suggest
 from train.settings import Config
 
-SOURCES: dict[str, Callable[[Config], Source]] = {"digits": digits}
+SOURCES: dict[str, Callable[[Config], Source]] = {
+    "digits": digits,
+    "folder": folder,
+    "miniature": miniature,
+    "miniature32": miniature32,
+}
 
 
 def load_source(config: Config) -> Source:
-    """Builds the source that a config names, and checks the config's augmentation.
+    """Builds the source that a config names, and checks the config's augmentation and evaluation.
 
     Raises:
-        UserError: for an unknown source, and what `create_augmentation` refuses.
+        UserError: for an unknown source, an image size that the source does not have, and what the source itself,
+            `create_augmentation` and `create_evaluation` refuse.
     """
     if config.source not in SOURCES:
         raise UserError(f"config.source is {config.source!r}, which does not exist; {suggest(config.source, SOURCES)}")
     source = SOURCES[config.source](config)
+    side = source.image_shape[0]
+    if config.image_size not in (0, side):
+        raise UserError(
+            f"config.image_size is {config.image_size} but the images of {config.source!r} have {side} pixels a side; "
+            "leave it 0"
+        )
     if config.pixel_mean:
         source = source._replace(mean=tuple(config.pixel_mean))
     if config.pixel_std:
@@ -32,4 +47,5 @@ def load_source(config: Config) -> Source:
                 f"{source.image_shape[-1]} channels"
             )
     create_augmentation(config, source)
+    create_evaluation(config, source)
     return source

@@ -10,15 +10,19 @@ images in the same places for any number of processes, devices and threads. A re
 run slices the same endless list of batches at its step; there is no iterator state to store.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from train.data.augment import create_augmentation
+from train.data.evaluation import create_evaluation
+from train.data.images import ImageError
 from train.data.sources import Batch, Record, Source, Split
+from train.errors import UserError
 from train.settings import Config
 
 
@@ -36,11 +40,15 @@ def train_batches(
     Returns:
         Batches with "image" (n, height, width, channels) float32 and "label" (n,), where n is
         `batch_size / process_count`.
+
+    Raises:
+        UserError: while iterating, if an image cannot be read; the message names its file.
     """
     augment = create_augmentation(config, source)
 
     def prepare(record: Record, rng: np.random.Generator) -> Record:
-        image = augment(record["image"], rng)
+        with _names_file(record):
+            image = augment(record["image"], rng)
         return {"image": source.normalise(image), "label": np.int32(record["label"])}
 
     images = grain.MapDataset.source(source.splits["train"]).seed(config.seed).shuffle().repeat().random_map(prepare)
@@ -63,15 +71,21 @@ def evaluation_batches(
 
     Returns:
         Batches as in `train_batches`, and "weight" (n,) float32: 1 for images of the split, 0 for
-        the filling.
+        the filling. With `config.eval_crops` 10, "image" is (n, 10, height, width, channels).
+
+    Raises:
+        UserError: while iterating, if an image cannot be read; the message names its file.
     """
     records = source.splits[split]
+    crop = create_evaluation(config, source)
 
     def prepare(position: int) -> Record:
         inside = position < len(records)
         record = records[position if inside else 0]
+        with _names_file(record):
+            image = crop(record["image"])
         return {
-            "image": source.normalise(record["image"]),
+            "image": source.normalise(image),
             "label": np.int32(record["label"]),
             "weight": np.float32(inside),
         }
@@ -80,6 +94,16 @@ def evaluation_batches(
     positions = grain.MapDataset.range(batch_count * config.batch_size)
     batches = _share(positions.map(prepare), config.batch_size, process_index, process_count)
     return batches.to_iter_dataset(_read_options(config))
+
+
+@contextlib.contextmanager
+def _names_file(record: Record) -> Iterator[None]:
+    """Says which file it is that cannot be read."""
+    try:
+        yield
+    except ImageError as error:
+        name = record.get("file", "an image of the data set")
+        raise UserError(f"{name}: {error}; repair or remove it, then give the same command again") from error
 
 
 @dataclasses.dataclass(frozen=True)

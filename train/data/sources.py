@@ -6,7 +6,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 Split = Literal["train", "validation", "test"]
-Record = dict[str, Any]  # "image": (height, width, channels) uint8, or an encoded file's bytes; "label": int
+# "image": (height, width, channels) uint8, or an encoded file's bytes; "label": int; "file": its name, where it has one
+Record = dict[str, Any]
 Batch = dict[str, np.ndarray]
 
 
@@ -20,6 +21,8 @@ class Source(NamedTuple):
         is_sized: whether every image has this shape; otherwise sizes vary.
         mean: mean of each channel of the train split, images scaled to 0..1.
         std: standard deviation of each channel likewise.
+        report: what was left out of the data and why, for people to read; the first line sums it up. Empty if nothing
+            had to be checked.
     """
 
     splits: Mapping[Split, Sequence[Record]]
@@ -28,6 +31,7 @@ class Source(NamedTuple):
     is_sized: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    report: str = ""
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """Maps (height, width, channels) values of 0..255 to the float32 input of the model."""
