@@ -21,13 +21,19 @@ from train.settings import TRAINING, Config, Schema, checked, defaults, flatten
 C = TypeVar("C")
 
 
-def parse_command_line(argv: Sequence[str], description: str | None, schema: Schema[C] = TRAINING) -> tuple[C, Path]:
+def parse_command_line(
+    argv: Sequence[str],
+    description: str | None,
+    schema: Schema[C] = TRAINING,
+    values: flags.FlagValues | None = None,
+) -> tuple[C, Path]:
     """Reads ``--config=FILE --config.key=value --workdir=FOLDER``.
 
     Args:
         argv: the command line, the program's name first.
         description: the text of ``--help``.
         schema: the kind of config.
+        values: further flags of the program, which are read along.
 
     Returns:
         The checked config and the work folder.
@@ -36,7 +42,7 @@ def parse_command_line(argv: Sequence[str], description: str | None, schema: Sch
         UserError: for missing or unknown flags, a missing config file, and unknown keys, wrong
             types or values out of range in the config.
     """
-    values = flags.FlagValues()
+    values = flags.FlagValues() if values is None else values
     flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
     # The file is loaded here, not by config_flags.DEFINE_config_file: that one reports a missing
     # file and an unknown key by tracebacks, and loads modules in a way Python 3.15 removes.

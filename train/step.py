@@ -54,8 +54,9 @@ def create_train_step(
     optimiser: optax.GradientTransformation,
     label_smoothing: float,
     mesh: Mesh,
+    shardings: TrainState | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Sums]]:
-    """Compiles the training step.
+    """Compiles the training step; `shardings` says how the state lies, where it is not copied to all devices.
 
     Returns:
         Maps a state, which is used up, and a batch to the next state and the sums over the batch.
@@ -79,7 +80,8 @@ def create_train_step(
         epoch_sums = jax.tree.map(jnp.add, state.sums, sums)
         return TrainState(state.step + 1, params, rest, opt_state, epoch_sums), sums
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=replicate(mesh))
+    copies = replicate(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings or copies, copies))
 
 
 def create_eval_step(model: SplitModel, mesh: Mesh) -> Callable[[dict, dict, dict[str, jax.Array]], Sums]:
