@@ -346,6 +346,7 @@ class _Silence:
     """Keeps messages of the libraries below off the screen, from creation to `end`.
 
     * orbax warns of every checkpoint without metrics; those within an epoch have none;
+    * orbax warns that a run of several processes stops at SIGTERM, which the run says itself;
     * orbax logs failed writes with their tracebacks, which `CheckpointWriter` reports in one
       sentence;
     * of several writes that fail, asyncio logs all but the first as never retrieved;
@@ -365,7 +366,8 @@ class _Silence:
         is_failed_write = record.levelno == logging.ERROR and (
             "orbax" in record.pathname or "exception was never retrieved" in message
         )
-        return not is_failed_write and "`tracked_metric`" not in message
+        is_news = "`tracked_metric`" not in message and "Reached preemption sync point" not in message
+        return not is_failed_write and is_news
 
     def _unraisable(self, unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":

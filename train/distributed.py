@@ -6,9 +6,11 @@ and none may go its own way when something fails: they would wait for it for eve
 """
 
 import contextlib
+import errno
 import importlib.util
 import os
 import re
+import socket
 import sys
 import threading
 import traceback
@@ -151,16 +153,45 @@ def connect(place: Place | None, timeout_seconds: int = 300) -> None:
             "process_id": place.process_id,
             "cluster_detection_method": "deactivate",
         }
+        if place.process_id == 0:
+            _check_port(place.coordinator)
+    where = place.coordinator if place else "the coordinator that JAX found"
+    advice = (
+        "check that all of them were started, with the same coordinator and number and each with an id of its own, "
+        "that process 0 runs on that host, and that no firewall holds the port"
+    )
+
+    def give_up() -> None:
+        print(
+            f"error: the processes did not come together at {where} in {timeout_seconds} s; {advice}", file=sys.stderr
+        )
+        sys.stderr.flush()
+        os._exit(1)
+
+    # At its own timeout JAX aborts the process with a stack trace; this comes before.
+    alarm = threading.Timer(timeout_seconds, give_up)
+    alarm.daemon = True
+    alarm.start()
     try:
-        jax.distributed.initialize(**own, initialization_timeout=timeout_seconds)
+        jax.distributed.initialize(**own, initialization_timeout=timeout_seconds + 60)
     except (RuntimeError, ValueError, OSError, KeyError) as error:  # JAX's own errors are RuntimeErrors
-        where = place.coordinator if place else "the coordinator that JAX found"
-        raise UserError(
-            f"the processes did not come together at {where} within {timeout_seconds} s "
-            f"({_first_line(error)}); check that all of them were started, with the same coordinator and number and "
-            "each with an id of its own, that process 0 runs on that host, and that no other program or firewall holds "
-            "the port"
-        ) from error
+        raise UserError(f"the processes cannot come together at {where} ({_first_line(error)}); {advice}") from error
+    finally:
+        alarm.cancel()
+
+
+def _check_port(coordinator: str) -> None:
+    # JAX's service crashes if it cannot have its port.
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True):
+            pass
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise UserError(
+                f"process 0 cannot have port {port} of --coordinator={coordinator} ({os.strerror(error.errno)}); name another "
+                "to all processes"
+            ) from error  # anything else, such as a host without IPv6, JAX may know better
 
 
 def is_connected() -> bool:

@@ -24,7 +24,7 @@ from train.data.opencv import cv2
 from train.distributed import from_main, is_connected
 from train.errors import UserError
 from train.evaluate import evaluate_split, load_best, result_line, test_result
-from train.mesh import create_mesh, replicate, state_shardings, to_devices, to_mesh
+from train.mesh import create_mesh, state_shardings, to_devices, to_mesh
 from train.metrics import MetricsLog, ProgressReport, Record
 from train.network import create_network, split_model
 from train.optim import create_optimiser
@@ -159,7 +159,7 @@ def train(config: Config, workdir: Path, command: str) -> int:
                 }
                 log.write(record)
                 progress.epoch(record, config.epochs, speed)
-                state = state._replace(sums=jax.device_put(zero_sums(), replicate(mesh)))
+                state = state._replace(sums=to_mesh(zero_sums(), mesh))
                 writer.save(step, state, validation_accuracy)
                 started, counted = time.monotonic(), 0
             elif stopped_by or (config.checkpoint_every and step % config.checkpoint_every == 0):
@@ -170,7 +170,7 @@ def train(config: Config, workdir: Path, command: str) -> int:
 
     if stopped_by:
         name = signal.Signals(stopped_by[0]).name
-        where = f", on each of the {jax.process_count()} processes," * (jax.process_count() > 1)
+        where = f", on each of the {jax.process_count()} processes with its own id," * (jax.process_count() > 1)
         say(f"stopped by {name} after step {step} of {total_steps}; go on with{where}\n{command}")
         return 128 + stopped_by[0]
 
