@@ -189,8 +189,8 @@ def _check_port(coordinator: str) -> None:
     except OSError as error:
         if error.errno in (errno.EADDRINUSE, errno.EACCES):
             raise UserError(
-                f"process 0 cannot have port {port} of --coordinator={coordinator} ({os.strerror(error.errno)}); name another "
-                "to all processes"
+                f"process 0 cannot have port {port} of --coordinator={coordinator} ({os.strerror(error.errno)}); "
+                "name another to all processes"
             ) from error  # anything else, such as a host without IPv6, JAX may know better
 
 
