@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from train.distributed import from_main
+from train.distributed import explain_lost, from_main
 from train.errors import UserError
 
 Tree = TypeVar("Tree")
@@ -275,6 +275,8 @@ class CheckpointWriter:
             return action()
         except Exception as error:
             self._failed = True
+            if explain_lost(error):
+                raise
             what = "a checkpoint" if self._step is None else f"the checkpoint of step {self._step}"
             raise UserError(
                 f"{what} cannot be written to {self._directory} ({_reason(error)}); earlier "

@@ -67,7 +67,7 @@ def read_place(values: flags.FlagValues, environment: Mapping[str, str] = os.env
     Raises:
         UserError: if one of the three is missing or out of range.
     """
-    given = {f"--{name}": values[name].value for name in _FLAGS}
+    given: dict[str, Any] = {f"--{name}": values[name].value for name in _FLAGS}
     if all(value is None for value in given.values()):
         given = {name: environment.get(name) for name in _VARIABLES}
         if given["JAX_NUM_PROCESSES"] is None and given["JAX_PROCESS_ID"] is None:
@@ -223,7 +223,7 @@ def ending_together() -> Iterator[None]:
         yield
     except BaseException as error:
         done.set()
-        sentence = explain(error) or _explain_lost(error)
+        sentence = explain(error) or explain_lost(error)
         if sentence is None:
             traceback.print_exc()
             sentence = f"{type(error).__name__}: {_first_line(error)}"
@@ -260,9 +260,11 @@ def _leave() -> NoReturn:
     os._exit(1)
 
 
-def _explain_lost(error: BaseException) -> str | None:
+def explain_lost(error: BaseException) -> str | None:
+    """Puts an error into one sentence if it looks as if another process has gone; None otherwise."""
     signs = ("gloo", "connection", "unavailable", "deadline", "heartbeat", "coordination", "barrier")
-    if not isinstance(error, RuntimeError) or not any(sign in str(error).lower() for sign in signs):
+    alone = jax.process_count() == 1
+    if alone or isinstance(error, UserError) or not any(sign in str(error).lower() for sign in signs):
         return None
     return (
         f"process {jax.process_index()} has lost another one, which was killed or cannot be reached "

@@ -82,7 +82,9 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.strerror is not None:
         place = f" ({error.filename})" if error.filename else ""
         is_full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        is_locked = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
         advice = "; make room on the disk and give the same command again" if is_full else ""
+        advice = "; make it writable, or choose another place" if is_locked else advice
         return f"{error.strerror}{place}{advice}"
     return None
 

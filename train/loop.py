@@ -113,10 +113,8 @@ def train(config: Config, workdir: Path, command: str) -> int:
     previous: Any = None
     started, counted = time.monotonic(), 0
     with contextlib.ExitStack() as stack:
-        log = MetricsLog(workdir, first_step, enabled=is_main)
-        stack.callback(log.close)
-        writer = CheckpointWriter(workdir / "checkpoints", resume=command)
-        stack.push(writer)
+        log = stack.enter_context(MetricsLog(workdir, first_step, enabled=is_main))
+        writer = stack.enter_context(CheckpointWriter(workdir / "checkpoints", resume=command))
         progress = stack.enter_context(ProgressReport(total_steps, first_step, enabled=is_main))
         stopped_by = stack.enter_context(catch_signals())
         if first_step < total_steps:
