@@ -5,6 +5,9 @@ renames it when it is complete. Just before that the SHA-256 of every file goes 
 ``manifest.json``: orbax alone would restore a flipped byte without a word. Kept are the two latest
 and the best by validation accuracy; of equals the later counts as the better.
 
+Of several processes each writes the parts of arrays that its devices hold, all into the same folder: it must be on
+storage that they share. Process 0 alone verifies and removes; which checkpoint is read, it tells the others.
+
 Checkpoints are data, never code: arrays and JSON, no pickle.
 """
 
@@ -15,20 +18,24 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from jax.sharding import Sharding
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from train.distributed import explain_lost, from_main
 from train.errors import UserError
 
 Tree = TypeVar("Tree")
 _MANIFEST = "manifest.json"
 _COMMIT_METADATA = "_CHECKPOINT_METADATA"  # orbax adds the time of the renaming to it
+_COMMITTED = "commit_success.txt"  # orbax's mark of a complete checkpoint on storage that cannot rename
+_SECONDS_TO_APPEAR = 60  # shared storage may show another host's files late
 
 
 class Checkpoint(NamedTuple):
@@ -66,8 +73,7 @@ def intact_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[Path]]:
         folder = directory / str(step)
         fault = _fault(folder)
         if fault is None:
-            meta = _restore(folder, meta=ocp.args.JsonRestore())["meta"]
-            intact.append(Checkpoint(step, meta["accuracy"], meta["arrays"], folder))
+            intact.append(_read_meta(folder))
         else:
             print(f"checkpoint {folder} is damaged and not used: {fault}", file=sys.stderr)
             damaged.append(folder)
@@ -80,13 +86,73 @@ def best_of(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     return max(scored, key=lambda c: (c.accuracy, c.step), default=None)
 
 
-def restore(checkpoint: Checkpoint, template: Tree, sharding: Sharding) -> Tree:
-    """Reads the arrays of a checkpoint.
+def agreed_checkpoint(
+    directory: Path, choose: Callable[[list[Checkpoint]], Checkpoint | None], *, repair: bool = False
+) -> Checkpoint | None:
+    """Verifies and chooses on process 0, and gives all processes what it chose.
+
+    Args:
+        directory: the folder of the checkpoints; it need not exist.
+        choose: picks one of the intact checkpoints, or none.
+        repair: whether the folders of damaged checkpoints are removed, as a run does that writes their steps again.
+
+    Raises:
+        UserError: if another process does not see the checkpoint.
+    """
+    chosen = None
+    if jax.process_index() == 0:
+        intact, damaged = intact_checkpoints(directory)
+        chosen = choose(intact)
+        if repair:
+            for folder in damaged:
+                shutil.rmtree(folder)
+            if damaged and chosen is None:
+                print(
+                    f"no intact checkpoint is left in {directory}: training starts ANEW, from step 0", file=sys.stderr
+                )
+    step = from_main(-1 if chosen is None else chosen.step)
+    if chosen is not None or step < 0:
+        return chosen
+    folder = directory / str(step)
+    wait_until_shared(folder / _MANIFEST)
+    return _read_meta(folder)
+
+
+def wait_until_shared(path: Path) -> None:
+    """Waits until this host sees a file that process 0 has written.
+
+    Raises:
+        UserError: if it does not appear within a minute.
+    """
+    latest = time.monotonic() + _SECONDS_TO_APPEAR
+    while not path.exists():
+        if time.monotonic() > latest:
+            raise UserError(
+                f"process {jax.process_index()} does not see {path}, which process 0 sees; --workdir must be on "
+                "storage that all hosts share, under the same path"
+            )
+        time.sleep(0.2)
+
+
+def latest_of(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """Picks the one of most steps; None if there is none."""
+    return max(checkpoints, key=lambda checkpoint: checkpoint.step, default=None)
+
+
+def _read_meta(folder: Path) -> Checkpoint:
+    # Not through a Checkpointer, which would wait for the other processes.
+    meta: Any = ocp.JsonCheckpointHandler().restore(epath.Path(folder.absolute() / "meta"))
+    return Checkpoint(meta["step"], meta["accuracy"], meta["arrays"], folder)
+
+
+def restore(checkpoint: Checkpoint, template: Tree, shardings: Any) -> Tree:
+    """Reads the arrays of a checkpoint; all processes must call this together.
 
     Args:
         checkpoint: one that `intact_checkpoints` gave.
         template: a tree of arrays, or of their shapes and dtypes, of what was saved.
-        sharding: where the arrays go, whatever devices they were saved from.
+        shardings: where the arrays go, whatever devices they were saved from: a tree like the template, or one
+            sharding for all.
 
     Returns:
         A tree like the template.
@@ -104,18 +170,18 @@ def restore(checkpoint: Checkpoint, template: Tree, sharding: Sharding) -> Tree:
             f"{_describe(wanted).get(name, 'missing')} here; use the version of msconv_jax that "
             "wrote it"
         )
-    shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for name, leaf in wanted.items()}
-    state = _restore(checkpoint.folder, state=ocp.args.StandardRestore(shapes))["state"]
+    places = _named_leaves(jax.tree.broadcast(shardings, template))
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name]) for name, leaf in wanted.items()
+    }
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        state = reader.restore(checkpoint.folder.absolute(), args=args)["state"]
     return jax.tree.unflatten(jax.tree.structure(template), [state[name] for name in wanted])
 
 
-def _restore(folder: Path, **items: Any) -> Any:
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        return reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
-
-
 class CheckpointWriter:
-    """Saves the state of a run in the background.
+    """Saves the state of a run in the background; all processes must save the same steps.
 
     Args:
         directory: the folder of the checkpoints; made if it does not exist. Temporary folders in
@@ -169,6 +235,21 @@ class CheckpointWriter:
         """
         self._attempt(self._manager.wait_until_finished)
 
+    def reached_preemption(self, step: int) -> bool:
+        """Says, after every step and of several processes, whether all are to stop after this one.
+
+        That is so soon after SIGTERM has reached any of them; JAX has taken over that signal then.
+        """
+        return self._manager.reached_preemption(step)
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # After a failure of one of several processes, saving would wait for the others, and they for this one.
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
     def close(self) -> None:
         """Waits for what is being saved, frees what the writer holds, removes a failed save."""
         self._manager.close()
@@ -184,7 +265,6 @@ class CheckpointWriter:
         if jax.process_index() == 0:
             (folder,) = self._directory.glob(f"{self._step}.*tmp*")
             digests = _digests(folder)
-            del digests[_COMMIT_METADATA]
             manifest = {"step": self._step, "files": digests}
             (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
@@ -195,6 +275,8 @@ class CheckpointWriter:
             return action()
         except Exception as error:
             self._failed = True
+            if explain_lost(error):
+                raise
             what = "a checkpoint" if self._step is None else f"the checkpoint of step {self._step}"
             raise UserError(
                 f"{what} cannot be written to {self._directory} ({_reason(error)}); earlier "
@@ -218,9 +300,13 @@ def _describe(arrays: dict[str, Any]) -> dict[str, str]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Gives the SHA-256 of every file below a folder, by its path in the folder."""
+    """Gives the SHA-256 of every file of a checkpoint, by its path in the folder.
+
+    Left out are the manifest, and orbax's own notes of the folder, which it writes later and never reads for a restore.
+    """
+    own = {folder / name for name in (_MANIFEST, _COMMIT_METADATA, _COMMITTED)}
     digests = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p not in own):
         with path.open("rb") as file:
             digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
@@ -243,6 +329,8 @@ def _fault(folder: Path) -> str | None:
             return f"the file {name} is missing"
         if found[name] != digest:
             return f"the file {name} has changed since it was written"
+    for name in sorted(found.keys() - recorded.keys()):
+        return f"the file {name} was not written with it"
     return None if recorded else f"its {_MANIFEST} lists no files"
 
 
@@ -260,6 +348,7 @@ class _Silence:
     """Keeps messages of the libraries below off the screen, from creation to `end`.
 
     * orbax warns of every checkpoint without metrics; those within an epoch have none;
+    * orbax warns that a run of several processes stops at SIGTERM, which the run says itself;
     * orbax logs failed writes with their tracebacks, which `CheckpointWriter` reports in one
       sentence;
     * of several writes that fail, asyncio logs all but the first as never retrieved;
@@ -279,7 +368,8 @@ class _Silence:
         is_failed_write = record.levelno == logging.ERROR and (
             "orbax" in record.pathname or "exception was never retrieved" in message
         )
-        return not is_failed_write and "`tracked_metric`" not in message
+        is_news = "`tracked_metric`" not in message and "Reached preemption sync point" not in message
+        return not is_failed_write and is_news
 
     def _unraisable(self, unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":

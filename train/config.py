@@ -23,7 +23,12 @@ C = TypeVar("C")
 
 
 def parse_command_line(
-    argv: Sequence[str], description: str | None, schema: Schema[C] = TRAINING, *, needs_workdir: bool = True
+    argv: Sequence[str],
+    description: str | None,
+    schema: Schema[C] = TRAINING,
+    values: flags.FlagValues | None = None,
+    *,
+    needs_workdir: bool = True,
 ) -> tuple[C, Path]:
     """Reads ``--config=FILE --config.key=value --workdir=FOLDER``.
 
@@ -31,6 +36,7 @@ def parse_command_line(
         argv: the command line, the program's name first.
         description: the text of ``--help``.
         schema: the kind of config.
+        values: further flags of the program, which are read along.
         needs_workdir: whether there must be a work folder; otherwise it may be missing and is then the present one.
 
     Returns:
@@ -40,7 +46,7 @@ def parse_command_line(
         UserError: for missing or unknown flags, a missing config file, and unknown keys, wrong
             types or values out of range in the config.
     """
-    values = flags.FlagValues()
+    values = flags.FlagValues() if values is None else values
     flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
     # The file is loaded here, not by config_flags.DEFINE_config_file: that one reports a missing
     # file and an unknown key by tracebacks, and loads modules in a way Python 3.15 removes.

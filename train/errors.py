@@ -71,24 +71,37 @@ def required(values: flags.FlagValues, name: str, example: str) -> str:
     return value
 
 
+def explain(error: BaseException) -> str | None:
+    """Puts an error that a user can mend into one sentence: a `UserError`, or an `OSError` of a file or the disk.
+
+    Returns:
+        The sentence, or None for any other error, which is a bug.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror is not None:
+        place = f" ({error.filename})" if error.filename else ""
+        is_full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        is_locked = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        advice = "; make room on the disk and give the same command again" if is_full else ""
+        advice = "; make it writable, or choose another place" if is_locked else advice
+        return f"{error.strerror}{place}{advice}"
+    return None
+
+
 def run_program(main: Callable[[list[str]], int]) -> None:
     """Runs a program and ends the process with its exit status.
 
-    A `UserError`, or an `OSError` that names a file or the disk, is printed as one sentence on
-    stderr and gives status 1. Any other exception is a bug and keeps its traceback.
+    An error that `explain` knows is printed as one sentence on stderr and gives status 1. Any other exception is a bug
+    and keeps its traceback.
     """
     try:
         status = main(sys.argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 1
-    except OSError as error:
-        if error.strerror is None:
+    except (UserError, OSError) as error:
+        sentence = explain(error)
+        if sentence is None:
             raise
-        place = f" ({error.filename})" if error.filename else ""
-        is_full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        advice = "; make room on the disk and give the same command again" if is_full else ""
-        print(f"error: {error.strerror}{place}{advice}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

@@ -5,6 +5,7 @@
 prints the line that training printed at its end, computed anew from the checkpoint.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,11 +14,11 @@ import jax
 from absl import flags
 from jax.sharding import Mesh
 
-from train.checkpoint import best_of, intact_checkpoints, restore
+from train.checkpoint import agreed_checkpoint, best_of, restore
 from train.config import check_batch_size, read_config
 from train.data import Source, Split, evaluation_batches, load_source
 from train.errors import UserError, parse_flags, required, run_program
-from train.mesh import create_mesh, replicate, to_devices
+from train.mesh import create_mesh, state_shardings, to_devices
 from train.network import SplitModel, split_shapes
 from train.optim import create_optimiser
 from train.settings import Config
@@ -37,24 +38,26 @@ class Trained(NamedTuple):
 
 
 def load_best(workdir: Path) -> Trained:
-    """Restores the checkpoint of a run that is best by validation accuracy.
+    """Restores the checkpoint of a run that is best by validation accuracy, for any number of devices.
+
+    Its arrays are divided over as many of them as config.shards and their number allow.
 
     Raises:
         UserError: if the folder holds no config or no such checkpoint.
     """
     config = read_config(workdir)
-    best = best_of(intact_checkpoints(workdir / "checkpoints")[0])
+    best = agreed_checkpoint(workdir / "checkpoints", best_of)
     if best is None:
         raise UserError(
             f"{str(workdir)!r} holds no intact checkpoint of a finished epoch; train first, or "
             "on, with python -m train --config=... --workdir=" + str(workdir)
         )
-    source, mesh = load_source(config), create_mesh()
+    source, mesh = load_source(config), create_mesh(math.gcd(config.shards, jax.device_count()))
     model, params, rest = split_shapes(config, source)
     # A checkpoint is restored as a whole; the optimiser gives the names of its part.
     optimiser, _ = create_optimiser(config, steps_per_epoch=1)
     template = jax.eval_shape(lambda p, r: create_state(p, r, optimiser, ema_decay=config.ema_decay), params, rest)
-    state = restore(best, template, replicate(mesh))
+    state = restore(best, template, state_shardings(template, mesh))
     return Trained(config, source, mesh, model, *evaluated(state), best.step)
 
 

@@ -1,11 +1,11 @@
 """The story of a training run, from the config to the test accuracy."""
 
 import contextlib
+import functools
 import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -16,20 +16,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from train.checkpoint import CheckpointWriter, intact_checkpoints, restore
+from train.checkpoint import CheckpointWriter, agreed_checkpoint, latest_of, restore, wait_until_shared
 from train.config import check_accumulation, check_batch_size, check_workdir, write_config, write_text
 from train.data import Source, load_source, train_batches
 from train.data.images import as_pixels
 from train.data.opencv import cv2
+from train.distributed import from_main, is_connected
 from train.errors import UserError
 from train.evaluate import evaluate_split, load_best, result_line, test_result
 from train.guard import check_state, check_step
-from train.mesh import create_mesh, replicate, to_devices
+from train.mesh import create_mesh, state_shardings, to_devices, to_mesh
 from train.metrics import MetricsLog, ProgressReport, Record
 from train.network import create_network, split_model
 from train.optim import create_optimiser
 from train.profiling import StepProfiler
-from train.settings import Config
+from train.settings import TRAINING, Config
 from train.step import TrainState, create_eval_step, create_state, create_train_step, evaluated, zero_sums
 
 
@@ -50,12 +51,15 @@ def train(config: Config, workdir: Path, command: str) -> int:
     is_main = jax.process_index() == 0  # of several processes, one writes and speaks
     say = print if is_main else lambda *_: None
 
-    # The folder must be new, or hold a run of this very config.
-    check_workdir(workdir, config)
-    result = read_result(workdir)
-    if result is not None:
+    # The folder must be new, or hold a run of this very config. Process 0 looks, for all.
+    result = None
+    if is_main:
+        check_workdir(workdir, config)
+        result = read_result(workdir)
+    if from_main(result is not None):
         say(f"this run is finished; its files are in {workdir}")
-        say(result_line(result))
+        if result is not None:
+            say(result_line(result))
         return 0
 
     # Data.
@@ -72,10 +76,13 @@ def train(config: Config, workdir: Path, command: str) -> int:
     network = create_network(config, source)
     model, params, rest = split_model(network)
     optimiser, learning_rate = create_optimiser(config, steps_per_epoch)
-    mesh = create_mesh()
-    state: TrainState = create_state(params, rest, optimiser, ema_decay=config.ema_decay)
-    state = jax.device_put(state, replicate(mesh))
+    mesh = create_mesh(config.shards)
     parameter_count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    create = functools.partial(create_state, optimiser=optimiser, ema_decay=config.ema_decay)
+    shardings = state_shardings(jax.eval_shape(create, params, rest), mesh)
+    params, rest = to_mesh((params, rest), mesh)
+    state = jax.jit(create, out_shardings=shardings)(params, rest)
+    del network, params, rest  # the state is all that is kept on the devices
 
     # From here on the folder is this run's. Go on from the latest checkpoint, if there is one.
     if is_main:
@@ -83,21 +90,22 @@ def train(config: Config, workdir: Path, command: str) -> int:
         if source.report:
             write_text(workdir / "images.txt", source.report)
             say(f"{source.report.partition(chr(10))[0]}; see {workdir / 'images.txt'}")
-    intact, damaged = intact_checkpoints(workdir / "checkpoints")
-    if is_main:
-        for folder in damaged:
-            shutil.rmtree(folder)  # its step is trained and saved again
-    if intact:
-        state = restore(intact[-1], state, replicate(mesh))
-        say(f"going on from the checkpoint of step {intact[-1].step} of {total_steps}")
+    latest = agreed_checkpoint(workdir / "checkpoints", latest_of, repair=True)
+    if not is_main:
+        wait_until_shared(workdir / TRAINING.file)
+        check_workdir(workdir, config)
+    if latest:
+        state = restore(latest, state, shardings)
+        say(f"going on from the checkpoint of step {latest.step} of {total_steps}")
     first_step = int(state.step)
     say(
         f"{config.source}: {train_images} images to train on; {config.model}: {parameter_count:,} "
-        f"parameters; {jax.device_count()} {jax.default_backend()} device(s); {total_steps} steps"
+        f"parameters; {jax.device_count()} {jax.default_backend()} device(s)"
+        f"{f' of {jax.process_count()} processes' * (jax.process_count() > 1)}; {total_steps} steps"
     )
 
     # Train.
-    train_step = create_train_step(model, optimiser, config, mesh, len(source.classes))
+    train_step = create_train_step(model, optimiser, config, mesh, len(source.classes), shardings)
     eval_step = create_eval_step(model, mesh)
     batches = train_batches(
         source,
@@ -111,10 +119,8 @@ def train(config: Config, workdir: Path, command: str) -> int:
     previous: Any = None
     started, counted = time.monotonic(), 0
     with contextlib.ExitStack() as stack:
-        log = MetricsLog(workdir, first_step, enabled=is_main)
-        stack.callback(log.close)
-        writer = CheckpointWriter(workdir / "checkpoints", resume=command)
-        stack.callback(writer.close)
+        log = stack.enter_context(MetricsLog(workdir, first_step, enabled=is_main))
+        writer = stack.enter_context(CheckpointWriter(workdir / "checkpoints", resume=command))
         progress = stack.enter_context(ProgressReport(total_steps, first_step, enabled=is_main))
         stopped_by = stack.enter_context(catch_signals())
         profiler = StepProfiler(workdir / "profile", total_steps - first_step, enabled=config.profile and is_main)
@@ -139,6 +145,8 @@ def train(config: Config, workdir: Path, command: str) -> int:
             speed = counted / max(time.monotonic() - started, 1e-9)
             if progress.is_due():
                 progress.step(step, *means(state), speed)
+            if is_connected() and writer.reached_preemption(step):
+                stopped_by.append(signal.SIGTERM)
 
             if step % steps_per_epoch == 0:
                 check_step(step, report, config)
@@ -158,7 +166,7 @@ def train(config: Config, workdir: Path, command: str) -> int:
                 }
                 log.write(record)
                 progress.epoch(record, config.epochs, speed)
-                state = state._replace(sums=jax.device_put(zero_sums(), replicate(mesh)))
+                state = state._replace(sums=to_mesh(zero_sums(), mesh))
                 writer.save(step, state, validation_accuracy)
                 started, counted = time.monotonic(), 0
             elif stopped_by or (config.checkpoint_every and step % config.checkpoint_every == 0):
@@ -171,7 +179,8 @@ def train(config: Config, workdir: Path, command: str) -> int:
 
     if stopped_by:
         name = signal.Signals(stopped_by[0]).name
-        say(f"stopped by {name} after step {step} of {total_steps}; go on with\n{command}")
+        where = f", on each of the {jax.process_count()} processes with its own id," * (jax.process_count() > 1)
+        say(f"stopped by {name} after step {step} of {total_steps}; go on with{where}\n{command}")
         return 128 + stopped_by[0]
 
     # The best checkpoint looks at the test split, once.
@@ -198,17 +207,25 @@ def means(state: TrainState) -> tuple[float, float]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in the list it gives; a second one acts as usual."""
+    """Collects SIGINT and SIGTERM in the list it gives; a second one acts as usual.
+
+    Of several processes, all must stop after the same step, not this one alone: JAX handles SIGTERM so, see
+    `CheckpointWriter.reached_preemption`, and SIGINT becomes SIGTERM.
+    """
     caught: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT,) if is_connected() else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def restore_handlers() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def handle(number: int, frame: Any) -> None:
-        caught.append(number)
         restore_handlers()
+        if is_connected():
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            caught.append(number)
         # print() is not safe within a signal handler.
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"\nfinishing this step ...\n")
 

@@ -1,16 +1,46 @@
-"""The devices of a run: their mesh, and how arrays lie on it."""
+"""The devices of a run: their mesh, and how arrays lie on it.
+
+The mesh has two axes. A batch is divided over both: every device computes other images. Parameters, and whatever goes
+with them (the optimiser's state, running means), are divided over "fsdp" alone and copied along "data"; XLA brings the
+parts together where they are used.
+"""
+
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from train.data import Batch
+from train.errors import UserError
+
+Tree = TypeVar("Tree")
+BATCH_AXES = ("data", "fsdp")
+_SMALLEST_DIVIDED = 2**10  # elements; to collect the parts of a smaller array costs more than its copies
 
 
-def create_mesh() -> Mesh:
-    """Gives the mesh with the one axis "data" over all devices of all processes."""
-    axis_types = (jax.sharding.AxisType.Auto,)  # explicit axes break gradients of convolutions
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=axis_types)
+def create_mesh(shards: int = 1) -> Mesh:
+    """Gives the mesh over all devices of all processes, with the axes "data" and "fsdp".
+
+    The devices of a process are neighbours: its part of a batch is one block (`train.data.pipeline`), and the parts of
+    a parameter are collected within a host where they fit there. `jax.make_mesh` promises no such order on a TPU.
+
+    Args:
+        shards: over how many devices a parameter is divided, the size of "fsdp".
+
+    Raises:
+        UserError: if it does not divide the number of devices.
+    """
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    if len(devices) % shards:
+        divisors = [str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise UserError(
+            f"config.shards is {shards} but must divide the number of devices, {len(devices)}; "
+            f"{', '.join(divisors)} would do"
+        )
+    axis_types = (jax.sharding.AxisType.Auto,) * 2  # explicit axes break gradients of convolutions
+    grid = np.array(devices).reshape(-1, shards)
+    return Mesh(grid, ("data", "fsdp"), axis_types=axis_types)
 
 
 def replicate(mesh: Mesh) -> NamedSharding:
@@ -18,9 +48,45 @@ def replicate(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def state_shardings(state_shapes: Tree, mesh: Mesh) -> Tree:
+    """Gives the sharding of every array of a state.
+
+    An array is divided over "fsdp" along its longest axis that divides, the last of equals; one without such an axis,
+    or with fewer than 1024 elements, is copied to all devices. The shape alone decides, so what an optimiser keeps for
+    a parameter lies where the parameter does.
+
+    Args:
+        state_shapes: a tree of arrays, or of their shapes.
+        mesh: of `create_mesh`.
+
+    Returns:
+        A tree like the state, with a sharding in the place of every array.
+    """
+    shards = mesh.shape["fsdp"]
+
+    def sharding(leaf: Any) -> NamedSharding:
+        dividing = [axis for axis, length in enumerate(leaf.shape) if length % shards == 0]
+        if shards == 1 or not dividing or np.prod(leaf.shape) < _SMALLEST_DIVIDED:
+            return replicate(mesh)
+        longest = max(dividing, key=lambda axis: (leaf.shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+    return jax.tree.map(sharding, state_shapes)
+
+
+def to_mesh(arrays: Tree, mesh: Mesh) -> Tree:
+    """Lays arrays, which every process has in full and alike, as `state_shardings` has it; no device sees more."""
+
+    def place(array: Any, sharding: NamedSharding) -> jax.Array:
+        values = np.asarray(array)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(place, arrays, state_shardings(arrays, mesh))
+
+
 def to_devices(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """Divides this process's part of a batch among its devices."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     return {
         name: jax.make_array_from_process_local_data(sharding, np.asarray(values)) for name, values in batch.items()
     }

@@ -3,6 +3,7 @@
 All of it is written by process 0 alone; the others get a `MetricsLog` that writes nothing.
 """
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -75,10 +76,25 @@ class MetricsLog:
                 self._events.add_scalar(name.replace("_", "/", 1), value, record["step"])
         self._events.flush()
 
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # What ended the run counts, not that a full disk ends this too.
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self.close()
+
     def close(self) -> None:
         """Draws the curves and closes the events."""
         if self._events is not None:
-            self._events.close()
+            try:
+                self._events.close()
+            except OSError:
+                # TensorBoard's writer would try again when the program ends, and show a traceback.
+                writers: Any = self._events.all_writers or {}
+                for writer in writers.values():
+                    writer.event_writer._closed = True
+                raise
             if self.records:
                 draw_curves(self.records, self.curves)
 

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.mesh import replicate
+from train.mesh import BATCH_AXES, replicate
 from train.mixing import mix_batch
 from train.network import SplitModel
 from train.settings import Config
@@ -77,8 +77,9 @@ def create_train_step(
     config: Config,
     mesh: Mesh,
     classes: int,
+    shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Report]]:
-    """Compiles the training step.
+    """Compiles the training step; `shardings` says how the state lies, where it is not copied to all devices.
 
     A hit is counted where the network's answer is the label of the row's own image, whatever has been mixed into it. A
     step whose loss or gradient is not finite changes nothing but the number of the step.
@@ -88,7 +89,7 @@ def create_train_step(
     """
     gradient_function = _gradient_function(model, config.remat)
     if config.accumulation_steps > 1:
-        sharding = None if config.batch_norm == "device" else NamedSharding(mesh, PartitionSpec(None, "data"))
+        sharding = None if config.batch_norm == "device" else NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
         gradient_function = _accumulated(gradient_function, config.accumulation_steps, sharding)
     if config.batch_norm == "device":
         gradient_function = _per_device(gradient_function, mesh)
@@ -107,7 +108,8 @@ def create_train_step(
         kept: TrainState = jax.tree.map(lambda after, before: jnp.where(is_finite, after, before), new, state)
         return kept._replace(step=state.step + 1), {**sums, "gradient_norm": norm}
 
-    return jax.jit(train_step, donate_argnums=0, out_shardings=replicate(mesh))
+    copies = replicate(mesh)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings or copies, copies))
 
 
 def _gradient_function(model: SplitModel, remat: bool) -> GradientFunction:

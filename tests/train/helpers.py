@@ -1,8 +1,11 @@
 """A run small enough for a test, and ways to start one."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,65 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         timeout=300,
         check=False,
     )
+
+
+TRAIN_TINY = """
+import runpy, sys
+from tests.train.helpers import register_tiny
+register_tiny()
+{before}
+sys.argv[0] = "train"
+runpy.run_module("train", run_name="__main__")
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def processes(
+    workdir: Path, count: int, devices: int, *arguments: str, before: str = ""
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Starts processes that train the tiny network together; none outlives the block.
+
+    Args:
+        workdir: the folder of the run.
+        count: the number of processes.
+        devices: CPU devices of each.
+        arguments: further flags.
+        before: a program that each runs before it trains.
+    """
+    coordinator = f"127.0.0.1:{free_port()}"
+    started = []
+    try:
+        for number in range(count):
+            place = [f"--coordinator={coordinator}", f"--num_processes={count}", f"--process_id={number}"]
+            program = TRAIN_TINY.format(before=before)
+            flags = [f"--config={TINY_CONFIG}", f"--workdir={workdir}", *(place if count > 1 else []), *arguments]
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", program, *flags],
+                    cwd=ROOT,
+                    env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def endings(started: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:
+    """Waits for processes; gives the exit status and the output of each."""
+    outputs = [process.communicate(timeout=seconds)[0] for process in started]
+    return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
 
 def stored_arrays(workdir: Path) -> dict[str, np.ndarray]:

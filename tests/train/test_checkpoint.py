@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.train.helpers import run_python
-from train.checkpoint import CheckpointWriter, best_of, intact_checkpoints, restore
+from train.checkpoint import CheckpointWriter, agreed_checkpoint, best_of, intact_checkpoints, latest_of, restore
 from train.errors import UserError
 from train.mesh import create_mesh, replicate
 
@@ -122,6 +122,56 @@ def test_orbaxs_own_notes_do_not_matter(three, tmp_path):
     intact, _ = intact_checkpoints(copy)
     state = restore(intact[-1], jax.eval_shape(lambda: state_of(0)), SHARDING)
     assert int(state["step"]) == 30
+    writer = CheckpointWriter(copy, resume="again")
+    writer.save(40, state_of(40), None)
+    writer.wait()
+    writer.close()
+    assert [step for step, _ in read(copy)] == [10, 30, 40]
+
+
+@pytest.mark.parametrize("harm", ["truncate", "empty", "remove", "add", "not JSON", "no manifest"])
+def test_harm_to_any_file_costs_its_checkpoint(three, tmp_path, capsys, harm):
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    own = {"_CHECKPOINT_METADATA", "commit_success.txt"}
+    names = [name for name in files_of(three) if name.name not in own or name.parent.name != "30"]
+    if harm in ("not JSON", "no manifest"):
+        names = [name for name in names if name.name == "manifest.json"]
+    for name in names:
+        file = copy / name
+        original = file.read_bytes()
+        if harm == "add":
+            file.with_name("more").write_bytes(original)
+        elif harm in ("remove", "no manifest"):
+            file.unlink()
+        else:
+            file.write_bytes({"truncate": original[:-1], "empty": b"", "not JSON": b"[1, 2"}[harm])
+        if file.exists() and file.read_bytes() == original and harm != "add":
+            continue  # an empty file cannot lose anything
+        if harm == "truncate" and name.name == "manifest.json":
+            assert original.endswith(b"}")  # so it is no longer JSON
+        assert [step for step, _ in read(copy)] == [10, 20], name
+        assert f"checkpoint {copy / '30'} is damaged and not used" in capsys.readouterr().err
+        (file.with_name("more") if harm == "add" else file).unlink(missing_ok=True)
+        file.write_bytes(original)
+    assert [step for step, _ in read(copy)] == [10, 20, 30]
+
+
+def test_the_choice_is_made_among_the_intact(three, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    (copy / "30" / "manifest.json").unlink()
+    assert agreed_checkpoint(copy, latest_of).step == 20
+    assert (copy / "30").exists()
+    assert agreed_checkpoint(copy, best_of, repair=True).step == 10
+    assert not (copy / "30").exists()
+    assert "ANEW" not in capsys.readouterr().err
+    for step in ("10", "20"):
+        (copy / step / "manifest.json").write_text("{}")
+    assert agreed_checkpoint(copy, latest_of, repair=True) is None
+    assert f"no intact checkpoint is left in {copy}: training starts ANEW, from step 0" in capsys.readouterr().err
+    assert agreed_checkpoint(copy, latest_of, repair=True) is None
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("harm", ["truncate", "remove", "no manifest", "empty manifest", "rename"])

@@ -1,7 +1,11 @@
+import contextlib
+import errno
 import json
 import os
+import random
 import shutil
 import signal
+import subprocess
 
 import jax
 import numpy as np
@@ -174,6 +178,142 @@ def test_a_flipped_byte_costs_a_step_back_and_no_more(finished_run, tmp_path, ca
     assert f"checkpoint {workdir / 'checkpoints' / '10'} is damaged and not used" in errors
     assert "going on from the checkpoint of step 8 of 10" in output
     assert_same_runs(workdir, finished_run)
+
+
+def test_a_run_with_only_damaged_checkpoints_starts_anew_and_says_so(finished_run, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    (workdir / "result.json").unlink()
+    for folder in (workdir / "checkpoints").iterdir():
+        (folder / "manifest.json").write_text("{")
+    assert train(tiny(), workdir, command="again") == 0
+    output, errors = capsys.readouterr()
+    assert errors.count("is damaged and not used: its manifest.json cannot be read") == 2
+    assert f"no intact checkpoint is left in {workdir / 'checkpoints'}: training starts ANEW, from step 0" in errors
+    assert "going on" not in output
+    assert_same_runs(workdir, finished_run)
+
+
+KILLED_BY_CHANCE = """
+import os, signal, sys, threading
+from pathlib import Path
+from tests.train.helpers import register_tiny, tiny
+from train import loop
+register_tiny()
+seconds, workdir = float(sys.argv[1]), Path(sys.argv[2])
+original, calls = loop.to_devices, []
+def deadly(*arguments):
+    calls.append(1)
+    if len(calls) == 2 and seconds:  # the step is compiled
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return original(*arguments)
+loop.to_devices = deadly
+sys.exit(loop.train(tiny(epochs=12, checkpoint_every=1), workdir, command="again"))
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_by_chance_change_nothing(tmp_path):
+    chance, config = random.Random(0), tiny(epochs=12, checkpoint_every=1)
+    assert train(config, tmp_path / "whole", command="again") == 0
+    workdir, temporary = tmp_path / "parent" / "run", tmp_path / "temporary"
+    temporary.mkdir()
+    steps = []
+    for kill in range(21):
+        seconds = chance.uniform(0, 0.6) if kill < 20 else 0
+        run = run_python("-c", KILLED_BY_CHANCE, str(seconds), str(workdir), TMPDIR=str(temporary))
+        assert run.returncode == (-signal.SIGKILL if seconds else 0), run.stderr
+        assert run.stderr == ""  # no checkpoint is damaged
+        steps.append([line for line in run.stdout.splitlines() if line.startswith("going on from")])
+    assert len({line for lines in steps for line in lines}) > 5  # the kills were spread over the run
+    assert_same_runs(workdir, tmp_path / "whole")
+    assert [path.name for path in workdir.parent.iterdir()] == ["run"]
+    assert list(temporary.iterdir()) == []
+    assert {path.name for path in workdir.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    for folder in ("checkpoints", "samples"):
+        names = [sorted(p.name for p in (run / folder).iterdir()) for run in (workdir, tmp_path / "whole")]
+        assert names[0] == names[1]
+
+
+@contextlib.contextmanager
+def mounted(folder, options):
+    """Mounts a small file system in memory, which is unmounted at the end."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+FILL = """
+import runpy, sys
+from tests.train.helpers import register_tiny
+register_tiny()
+import importlib, shutil
+path, name, workdir = sys.argv[1:4]
+owner = importlib.import_module(path)
+owner, name = (getattr(owner, name.split(".")[0]), name.split(".")[1]) if "." in name else (owner, name)
+original = getattr(owner, name)
+def fill(*arguments, **named):
+    with open(workdir + "/filler", "wb") as file:
+        file.write(bytes(shutil.disk_usage(workdir).free))
+    return original(*arguments, **named)
+setattr(owner, name, fill)
+sys.argv = ["train", *sys.argv[4:]]
+runpy.run_module("train", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("train.loop", "write_config"),
+        ("train.checkpoint", "CheckpointWriter.save"),
+        ("train.metrics", "MetricsLog.write"),
+        ("train.metrics", "draw_curves"),
+        ("train.loop", "write_samples"),
+        ("train.loop", "write_text"),  # result.json
+    ],
+)
+def test_a_full_disk_at_any_write_ends_in_a_sentence_and_the_run_goes_on_later(module, name, finished_run, tmp_path):
+    disk = tmp_path / "disk"
+    with mounted(disk, "size=8m"):
+        arguments = (f"--config={TINY_CONFIG}", f"--workdir={disk / 'run'}")
+        run = run_python("-c", FILL, module, name, str(disk), *arguments)
+        assert run.returncode == 1, run.stderr
+        assert run.stderr.startswith("error: ")
+        assert run.stderr.count("\n") == 1, run.stderr
+        assert "No space left on device" in run.stderr
+        assert "make room" in run.stderr
+        (disk / "filler").unlink()
+        assert train(tiny(), disk / "run", command="again") == 0
+        assert_same_runs(disk / "run", finished_run)
+
+
+def test_a_workdir_that_cannot_be_written_stops_the_run_before_training(tmp_path, monkeypatch, capsys):
+    def refuse(self, *arguments, **named):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(loop, "create_train_step", None)  # whatever trains needs it
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    arguments = (f"--config={TINY_CONFIG}", f"--workdir={tmp_path / 'run'}")
+    _, errors = fail(program.main, monkeypatch, capsys, *arguments)
+    assert errors == (f"error: Read-only file system ({tmp_path / 'run'}); make it writable, or choose another place\n")
+
+
+@pytest.mark.slow
+def test_a_read_only_file_system_stops_the_run_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "create_train_step", None)  # whatever trains needs it
+    with mounted(tmp_path / "disk", "size=1m,ro"):
+        for workdir in (tmp_path / "disk", tmp_path / "disk" / "run"):
+            arguments = (f"--config={TINY_CONFIG}", f"--workdir={workdir}")
+            _, errors = fail(program.main, monkeypatch, capsys, *arguments)
+            assert errors.startswith(f"error: Read-only file system ({workdir}")
+            assert errors.endswith("; make it writable, or choose another place\n")
 
 
 FULL_DISK = """

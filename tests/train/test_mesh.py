@@ -1,0 +1,100 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from tests.train.helpers import run_python
+from train.errors import UserError
+from train.mesh import create_mesh, replicate, state_shardings, to_mesh
+
+
+def test_one_device_holds_everything():
+    mesh = create_mesh()
+    assert mesh.axis_names == ("data", "fsdp")
+    assert mesh.shape == {"data": jax.device_count(), "fsdp": 1}
+    tree = {"kernel": np.ones((64, 64), np.float32), "step": np.int32(3)}
+    assert state_shardings(tree, mesh) == {"kernel": replicate(mesh), "step": replicate(mesh)}
+    placed = to_mesh(tree, mesh)
+    assert int(placed["step"]) == 3
+    assert placed["kernel"].sharding == replicate(mesh)
+
+
+def test_shards_must_divide_the_devices():
+    too_many = jax.device_count() + 1
+    with pytest.raises(UserError, match=f"config.shards is {too_many} but must divide the number of devices"):
+        create_mesh(too_many)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((), PartitionSpec()),
+        ((1020,), PartitionSpec()),  # too small to divide
+        ((1024,), PartitionSpec("fsdp")),
+        ((3, 3, 64, 128), PartitionSpec(None, None, None, "fsdp")),
+        ((3, 3, 128, 64), PartitionSpec(None, None, "fsdp")),
+        ((3, 3, 64, 64), PartitionSpec(None, None, None, "fsdp")),  # of equals the last
+        ((512, 1001), PartitionSpec("fsdp")),  # 1001 does not divide by 4
+        ((1001, 33), PartitionSpec()),
+    ],
+)
+def test_the_shape_alone_decides_how_an_array_lies(shape, spec):
+    mesh = jax.sharding.AbstractMesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    leaf = jax.ShapeDtypeStruct(shape, np.float32)
+    assert state_shardings([leaf], mesh)[0].spec == spec
+
+
+SHARDED_STEPS = """
+import functools, json, warnings, jax, numpy as np
+from tests.train.helpers import register_tiny, tiny
+from train.data import load_source, train_batches
+from train.mesh import create_mesh, state_shardings, to_devices, to_mesh
+from train.network import create_network, split_model
+from train.optim import create_optimiser
+from train.step import create_state, create_train_step
+register_tiny()
+answers = []
+for shards in (1, 2, 4):
+    config = tiny(shards=shards)
+    source = load_source(config)
+    model, params, rest = split_model(create_network(config, source))
+    optimiser, _ = create_optimiser(config, 5)
+    mesh = create_mesh(shards)
+    create = functools.partial(create_state, optimiser=optimiser)
+    shardings = state_shardings(jax.eval_shape(create, params, rest), mesh)
+    state = jax.jit(create, out_shardings=shardings)(*to_mesh((params, rest), mesh))
+    train_step = create_train_step(model, optimiser, config.label_smoothing, mesh, shardings)
+    losses = []
+    for batch in train_batches(source, config, 0, 3):
+        state, sums = train_step(state, to_devices(batch, mesh))
+        losses.append(float(sums["loss"]) / config.batch_size)
+    held = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.nbytes, (state.params, state.opt_state))
+    whole = jax.tree.map(lambda leaf: leaf.nbytes, (state.params, state.opt_state))
+    images = to_devices(batch, mesh)["image"]
+    blocks = [np.asarray(s.data) for s in sorted(images.addressable_shards, key=lambda s: s.device.id)]
+    answers.append({
+        "losses": losses,
+        "compiled": train_step._cache_size(),
+        "held": sum(jax.tree.leaves(held)),
+        "whole": sum(jax.tree.leaves(whole)),
+        "heads": [a.addressable_shards[0].data.shape for a in jax.tree.leaves(state) if a.shape == (128, 10)],
+        "in order": bool(np.array_equal(np.concatenate(blocks), batch["image"])),
+    })
+print(json.dumps(answers))
+"""
+
+
+def test_divided_parameters_train_like_whole_ones():
+    run = run_python("-c", SHARDED_STEPS, JAX_NUM_CPU_DEVICES="4")
+    assert run.returncode == 0, run.stderr
+    answers = json.loads(run.stdout)
+    head = 2 * 4 * 1280  # bytes of the one array that is large enough, and of its momentum
+    for shards, answer in zip((1, 2, 4), answers, strict=True):
+        np.testing.assert_allclose(answer["losses"], answers[0]["losses"], rtol=1e-5)
+        assert answer["losses"][0] != answer["losses"][1]
+        assert answer["compiled"] == 1
+        assert answer["in order"]
+        assert answer["heads"] == [[128 // shards, 10]] * 2
+        assert answer["held"] == answer["whole"] - head + head // shards
