@@ -21,6 +21,7 @@ from train.checkpoint import CheckpointWriter, intact_checkpoints, restore
 from train.config import check_batch_size, check_workdir, write_config, write_text
 from train.data import Source, load_source, train_batches
 from train.data.opencv import cv2
+from train.data.pipeline import pixels
 from train.errors import UserError
 from train.evaluate import evaluate_split, load_best, result_line, test_result
 from train.mesh import create_mesh, replicate, to_devices
@@ -58,6 +59,8 @@ def train(config: Config, workdir: Path, command: str) -> int:
 
     # Data.
     source = load_source(config)
+    if source.note:
+        say(source.note)
     train_images = len(source.splits["train"])
     check_batch_size(config, train_images, jax.device_count())
     # Batches go on over the end of an epoch, so none is short; an epoch is the nearest whole
@@ -240,7 +243,7 @@ def write_samples(source: Source, folder: Path) -> None:
     for record in source.splits["validation"]:
         if record["label"] in missing:
             missing.remove(record["label"])
-            large = np.kron(record["image"], np.ones((factor, factor, 1), np.uint8))
+            large = np.kron(pixels(record, source), np.ones((factor, factor, 1), np.uint8))
             # OpenCV's colours are blue, green, red.
             _, png = cv2.imencode(".png", large[..., ::-1])
             (folder / f"{sample_name(source, record['label'])}.png").write_bytes(png.tobytes())

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from train.data.augment import create_augmentation
 from train.data.digits import digits
 from train.data.sources import Source
-from train.errors import UserError, suggest
+from train.errors import UserError
 from train.settings import Config
 
 SOURCES: dict[str, Callable[[Config], Source]] = {"digits": digits}
@@ -14,12 +14,17 @@ SOURCES: dict[str, Callable[[Config], Source]] = {"digits": digits}
 def load_source(config: Config) -> Source:
     """Builds the source that a config names, and checks the config's augmentation.
 
+    A name that is not in SOURCES is a prepared data set's of TensorFlow Datasets.
+
     Raises:
-        UserError: for an unknown source, and what `create_augmentation` refuses.
+        UserError: for an unknown source, what the source refuses, and what `create_augmentation` does.
     """
-    if config.source not in SOURCES:
-        raise UserError(f"config.source is {config.source!r}, which does not exist; {suggest(config.source, SOURCES)}")
-    source = SOURCES[config.source](config)
+    if config.source in SOURCES:
+        source = SOURCES[config.source](config)
+    else:
+        from train.data.tfds import tfds_source  # takes a second, for which other sources do not wait
+
+        source = tfds_source(config, SOURCES)
     if config.pixel_mean:
         source = source._replace(mean=tuple(config.pixel_mean))
     if config.pixel_std:

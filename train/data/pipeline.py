@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from train.data.augment import create_augmentation
+from train.data.images import decode
 from train.data.sources import Batch, Record, Source, Split
 from train.settings import Config
 
@@ -40,7 +41,7 @@ def train_batches(
     augment = create_augmentation(config, source)
 
     def prepare(record: Record, rng: np.random.Generator) -> Record:
-        image = augment(record["image"], rng)
+        image = augment(pixels(record, source), rng)
         return {"image": source.normalise(image), "label": np.int32(record["label"])}
 
     images = grain.MapDataset.source(source.splits["train"]).seed(config.seed).shuffle().repeat().random_map(prepare)
@@ -71,7 +72,7 @@ def evaluation_batches(
         inside = position < len(records)
         record = records[position if inside else 0]
         return {
-            "image": source.normalise(record["image"]),
+            "image": source.normalise(pixels(record, source)),
             "label": np.int32(record["label"]),
             "weight": np.float32(inside),
         }
@@ -80,6 +81,12 @@ def evaluation_batches(
     positions = grain.MapDataset.range(batch_count * config.batch_size)
     batches = _share(positions.map(prepare), config.batch_size, process_index, process_count)
     return batches.to_iter_dataset(_read_options(config))
+
+
+def pixels(record: Record, source: Source) -> np.ndarray:
+    """Gives the image of a record, (height, width, channels) uint8, decoding it if need be."""
+    image = record["image"]
+    return decode(image, source.image_shape[-1]) if isinstance(image, bytes) else image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ class Source(NamedTuple):
         is_sized: whether every image has this shape; otherwise sizes vary.
         mean: mean of each channel of the train split, images scaled to 0..1.
         std: standard deviation of each channel likewise.
+        note: what a user should know about the splits, or "".
     """
 
     splits: Mapping[Split, Sequence[Record]]
@@ -28,6 +29,7 @@ class Source(NamedTuple):
     is_sized: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    note: str = ""
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """Maps (height, width, channels) values of 0..255 to the float32 input of the model."""
