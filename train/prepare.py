@@ -8,6 +8,7 @@ command checks the files that are there. It takes TensorFlow: pip install -e '.[
 """
 
 import importlib.util
+import logging
 import os
 import shutil
 import signal
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 from rich.progress import track
 
 from train.data.images import decode
@@ -52,7 +54,7 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
     Raises:
         UserError: if TensorFlow or files are missing, there is no such data set, or tfds fails.
     """
-    if importlib.util.find_spec("tensorflow") is None:
+    if not _has_tensorflow():
         raise UserError(
             "preparing a data set takes TensorFlow, which is not installed; install it with "
             "pip install -e '.[prepare]' in the folder of the project (training does not need it)"
@@ -60,7 +62,8 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
     # TensorFlow looks at these when it is loaded, which tfds does when it needs it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announced on the screen if on; nothing is computed here
-    logging.set_verbosity(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # each retry of a download is a warning
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     folder = folder_of(data_dir)
@@ -86,6 +89,10 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
             if isinstance(error, OSError) and error.strerror:
                 raise  # names the file, or says that the disk is full
             raise UserError(f"tfds could not prepare {name!r}: {one_line(error)}") from error
+
+
+def _has_tensorflow() -> bool:
+    return importlib.util.find_spec("tensorflow") is not None
 
 
 def _check_manual_files(builder: Any, manual: Path, folder: Path) -> None:
@@ -182,7 +189,6 @@ def main(argv: list[str]) -> int:
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}; the data set is named by --dataset")
     name, data_dir = required(values, "dataset", "imagenet2012"), str(values["data_dir"].value)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up as Ctrl-C does
 
     builder = find_prepared(name, data_dir)
     is_new = builder is None
@@ -213,4 +219,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up as Ctrl-C does
     run_program(main)
