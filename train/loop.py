@@ -64,6 +64,8 @@ def train(config: Config, workdir: Path, command: str) -> int:
 
     # Data.
     source = load_source(config)
+    if source.note:
+        say(source.note)
     train_images = len(source.splits["train"])
     check_batch_size(config, train_images, jax.device_count())
     check_accumulation(config, jax.device_count())

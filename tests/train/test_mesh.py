@@ -57,21 +57,22 @@ from train.step import create_state, create_train_step
 register_tiny()
 answers = []
 for shards in (1, 2, 4):
-    config = tiny(shards=shards)
+    config = tiny(shards=shards, accumulation_steps=2, ema_decay=0.9, mixup_alpha=0.2)
     source = load_source(config)
     model, params, rest = split_model(create_network(config, source))
     optimiser, _ = create_optimiser(config, 5)
     mesh = create_mesh(shards)
-    create = functools.partial(create_state, optimiser=optimiser)
+    create = functools.partial(create_state, optimiser=optimiser, ema_decay=config.ema_decay)
     shardings = state_shardings(jax.eval_shape(create, params, rest), mesh)
     state = jax.jit(create, out_shardings=shardings)(*to_mesh((params, rest), mesh))
-    train_step = create_train_step(model, optimiser, config.label_smoothing, mesh, shardings)
+    train_step = create_train_step(model, optimiser, config, mesh, len(source.classes), shardings)
     losses = []
     for batch in train_batches(source, config, 0, 3):
         state, sums = train_step(state, to_devices(batch, mesh))
         losses.append(float(sums["loss"]) / config.batch_size)
-    held = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.nbytes, (state.params, state.opt_state))
-    whole = jax.tree.map(lambda leaf: leaf.nbytes, (state.params, state.opt_state))
+    large = state.params, state.opt_state, state.average
+    held = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.nbytes, large)
+    whole = jax.tree.map(lambda leaf: leaf.nbytes, large)
     images = to_devices(batch, mesh)["image"]
     blocks = [np.asarray(s.data) for s in sorted(images.addressable_shards, key=lambda s: s.device.id)]
     answers.append({
@@ -90,11 +91,11 @@ def test_divided_parameters_train_like_whole_ones():
     run = run_python("-c", SHARDED_STEPS, JAX_NUM_CPU_DEVICES="4")
     assert run.returncode == 0, run.stderr
     answers = json.loads(run.stdout)
-    head = 2 * 4 * 1280  # bytes of the one array that is large enough, and of its momentum
+    head = 3 * 4 * 1280  # bytes of the one array that is large enough, of its momentum and its average
     for shards, answer in zip((1, 2, 4), answers, strict=True):
         np.testing.assert_allclose(answer["losses"], answers[0]["losses"], rtol=1e-5)
         assert answer["losses"][0] != answer["losses"][1]
         assert answer["compiled"] == 1
         assert answer["in order"]
-        assert answer["heads"] == [[128 // shards, 10]] * 2
+        assert answer["heads"] == [[128 // shards, 10]] * 3
         assert answer["held"] == answer["whole"] - head + head // shards

@@ -8,7 +8,7 @@ from train.data.evaluation import create_evaluation
 from train.data.folder import folder
 from train.data.miniature import miniature, miniature32
 from train.data.sources import Source
-from train.errors import UserError, suggest
+from train.errors import UserError
 from train.settings import Config
 
 SOURCES: dict[str, Callable[[Config], Source]] = {
@@ -22,13 +22,18 @@ SOURCES: dict[str, Callable[[Config], Source]] = {
 def load_source(config: Config) -> Source:
     """Builds the source that a config names, and checks the config's augmentation and evaluation.
 
+    A name that is not in SOURCES is a prepared data set's of TensorFlow Datasets.
+
     Raises:
-        UserError: for an unknown source, an image size that the source does not have, and what the source itself,
-            `create_augmentation` and `create_evaluation` refuse.
+        UserError: for an image size that the source does not have, and what the source, `create_augmentation` and
+            `create_evaluation` refuse.
     """
-    if config.source not in SOURCES:
-        raise UserError(f"config.source is {config.source!r}, which does not exist; {suggest(config.source, SOURCES)}")
-    source = SOURCES[config.source](config)
+    if config.source in SOURCES:
+        source = SOURCES[config.source](config)
+    else:
+        from train.data.tfds import tfds_source  # takes a second, for which other sources do not wait
+
+        source = tfds_source(config, SOURCES)
     side = source.image_shape[0]
     if config.image_size not in (0, side):
         raise UserError(

@@ -23,6 +23,7 @@ class Source(NamedTuple):
         std: standard deviation of each channel likewise.
         report: what was left out of the data and why, for people to read; the first line sums it up. Empty if nothing
             had to be checked.
+        note: what a user should know about the splits, or "".
     """
 
     splits: Mapping[Split, Sequence[Record]]
@@ -32,6 +33,7 @@ class Source(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     report: str = ""
+    note: str = ""
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """Maps (height, width, channels) values of 0..255 to the float32 input of the model."""
