@@ -33,8 +33,9 @@ from train.config import check_workdir, parse_command_line, write_config, write_
 from train.data import load_source
 from train.errors import UserError, run_program
 from train.evaluate import load_best
-from train.loop import read_result, train
+from train.loop import train
 from train.network import create_network
+from train.results import read_result
 from train.settings import Config, Rule, Schema, checked, one_of
 
 Patterns = Mapping[str, Sequence[Sequence[int]]]

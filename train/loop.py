@@ -4,32 +4,28 @@ import contextlib
 import functools
 import json
 import os
-import re
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from train.checkpoint import CheckpointWriter, agreed_checkpoint, latest_of, restore, wait_until_shared
 from train.config import check_accumulation, check_batch_size, check_workdir, write_config, write_text
-from train.data import Source, load_source, train_batches
-from train.data.images import as_pixels
-from train.data.opencv import cv2
+from train.data import load_source, train_batches
 from train.distributed import from_main, is_connected
-from train.errors import UserError
-from train.evaluate import evaluate_split, load_best, result_line, test_result
+from train.evaluate import evaluate, evaluate_split, load_best, result_line, test_result
 from train.guard import check_state, check_step
 from train.mesh import create_mesh, state_shardings, to_devices, to_mesh
-from train.metrics import MetricsLog, ProgressReport, Record
+from train.metrics import MetricsLog, ProgressReport, Record, SpeedMeter
 from train.network import create_network, split_model
 from train.optim import create_optimiser
 from train.profiling import StepProfiler
+from train.report import write_report
+from train.results import read_result, report_of, sample_name, write_samples
 from train.settings import TRAINING, Config
 from train.step import TrainState, create_eval_step, create_state, create_train_step, evaluated, zero_sums
 
@@ -119,7 +115,7 @@ def train(config: Config, workdir: Path, command: str) -> int:
     )
     step = first_step
     previous: Any = None
-    started, counted = time.monotonic(), 0
+    speed = SpeedMeter()
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(MetricsLog(workdir, first_step, enabled=is_main))
         writer = stack.enter_context(CheckpointWriter(workdir / "checkpoints", resume=command))
@@ -130,7 +126,7 @@ def train(config: Config, workdir: Path, command: str) -> int:
         if first_step < total_steps:
             say("compiling the first step ...")
 
-        for batch in batches:
+        for batch in speed.watch(batches):
             on_devices = to_devices(batch, mesh)
             profiler.before(step - first_step + 1, state)
             state, report = train_step(state, on_devices)
@@ -140,13 +136,12 @@ def train(config: Config, workdir: Path, command: str) -> int:
             if previous is not None:
                 check_step(step - 1, previous, config)
             previous = report
-            counted += config.batch_size
+            speed.count(config.batch_size)
             if step == first_step + 1:
                 jax.block_until_ready(report)
-                started, counted = time.monotonic(), 0  # compilation is no part of the speed
-            speed = counted / max(time.monotonic() - started, 1e-9)
+                speed.restart()  # compilation is no part of it
             if progress.is_due():
-                progress.step(step, *means(state), speed)
+                progress.step(step, *means(state), speed.images_per_second)
             if is_connected() and writer.reached_preemption(step):
                 stopped_by.append(signal.SIGTERM)
 
@@ -154,23 +149,25 @@ def train(config: Config, workdir: Path, command: str) -> int:
                 check_step(step, report, config)
                 check_state(step, state, config)
                 loss, accuracy = means(state)
-                validation_loss, validation_accuracy = evaluate_split(
-                    eval_step, *evaluated(state), source, "validation", config, mesh
-                )
+                epoch = step // steps_per_epoch
+                measured = {"images_per_second": speed.images_per_second, "waiting": speed.waiting}
+                answers = evaluate_split(eval_step, *evaluated(state), source, "validation", config, mesh)
                 record: Record = {
                     "step": step,
-                    "epoch": step // steps_per_epoch,
+                    "epoch": epoch,
                     "learning_rate": float(learning_rate(step - 1)),
                     "train_loss": loss,
                     "train_accuracy": accuracy,
-                    "validation_loss": validation_loss,
-                    "validation_accuracy": validation_accuracy,
+                    "validation_loss": answers.loss,
+                    "validation_accuracy": answers.accuracy,
                 }
                 log.write(record)
-                progress.epoch(record, config.epochs, speed)
+                if step > first_step + 1:  # the first step is compiled
+                    log.write_speed({"step": step, "epoch": epoch, **measured})
+                progress.epoch(record, config.epochs, measured["images_per_second"])
                 state = state._replace(sums=to_mesh(zero_sums(), mesh))
-                writer.save(step, state, validation_accuracy)
-                started, counted = time.monotonic(), 0
+                writer.save(step, state, answers.accuracy)
+                speed.restart()
             elif stopped_by or (config.checkpoint_every and step % config.checkpoint_every == 0):
                 check_step(step, report, config)
                 check_state(step, state, config)
@@ -187,11 +184,16 @@ def train(config: Config, workdir: Path, command: str) -> int:
 
     # The best checkpoint looks at the test split, once.
     trained = load_best(workdir)
-    result = test_result(trained)
+    answers = evaluate(trained, "test")
+    result = test_result(trained, answers)
     if is_main:
         write_samples(source, workdir / "samples")
+        write_report(workdir / "report.html", report_of(workdir, trained, answers, result))
         write_text(workdir / "result.json", json.dumps(result) + "\n")
-    say(f"written to {workdir}: config.json, metrics.jsonl, curves.png, tensorboard, checkpoints, samples, result.json")
+    say(
+        f"written to {workdir}: report.html, config.json, metrics.jsonl, speeds.jsonl, curves.png, tensorboard, "
+        "checkpoints, samples, result.json"
+    )
     example = workdir / "samples" / f"{sample_name(source, len(source.classes) - 1)}.png"
     say(
         "classify an image with: python -m train.predict "
@@ -237,44 +239,3 @@ def catch_signals() -> Iterator[list[int]]:
         yield caught
     finally:
         restore_handlers()
-
-
-def read_result(workdir: Path) -> dict[str, float] | None:
-    """Reads ``result.json``, the mark of a finished run; None if it is not there.
-
-    Raises:
-        UserError: if it is damaged.
-    """
-    path = workdir / "result.json"
-    if not path.exists():
-        return None
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        return {name: float(result[name]) for name in ("test_accuracy", "test_loss", "step")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged; remove it, and the result is computed anew") from error
-
-
-def sample_name(source: Source, label: int) -> str:
-    """Gives the name of a class as part of a file name."""
-    return re.sub(r"[^\w-]+", "_", source.classes[label])
-
-
-def write_samples(source: Source, folder: Path) -> None:
-    """Writes an image a class from the validation split as PNG files, enlarged to be seen.
-
-    Every pixel becomes a square, so that resizing the file to the model's input gives it back.
-    """
-    folder.mkdir(exist_ok=True)
-    missing = set(range(len(source.classes)))
-    for record in source.splits["validation"]:
-        if record["label"] in missing:
-            missing.remove(record["label"])
-            image = as_pixels(record["image"], source.image_shape[-1])
-            factor = -(-128 // min(image.shape[:2]))
-            large = np.kron(image, np.ones((factor, factor, 1), np.uint8))
-            # OpenCV's colours are blue, green, red.
-            _, png = cv2.imencode(".png", large[..., ::-1])
-            (folder / f"{sample_name(source, record['label'])}.png").write_bytes(png.tobytes())
-        if not missing:
-            break

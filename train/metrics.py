@@ -1,4 +1,4 @@
-"""What a run tells about itself: metrics.jsonl, TensorBoard events, curves.png, the progress bar.
+"""What a run tells about itself: metrics.jsonl, speeds.jsonl, TensorBoard events, curves.png, the progress bar.
 
 All of it is written by process 0 alone; the others get a `MetricsLog` that writes nothing.
 """
@@ -6,8 +6,9 @@ All of it is written by process 0 alone; the others get a `MetricsLog` that writ
 import contextlib
 import json
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -17,6 +18,7 @@ from tensorboardX import SummaryWriter
 from train.config import write_text
 
 Record = dict[str, Any]  # one line of metrics.jsonl
+Batch = TypeVar("Batch")
 
 
 def read_metrics(path: Path, last_step: int) -> list[Record]:
@@ -41,7 +43,7 @@ def read_metrics(path: Path, last_step: int) -> list[Record]:
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and to the TensorBoard events of a run.
+    """Appends to ``metrics.jsonl``, ``speeds.jsonl`` and the TensorBoard events of a run.
 
     What an earlier process wrote after the step from which this one goes on is dropped, so that no
     step appears twice.
@@ -56,19 +58,30 @@ class MetricsLog:
         self.path = workdir / "metrics.jsonl"
         self.curves = workdir / "curves.png"
         self.records = read_metrics(self.path, first_step)
+        # By themselves, for they differ from run to run, and metrics.jsonl does not.
+        self._speeds = workdir / "speeds.jsonl"
+        self.speeds = read_metrics(self._speeds, first_step)
         self._events = None
         if enabled:
             write_text(self.path, "".join(map(_line, self.records)))
+            write_text(self._speeds, "".join(map(_line, self.speeds)))
             self._events = SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
             )
 
     def write(self, record: Record) -> None:
         """Adds a record, which has a "step"; its numbers become TensorBoard scalars."""
-        self.records.append(record)
+        self._append(self.path, self.records, record)
+
+    def write_speed(self, record: Record) -> None:
+        """Adds a record of the speed, which has a "step"; its numbers become TensorBoard scalars."""
+        self._append(self._speeds, self.speeds, record)
+
+    def _append(self, path: Path, records: list[Record], record: Record) -> None:
+        records.append(record)
         if self._events is None:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
         for name, value in record.items():
             if name not in ("step", "epoch"):
@@ -97,6 +110,44 @@ class MetricsLog:
                 raise
             if self.records:
                 draw_curves(self.records, self.curves)
+
+
+class SpeedMeter:
+    """Measures how many images a second are trained on, and how long the loop waits for the next batch."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what it has measured."""
+        self._started = time.monotonic()
+        self._waited = 0.0
+        self._images = 0
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Gives the batches, and counts the time that each is waited for."""
+        iterator, nothing = iter(batches), object()
+        while True:
+            began = time.monotonic()
+            batch = next(iterator, nothing)
+            self._waited += time.monotonic() - began
+            if batch is nothing:
+                return
+            yield batch  # type: ignore[misc]
+
+    def count(self, images: int) -> None:
+        """Adds images that have been trained on."""
+        self._images += images
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second since it was restarted."""
+        return self._images / max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def waiting(self) -> float:
+        """The share of that time, 0..1, in which a batch was waited for."""
+        return self._waited / max(time.monotonic() - self._started, 1e-9)
 
 
 def _line(record: Record) -> str:

@@ -213,19 +213,27 @@ def _is_floating(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def create_eval_step(model: SplitModel, mesh: Mesh) -> Callable[[dict, dict, dict[str, jax.Array]], Sums]:
+def create_eval_step(model: SplitModel, mesh: Mesh) -> Callable[[dict, dict, Batch], Batch]:
     """Compiles the evaluation step.
 
     Returns:
-        Maps parameters, the rest and a batch to the sums of loss and hits over the images, each
-        times its weight. Where an image has several crops, their probabilities are averaged first.
+        Maps parameters, the rest and a batch to what is known of each image, (n,) arrays on every device: "loss", its
+        cross entropy in nats without label smoothing; "predicted", its most probable class; "rank", how many classes
+        are more probable than its own; and the batch's "label" and "weight". Where an image has several crops, their
+        probabilities are averaged first.
     """
 
-    def eval_step(params: dict, rest: dict, batch: dict[str, jax.Array]) -> Sums:
+    def eval_step(params: dict, rest: dict, batch: Batch) -> Batch:
         logits = _crops_logits(_evaluating(model, params, rest), batch["image"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        correct = jnp.argmax(logits, axis=-1) == batch["label"]
-        return _sums(losses, correct, batch["weight"])
+        label = batch["label"]
+        own = jnp.take_along_axis(logits, label[:, None], axis=-1)
+        return {
+            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
+            "predicted": jnp.argmax(logits, axis=-1).astype(jnp.int32),
+            "rank": jnp.sum(~(logits <= own), axis=-1, dtype=jnp.int32),  # what is no number ranks last
+            "label": label,
+            "weight": batch["weight"],
+        }
 
     return jax.jit(eval_step, out_shardings=replicate(mesh))
 

@@ -47,13 +47,22 @@ def test_a_run_leaves_its_files(finished_run):
         "config.json",
         "curves.png",
         "metrics.jsonl",
+        "report.html",
         "result.json",
         "samples",
+        "speeds.jsonl",
         "tensorboard",
     }
     records = [json.loads(line) for line in lines(finished_run).splitlines()]
     assert [(record["step"], record["epoch"]) for record in records] == [(5, 1), (10, 2)]
     assert records[1]["train_loss"] < records[0]["train_loss"]
+    speeds = [json.loads(line) for line in (finished_run / "speeds.jsonl").read_text().splitlines()]
+    assert [(speed["step"], speed["epoch"]) for speed in speeds] == [(5, 1), (10, 2)]
+    assert all(speed["images_per_second"] > 0 and 0 <= speed["waiting"] <= 1 for speed in speeds)
+    page = (finished_run / "report.html").read_text(encoding="utf-8")
+    result = json.loads((finished_run / "result.json").read_text())
+    assert f"test accuracy {result['test_accuracy']:.4f}" in page
+    assert page.count("taken for") >= 24  # the network is poor, so there are enough mistakes to show
     samples = sorted(path.name for path in (finished_run / "samples").iterdir())
     assert samples == [f"{digit}.png" for digit in range(10)]
 
@@ -465,8 +474,8 @@ def test_averages_are_what_is_evaluated_and_kept(tmp_path, monkeypatch):
     (checkpoint,) = intact_checkpoints(tmp_path / "checkpoints")[0]
     assert {"params.head.kernel", "average.params.head.kernel", "average.rest.norm.mean"} <= checkpoint.arrays.keys()
     own = create_eval_step(trained.model, trained.mesh)
-    loss, _ = original(own, trained.params, trained.rest, trained.source, "validation", config, trained.mesh)
-    assert json.loads(lines(tmp_path))["validation_loss"] == pytest.approx(loss, rel=1e-6)
+    answers = original(own, trained.params, trained.rest, trained.source, "validation", config, trained.mesh)
+    assert json.loads(lines(tmp_path))["validation_loss"] == pytest.approx(answers.loss, rel=1e-6)
 
 
 def test_a_profiled_run_is_the_same_and_leaves_a_trace(finished_run, tmp_path):

@@ -115,16 +115,18 @@ def test_evaluation_neither_drops_nor_normalises_by_the_batch(dropping):
     state, _, (batch, _), model = start(dropping)
     eval_step = create_eval_step(model, create_mesh())
     weights = jnp.ones(len(batch["label"]))
-    sums = eval_step(state.params, state.rest, {**batch, "weight": weights})
+    answers = eval_step(state.params, state.rest, {**batch, "weight": weights})
     # Fresh statistics have mean 0 and variance 1; BatchNorm's epsilon is 1e-5.
     flat = np.asarray(batch["image"]).reshape(len(weights), -1) / np.sqrt(1 + 1e-5)
     head = jax.tree.map(np.asarray, state.params["head"])
     logits = flat @ head["kernel"] + head["bias"]
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     labels = np.asarray(batch["label"])
-    expected = -log_probabilities[np.arange(len(labels)), labels].sum()
-    np.testing.assert_allclose(float(sums["loss"]), expected, rtol=1e-5)
-    assert float(sums["correct"]) == (logits.argmax(axis=1) == labels).sum()
+    own = log_probabilities[np.arange(len(labels)), labels]
+    np.testing.assert_allclose(answers["loss"], -own, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(answers["predicted"], logits.argmax(axis=1))
+    np.testing.assert_array_equal(answers["rank"], (log_probabilities > own[:, None]).sum(axis=1))
+    np.testing.assert_array_equal(answers["label"], labels)
 
     probabilities = create_predict_step(model)(state.params, state.rest, batch["image"])
     np.testing.assert_allclose(probabilities, np.exp(log_probabilities), rtol=1e-4, atol=1e-6)
@@ -148,14 +150,26 @@ def test_evaluation_does_not_depend_on_the_batch_size(batch_size):
     source, mesh = load_source(config), create_mesh()
     network = create_network(config, source)
     model, params, rest = split_model(network)
-    loss, accuracy = evaluate_split(create_eval_step(model, mesh), params, rest, source, "test", config, mesh)
+    answers = evaluate_split(create_eval_step(model, mesh), params, rest, source, "test", config, mesh)
     network.eval()
     records = source.splits["test"]
     logits = np.asarray(network(source.normalise(np.stack([r["image"] for r in records]))))
     labels = np.array([r["label"] for r in records])
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(364), labels]
-    assert accuracy == (logits.argmax(axis=1) == labels).mean()
-    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
+    np.testing.assert_array_equal(answers.labels, labels)
+    assert answers.accuracy == answers.top(1) == (logits.argmax(axis=1) == labels).mean()
+    top_5 = np.argsort(-logits, axis=1)[:, :5]
+    assert answers.top(5) == (top_5 == labels[:, None]).any(axis=1).mean()
+    assert answers.top(10) == 1.0
+    np.testing.assert_allclose(answers.loss, losses.mean(), rtol=1e-5)
+
+
+def test_what_is_no_number_is_no_hit(dropping):
+    state, _, (batch, _), model = start(dropping)
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)
+    weights = jnp.ones(len(batch["label"]))
+    answers = create_eval_step(model, create_mesh())(params, state.rest, {**batch, "weight": weights})
+    assert (answers["rank"] == 10).all()
 
 
 def test_shapes_are_those_of_the_network():
