@@ -101,7 +101,7 @@ def load_weights(config: Config, weights: Path) -> Trained:
     except FileNotFoundError as error:
         raise UserError(f"--weights={weights}: there is no such file; name a .pth or .safetensors file") from error
     except ValueError as error:
-        raise UserError(f"--weights={weights} does not fit config.model={config.model!r}: {error}") from error
+        raise UserError(f"--weights does not fit config.model={config.model!r}: {error}") from error
     model, params, rest = split_model(network)
     return Trained(config, source, mesh, model, *to_mesh((params, rest), mesh), step=0)
 
