@@ -17,7 +17,7 @@ from train.checkpoint import CheckpointWriter, agreed_checkpoint, latest_of, res
 from train.config import check_accumulation, check_batch_size, check_workdir, write_config, write_text
 from train.data import load_source, train_batches
 from train.distributed import from_main, is_connected
-from train.evaluate import evaluate, evaluate_split, load_best, result_line, test_result
+from train.evaluate import evaluate_split, load_best, result_line, test_result
 from train.guard import check_state, check_step
 from train.mesh import create_mesh, state_shardings, to_devices, to_mesh
 from train.metrics import MetricsLog, ProgressReport, Record, SpeedMeter
@@ -184,7 +184,7 @@ def train(config: Config, workdir: Path, command: str) -> int:
 
     # The best checkpoint looks at the test split, once.
     trained = load_best(workdir)
-    answers = evaluate(trained, "test")
+    answers = evaluate_split(eval_step, trained.params, trained.rest, source, "test", config, mesh)
     result = test_result(trained, answers)
     if is_main:
         write_samples(source, workdir / "samples")
