@@ -3,7 +3,8 @@
 A checkpoint is the folder ``checkpoints/<step>``. Orbax writes it under a temporary name and
 renames it when it is complete. Just before that the SHA-256 of every file goes into its
 ``manifest.json``: orbax alone would restore a flipped byte without a word. Kept are the two latest
-and the best by validation accuracy; of equals the later counts as the better.
+and the best by validation accuracy; of equals the later counts as the better. The others go, in one move, into the
+folder ``removed``, and from there file by file: what bears the name of a step is whole, whenever the process dies.
 
 Of several processes each writes the parts of arrays that its devices hold, all into the same folder: it must be on
 storage that they share. Process 0 alone verifies and removes; which checkpoint is read, it tells the others.
@@ -35,6 +36,7 @@ Tree = TypeVar("Tree")
 _MANIFEST = "manifest.json"
 _COMMIT_METADATA = "_CHECKPOINT_METADATA"  # orbax adds the time of the renaming to it
 _COMMITTED = "commit_success.txt"  # orbax's mark of a complete checkpoint on storage that cannot rename
+_REMOVED = "removed"  # the folder of checkpoints that are no longer kept
 _SECONDS_TO_APPEAR = 60  # shared storage may show another host's files late
 
 
@@ -184,8 +186,8 @@ class CheckpointWriter:
     """Saves the state of a run in the background; all processes must save the same steps.
 
     Args:
-        directory: the folder of the checkpoints; made if it does not exist. Temporary folders in
-            it, of a run that was killed in a save, are removed.
+        directory: the folder of the checkpoints; made if it does not exist. What a run left in it that was killed
+            in a save, or while it removed an old checkpoint, goes.
         resume: the command that goes on with the run, for messages.
     """
 
@@ -204,8 +206,10 @@ class CheckpointWriter:
             ),
             best_fn=_accuracy_of,
             cleanup_tmp_directories=True,
+            todelete_subdir=_REMOVED,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
+        self._attempt(self._empty_removed)
         self._manager = self._attempt(lambda: ocp.CheckpointManager(directory.absolute(), options=options))
 
     def save(self, step: int, state: Any, accuracy: float | None) -> None:
@@ -228,12 +232,13 @@ class CheckpointWriter:
         self._attempt(lambda: self._manager.save(step, args=args, metrics=metrics, force=True))
 
     def wait(self) -> None:
-        """Waits until all is saved.
+        """Waits until all is saved, and no more is there than is kept.
 
         Raises:
             UserError: if a save could not be written.
         """
         self._attempt(self._manager.wait_until_finished)
+        self._attempt(self._empty_removed)
 
     def reached_preemption(self, step: int) -> bool:
         """Says, after every step and of several processes, whether all are to stop after this one.
@@ -259,6 +264,11 @@ class CheckpointWriter:
                 shutil.rmtree(leftover, ignore_errors=True)
         else:
             self._silence.end()
+
+    def _empty_removed(self) -> None:
+        removed = self._directory / _REMOVED
+        if jax.process_index() == 0 and removed.exists():
+            shutil.rmtree(removed)
 
     def _write_manifest(self) -> None:
         # Orbax calls this in its own thread when all files are written, before the renaming.

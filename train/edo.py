@@ -21,6 +21,7 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from flax import nnx
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -31,6 +32,7 @@ from msconv_jax.counting import count_parameters, layer_macs
 from msconv_jax.edo.selection import Axes, Per
 from train.config import check_workdir, parse_command_line, write_config, write_text
 from train.data import load_source
+from train.distributed import connect, define_flags, read_place
 from train.errors import UserError, run_program
 from train.evaluate import load_best
 from train.loop import train
@@ -266,9 +268,15 @@ def dilation_shares(found: Sequence[Patterns], d_max: int) -> dict[str, np.ndarr
 
 def main(argv: list[str]) -> int:
     """Runs the program; see the top of this file."""
-    config, workdir = parse_command_line(argv, __doc__, SEARCH)
+    values = flags.FlagValues()
+    define_flags(values)
+    config, workdir = parse_command_line(argv, __doc__, SEARCH, values)
+    connect(read_place(values))  # or each of several would take itself for the only one
     if jax.process_count() > 1:
-        raise UserError("the search runs on one process; start it on one host")
+        raise UserError(
+            f"the search runs in one process, but {jax.process_count()} were started together; start one, without "
+            "srun, mpirun and the flags of several processes"
+        )
     return search(config, workdir, command=shlex.join(["python", "-m", "train.edo", *argv[1:]]))
 
 

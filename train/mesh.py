@@ -1,8 +1,8 @@
 """The devices of a run: their mesh, and how arrays lie on it.
 
 The mesh has two axes. A batch is divided over both: every device computes other images. Parameters, and whatever goes
-with them (the optimiser's state, running means), are divided over "fsdp" alone and copied along "data"; XLA brings the
-parts together where they are used.
+with them (the optimiser's state, running means), are divided over "fsdp" alone and copied along "data"; a step brings
+the parts together (`collected`) for as long as it computes with them.
 """
 
 from typing import Any, TypeVar
@@ -72,6 +72,15 @@ def state_shardings(state_shapes: Tree, mesh: Mesh) -> Tree:
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
     return jax.tree.map(sharding, state_shapes)
+
+
+def collected(arrays: Tree, mesh: Mesh) -> Tree:
+    """Within a compiled function, has every device hold arrays in full.
+
+    Parameters that are divided must pass here before images meet them, and their gradients afterwards: left to itself,
+    XLA in places collects the activations of all images instead, or computes with pieces of kernels.
+    """
+    return jax.lax.with_sharding_constraint(arrays, replicate(mesh))
 
 
 def to_mesh(arrays: Tree, mesh: Mesh) -> Tree:

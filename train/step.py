@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from train.mesh import BATCH_AXES, replicate
+from train.mesh import BATCH_AXES, collected, replicate
 from train.mixing import mix_batch
 from train.network import SplitModel
 from train.settings import Config
@@ -98,12 +98,13 @@ def create_train_step(
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], classes), config.label_smoothing)
         images, targets = mix_batch(batch["image"], targets, state.step, config)
         mixed = {"image": images, "label": batch["label"], "target": targets}
-        gradients, rest, sums = gradient_function(state.params, state.rest, state.step, mixed)
+        params, rest = collected((state.params, state.rest), mesh)
+        gradients, rest, sums = collected(gradient_function(params, rest, state.step, mixed), mesh)
         updates, opt_state = optimiser.update(gradients, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        average = _averaged(state, params, rest, config.ema_decay)
+        new_params: Any = optax.apply_updates(state.params, updates)
+        average = _averaged(state, new_params, rest, config.ema_decay)
         norm = optax.tree.norm(gradients)
-        new = TrainState(state.step, params, rest, opt_state, jax.tree.map(jnp.add, state.sums, sums), average)
+        new = TrainState(state.step, new_params, rest, opt_state, jax.tree.map(jnp.add, state.sums, sums), average)
         is_finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
         kept: TrainState = jax.tree.map(lambda after, before: jnp.where(is_finite, after, before), new, state)
         return kept._replace(step=state.step + 1), {**sums, "gradient_norm": norm}

@@ -158,6 +158,7 @@ def run_all(workdir, count, devices, *arguments):
     return [output for _, output in ended]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(finished_run, tmp_path):
     outputs = run_all(tmp_path / "run", 2, 1, "--config.checkpoint_every=0")
     assert_close(records(tmp_path / "run"), records(finished_run))

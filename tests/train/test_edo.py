@@ -13,6 +13,7 @@ from tests.train.helpers import ROOT, TINY, run_python
 from train import edo
 from train.config import parse_command_line
 from train.data import load_source
+from train.distributed import Place
 from train.edo import SEARCH, SearchConfig, dilation_shares, inception_convs, search, summary
 from train.errors import UserError
 from train.evaluate import load_best
@@ -112,6 +113,17 @@ def test_the_command(finished_search):
     assert (run.returncode, run.stdout) == (1, "")
     assert "belongs to a run with another config, which differs in" in run.stderr
     assert run.stderr.count("\n") == 1
+
+
+def test_several_processes_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    met = []
+    monkeypatch.setattr(edo, "connect", met.append)
+    monkeypatch.setattr(edo.jax, "process_count", lambda: 1 + len(met))  # known once they have come together
+    arguments = [f"--config={ROOT / 'configs' / 'edo_digits.py'}", f"--workdir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match="the search runs in one process, but 2 were started together; start one"):
+        edo.main(["edo", *arguments, "--coordinator=h:1", "--num_processes=2", "--process_id=1"])
+    assert met == [Place("h:1", 2, 1)]
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_shipped_config_is_valid():

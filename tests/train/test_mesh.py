@@ -99,3 +99,52 @@ def test_divided_parameters_train_like_whole_ones():
         assert answer["in order"]
         assert answer["heads"] == [[128 // shards, 10]] * 3
         assert answer["held"] == answer["whole"] - head + head // shards
+
+
+COLLECTIVES = """
+import functools, json, re, jax
+from tests.train.helpers import tiny
+from train.data import load_source, train_batches
+from train.mesh import create_mesh, state_shardings, to_devices, to_mesh
+from train.network import create_network, split_model
+from train.optim import create_optimiser
+from train.step import create_state, create_train_step
+jax.config.update("jax_disable_most_optimizations", True)  # of single devices; what they exchange stays the same
+network = {"model": "resnet8", "model_kwargs": {"width": 16}}
+mixing = {"mixup_alpha": 0.2, "accumulation_steps": 2, "ema_decay": 0.9, "gradient_clip_norm": 1.0}
+config = tiny(shards=2, batch_size=64, **network, **mixing)
+source = load_source(config)
+model, params, rest = split_model(create_network(config, source))
+optimiser, _ = create_optimiser(config, 5)
+mesh = create_mesh(2)
+create = functools.partial(create_state, optimiser=optimiser, ema_decay=config.ema_decay)
+shapes = jax.eval_shape(create, params, rest)
+shardings = state_shardings(shapes, mesh)
+state = jax.jit(create, out_shardings=shardings)(*to_mesh((params, rest), mesh))
+train_step = create_train_step(model, optimiser, config, mesh, len(source.classes), shardings)
+batch = to_devices(next(iter(train_batches(source, config, 0, 1))), mesh)
+program = train_step.lower(state, batch).compile().as_text()
+kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
+moved = [
+    (kind, [int(n) for n in lengths.split(",") if n])
+    for result, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\\(", program)
+    for lengths in re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", result)
+]
+divided = [leaf.shape for leaf, where in zip(*map(jax.tree.leaves, (params, shardings.params))) if where.spec]
+print(json.dumps({"moved": moved, "divided": divided, "shapes": [leaf.shape for leaf in jax.tree.leaves(params)]}))
+"""
+
+
+@pytest.mark.slow
+def test_devices_exchange_parameters_and_sums_but_no_images():
+    run = run_python("-c", COLLECTIVES, JAX_NUM_CPU_DEVICES="4")
+    assert run.returncode == 0, run.stderr
+    answer = json.loads(run.stdout)
+    assert len(answer["divided"]) > 5
+    collected = [shape for kind, shape in answer["moved"] if kind == "all-gather"]
+    assert sorted(collected) == sorted(answer["divided"])  # each once a step, not once a part of the batch
+    gradients = [sorted(shape) for shape in answer["shapes"]]  # XLA may compute them transposed
+    for kind, shape in answer["moved"]:
+        if kind != "all-gather":
+            assert kind in ("all-reduce", "reduce-scatter")
+            assert sorted(shape) in gradients or len(shape) < 2  # sums over the batch
