@@ -58,7 +58,7 @@ class RandomResizedCrop:
         else:
             box = self.draw(*size, rng)
             reduction = max(r for r in (1, 2, 4, 8) if r == 1 or min(box.height // height, box.width // width) >= r)
-            pixels = decode(bytes(image), channels, reduction)
+            pixels = decode(bytes(image), channels, reduction, rows=box.top + box.height)
         top, left = box.top // reduction, box.left // reduction
         part = pixels[top : top + box.height // reduction, left : left + box.width // reduction]
         return resize(part, height, width, quick=True)
