@@ -2,67 +2,85 @@
 
     python -m benchmarks.input_pipeline [--write NAME]
 
-The images are JPEGs of 500 x 375 pixels made of scikit-learn's photographs, in two qualities: the higher one has about
-as many bytes as ImageNet's files. Where TensorFlow is installed, its fused decode-and-crop runs beside, on one thread.
-With `--write`, the table goes to `benchmarks/results/input-pipeline-NAME.md`. Leave the machine alone meanwhile.
+The images are JPEGs of 500 x 375 pixels, cut out of scikit-learn's photographs, of about as many bytes as ImageNet's
+files have on average (110 KB). Each path runs with one thread pinned to one core or with two on two, in turn with the
+others. Given are the images a second by the clock, and those a second of processor time, which other programs on the
+machine disturb less. Where TensorFlow is installed, tf.data's fused decode-and-crop runs beside. With `--write`, the
+table goes to `benchmarks/results/NAME-input.md`. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
+import os
 import pathlib
 import re
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 from sklearn.datasets import load_sample_images
 
-from benchmarks.timing import host, run_interleaved
+from benchmarks.timing import host
 from train.data import Source, train_batches
 from train.data.augment.crops import RandomResizedCrop
-from train.data.opencv import cv2
+from train.data.resizing import resize
 from train.settings import Config
 
-SIDE, IMAGES, ROUNDS = 224, 128, 7
-QUALITIES = (90, 97)
+SIDE, FILES, IMAGES, BATCH, ROUNDS = 224, 64, 1024, 64, 7
+QUALITY = 98  # at which the files have ImageNet's mean size
 TARGET = 1000  # images a second and core
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
-def make_files(quality: int) -> list[bytes]:
-    """JPEG files of 500 x 375 pixels, from each photograph in turn."""
+class Run(NamedTuple):
+    """What is timed: a function that prepares IMAGES images, and the number of cores that it may use."""
+
+    cores: int
+    prepare: Callable[[], object]
+
+
+def make_files(count: int = FILES) -> list[bytes]:
+    """Different JPEG files of 500 x 375 pixels: parts of each photograph in turn, every other one mirrored."""
+    photographs, rng = load_sample_images().images, np.random.default_rng(0)
     files = []
-    for photograph in load_sample_images().images:
-        image = cv2.resize(cv2.cvtColor(photograph, cv2.COLOR_RGB2BGR), (500, 375), interpolation=cv2.INTER_AREA)
-        files.append(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))[1].tobytes())
-    return [files[n % len(files)] for n in range(IMAGES)]
+    for n in range(count):
+        photograph = photographs[n % len(photographs)]
+        height = int(rng.integers(375, photograph.shape[0] + 1))
+        width = height * 4 // 3
+        top, left = rng.integers(photograph.shape[0] - height + 1), rng.integers(photograph.shape[1] - width + 1)
+        part = photograph[top : top + height, left : left + width, :][:, :: (-1) ** (n // 2)]
+        image = resize(np.ascontiguousarray(part), 375, 500)
+        files.append(simplejpeg.encode_jpeg(image, QUALITY, colorsubsampling="420"))
+    return files
 
 
-def crop_runner(files: Sequence[bytes]) -> Callable[[int], object]:
+def crop_run(files: Sequence[bytes]) -> Run:
     """Our transform alone, in this thread."""
     crop, rng = RandomResizedCrop((SIDE, SIDE, 3)), np.random.default_rng(0)
-    return lambda times: [crop(data, rng) for _ in range(times) for data in files]
+    return Run(1, lambda: [crop(files[n % len(files)], rng) is None for n in range(IMAGES)])
 
 
-def pipeline_runner(files: Sequence[bytes], threads: int) -> Callable[[int], object]:
-    """The training pipeline, to normalised float32 batches."""
-    records = [{"image": data, "label": 0} for data in files]
-    source = Source({"train": records}, ("a",), (SIDE, SIDE, 3), False, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+def pipeline_run(files: Sequence[bytes], threads: int) -> Run:
+    """The training pipeline: random resized crop and flip, to batches of bytes."""
+    records = [{"image": files[n % len(files)], "label": 0} for n in range(IMAGES)]
+    source = Source({"train": records}, ("a",), (SIDE, SIDE, 3), False, (0.0,) * 3, (1.0,) * 3)
     augment = {"random_resized_crop": {}, "flip": {}}
-    config = Config("", "", 1, IMAGES // 4, 0.1, augment=augment, data_threads=threads)
-    return lambda times: [batch["label"] for batch in train_batches(source, config, 0, 4 * times)]
+    config = Config("", "", 1, BATCH, 0.1, augment=augment, data_threads=threads)
+    return Run(threads, lambda: [len(batch["label"]) for batch in train_batches(source, config, 0, IMAGES // BATCH)])
 
 
-def tensorflow_runner(files: Sequence[bytes]) -> Callable[[int], object]:
-    """tf.data with decode_and_crop_jpeg and a bilinear resize, one at a time."""
+def tensorflow_run(files: Sequence[bytes], threads: int) -> Run:
+    """tf.data with decode_and_crop_jpeg, the same drawing of the part, a bilinear resize and batches."""
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-
-    def prepare(data: object) -> object:
+    def prepare(number: object) -> object:
+        data = tf.gather(encoded, number)
         begin, size, _ = tf.image.sample_distorted_bounding_box(
             tf.image.extract_jpeg_shape(data),
             tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
@@ -72,46 +90,87 @@ def tensorflow_runner(files: Sequence[bytes]) -> Callable[[int], object]:
             use_image_if_no_bounding_boxes=True,
         )
         window = tf.stack([begin[0], begin[1], size[0], size[1]])
-        image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
-        return tf.image.resize([image], (SIDE, SIDE))[0]
+        image = tf.image.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_ACCURATE")
+        return tf.cast(tf.image.resize(image, (SIDE, SIDE)) + 0.5, tf.uint8)
 
+    encoded = tf.constant(list(files))
     options = tf.data.Options()
-    options.threading.private_threadpool_size = 1
+    options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
-    dataset = tf.data.Dataset.from_tensor_slices(list(files)).map(prepare).with_options(options)
-    return lambda times: [None for _ in range(times) for _ in dataset]
+    numbers = tf.data.Dataset.range(IMAGES).map(lambda n: n % len(files))
+    dataset = numbers.map(prepare, num_parallel_calls=threads).batch(BATCH).with_options(options)
+    return Run(threads, lambda: [len(batch) for batch in dataset.as_numpy_iterator()])
 
 
-def table() -> str:
+@contextlib.contextmanager
+def pinned(count: int) -> Iterator[None]:
+    """Keeps this thread, and those it starts, on the first `count` cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def speeds(runs: Mapping[str, Run], rounds: int) -> dict[str, np.ndarray]:
+    """Times runs in turn, after a round that does not count.
+
+    Returns:
+        For each (2, rounds): images a second by the clock, and a second of processor time of all threads.
+    """
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            with pinned(run.cores):
+                clock, processor = time.perf_counter(), time.process_time()
+                run.prepare()
+                found[name].append((time.perf_counter() - clock, time.process_time() - processor))
+    return {name: IMAGES / np.array(times[1:]).T for name, times in found.items()}
+
+
+def table(rounds: int = ROUNDS) -> str:
     """Measures everything; Markdown."""
-    lines = ["| JPEG quality (mean KB) | path | images/s | quartiles |", "|---|---|---:|---:|"]
-    for quality in QUALITIES:
-        files = make_files(quality)
-        runs = {"random resized crop, 1 thread": crop_runner(files)}
-        runs |= {f"whole pipeline, {threads} threads": pipeline_runner(files, threads) for threads in (1, 2)}
-        if importlib.util.find_spec("tensorflow") is not None:
-            runs["tf.data, fused decode and crop, 1 thread"] = tensorflow_runner(files)
-        kilobytes = statistics.mean(map(len, files)) / 1e3
-        for name, times in run_interleaved(runs, ROUNDS).items():
-            speeds = np.quantile([IMAGES / ms * 1e3 for ms in times], (0.25, 0.5, 0.75))
-            lines.append(
-                f"| {quality} ({kilobytes:.0f}) | {name} | {speeds[1]:,.0f} | {speeds[0]:,.0f} to {speeds[2]:,.0f} |"
-            )
+    files = make_files()
+    runs = {"decode and random resized crop": crop_run(files)}
+    runs |= {f"whole pipeline, {threads} thread(s)": pipeline_run(files, threads) for threads in (1, 2)}
+    if importlib.util.find_spec("tensorflow") is not None:
+        runs |= {f"tf.data, {threads} thread(s)": tensorflow_run(files, threads) for threads in (1, 2)}
+    sizes = [len(data) / 1e3 for data in files]
+    lines = [
+        f"{FILES} JPEGs of 500 x 375 pixels, 4:2:0, mean {statistics.mean(sizes):.0f} KB ({min(sizes):.0f} to "
+        f"{max(sizes):.0f}); {rounds} rounds of {IMAGES} images; median (quartiles).",
+        "",
+        "| path | cores | images/s | images/s and core | images a second of processor time |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, measured in speeds(runs, rounds).items():
+        cores = runs[name].cores
+        cells = [
+            "{1:,.0f} ({0:,.0f} to {2:,.0f})".format(*np.quantile(values, (0.25, 0.5, 0.75)))
+            for values in (measured[0], measured[0] / cores, measured[1])
+        ]
+        lines.append(f"| {name} | {cores} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Runs the program."""
     parser = argparse.ArgumentParser("python -m benchmarks.input_pipeline", description=__doc__)
-    parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/input-pipeline-NAME.md")
+    parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/NAME-input.md")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
     if options.write is not None and not re.fullmatch(r"\w[\w-]*", options.write):
         parser.error(f"--write {options.write!r}: a name for this machine, of letters, digits and dashes")
-    text = f"# The input pipeline\n\n{host()}; the aim is {TARGET:,} images a second and core.\n\n{table()}\n"
+    aim = f"the aim is {TARGET:,} images a second and core"
+    text = f"# The input pipeline\n\n{host()}; {aim}.\n\n{table(options.rounds)}\n"
     if options.write is None:
         print(text)
         return
-    path = RESULTS / f"input-pipeline-{options.write}.md"
+    path = RESULTS / f"{options.write}-input.md"
     path.write_text(text)
     print(f"wrote {path}")
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,13 @@ from flax import nnx
 
 import msconv_jax
 from benchmarks import __main__ as everything
-from benchmarks import hard_places, models, operators, pytorch_operators
+from benchmarks import data_wait, hard_places, input_pipeline, models, operators, pytorch_operators
 from benchmarks.convolution_costs import fit
 from benchmarks.tables import BACKWARD, COMPILE, FORWARD, Comparison, Row, overheads, summary
 from benchmarks.timing import Timed, run_interleaved, time_interleaved
+from msconv_jax.models import registry
+from tests.train.helpers import TINY_ENTRY
+from train.data.images import decode
 
 COLUMNS = "ratio | quartiles | compile, s | temporary, MiB |"
 TINY = ["--sizes", "4", "--batch", "1", "--rounds", "1"]
@@ -336,3 +340,37 @@ def test_pytorch_program(capsys):
     for name in ("PSConv", "PyConv", "ICConv"):
         assert f"### {name}, PyTorch eager over torch.nn.Conv2d\n" in text
         assert f"| {FORWARD} | torch.nn.Conv2d, ms | {name}, PyTorch eager, ms | {COLUMNS}" in text
+
+
+def test_the_files_of_the_input_benchmark_are_different_pictures_of_imagenets_size():
+    files = input_pipeline.make_files(8)
+    assert len(set(files)) == 8
+    assert {decode(data, 3, strict=True).shape for data in files} == {(375, 500, 3)}
+    assert 90e3 < sum(map(len, files)) / 8 < 125e3
+
+
+def test_the_input_benchmark_prints_speeds_by_the_clock_and_of_the_processor(monkeypatch):
+    monkeypatch.setattr(input_pipeline, "IMAGES", 32)
+    monkeypatch.setattr(input_pipeline, "BATCH", 8)
+    monkeypatch.setattr(input_pipeline.importlib.util, "find_spec", lambda name: None)
+    rows = [line.split(" | ") for line in input_pipeline.table(rounds=2).splitlines() if re.match(r"\| [dw]", line)]
+    assert [row[1] for row in rows] == ["1", "1", "2"]
+    for row in rows:
+        whole, own = (float(cell.split()[0].replace(",", "")) for cell in row[2:4])
+        assert own == pytest.approx(whole / int(row[1]), abs=1)
+
+
+def test_speeds_are_per_second():
+    runs = {"slow": input_pipeline.Run(1, lambda: time.sleep(0.1))}
+    clock, processor = input_pipeline.speeds(runs, 3)["slow"]
+    assert clock.shape == (3,)
+    assert (clock <= input_pipeline.IMAGES / 0.1).all()
+    assert np.median(processor) > 2 * np.median(clock)  # sleeping takes no time of the processor
+
+
+@pytest.mark.slow
+def test_waiting_for_data_is_timed(monkeypatch):
+    monkeypatch.setitem(registry._ENTRIES, "tiny", dataclasses.replace(TINY_ENTRY, name="tiny", config={"width": 8}))
+    found = data_wait.waits(4, 2, 1, model="tiny", side=8)
+    assert len(found) == 2
+    assert all(wait >= 0 and step > 0 for wait, step in found)

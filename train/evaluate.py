@@ -102,7 +102,7 @@ def load_weights(config: Config, weights: Path) -> Trained:
         raise UserError(f"--weights={weights}: there is no such file; name a .pth or .safetensors file") from error
     except ValueError as error:
         raise UserError(f"--weights does not fit config.model={config.model!r}: {error}") from error
-    model, params, rest = split_model(network)
+    model, params, rest = split_model(network, source)
     return Trained(config, source, mesh, model, *to_mesh((params, rest), mesh), step=0)
 
 

@@ -72,7 +72,7 @@ def train(config: Config, workdir: Path, command: str) -> int:
 
     # Model, optimiser, and the state that training changes.
     network = create_network(config, source)
-    model, params, rest = split_model(network)
+    model, params, rest = split_model(network, source)
     optimiser, learning_rate = create_optimiser(config, steps_per_epoch)
     mesh = create_mesh(config.shards)
     parameter_count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -17,10 +17,27 @@ from train.settings import Config
 
 
 class SplitModel(NamedTuple):
-    """What training does not change of a model: its structure and its random keys."""
+    """What training does not change of a model: its structure, its random keys and how its input is normalised.
+
+    Attributes:
+        graphdef: the structure.
+        rng: the random keys.
+        mean: of each channel, images scaled to 0..1; the source's.
+        std: standard deviation of each channel likewise.
+    """
 
     graphdef: Any
     rng: dict
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalised(self, images: jax.Array) -> jax.Array:
+        """Maps (..., channels) values of 0..255 to the network's input, float32 whatever it computes in.
+
+        Here and not in the data pipeline, because the host has little time and bytes are quicker to move.
+        """
+        scaled = images.astype(jnp.float32) / 255
+        return (scaled - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
 
     def merge(self, params: dict, rest: dict, step: jax.Array) -> nnx.Module:
         """Puts the model together; its random numbers depend on the seed and the step alone."""
@@ -98,15 +115,15 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def split_model(model: nnx.Module) -> tuple[SplitModel, dict, dict]:
-    """Splits a model, once.
+def split_model(model: nnx.Module, source: Source) -> tuple[SplitModel, dict, dict]:
+    """Splits a model for the images of a source, once.
 
     Returns:
         What stays, the parameters, and the rest of the variables.
     """
     graphdef, params, rng, rest = nnx.split(model, nnx.Param, nnx.RngState, ...)
     plain_params, plain_rng, plain_rest = map(nnx.to_pure_dict, (params, rng, rest))
-    return SplitModel(graphdef, plain_rng), plain_params, plain_rest
+    return SplitModel(graphdef, plain_rng, source.mean, source.std), plain_params, plain_rest
 
 
 def split_shapes(config: Config, source: Source) -> tuple[SplitModel, dict, dict]:
@@ -116,7 +133,7 @@ def split_shapes(config: Config, source: Source) -> tuple[SplitModel, dict, dict
         As `split_model`, with shapes and dtypes in the place of arrays. The random keys are all
         alike; evaluation draws no random numbers.
     """
-    model, params, rest = split_model(nnx.eval_shape(lambda: create_network(config, source)))
+    model, params, rest = split_model(nnx.eval_shape(lambda: create_network(config, source)), source)
 
     def constant(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -33,10 +33,10 @@ def read_image(path: Path, config: Config, source: Source) -> np.ndarray:
     Args:
         path: a file in a format that `train.data.images.decode` reads: PNG, JPEG, WebP, GIF, ...
         config: says how images are cropped.
-        source: says the size, the channels and the normalisation.
+        source: says the size and the channels.
 
     Returns:
-        (height, width, channels) float32, normalised; with `config.eval_crops` 10 (10, height, width, channels).
+        (height, width, channels) uint8; with `config.eval_crops` 10 (10, height, width, channels).
 
     Raises:
         UserError: if there is no such file, or it is empty, too large or not an image.
@@ -50,12 +50,12 @@ def read_image(path: Path, config: Config, source: Source) -> np.ndarray:
         raise UserError(f"{path}: the file has {size:,} bytes, at most {_MAX_BYTES:,} are read")
     height, width, channels = source.image_shape
     try:
-        image = decode(path.read_bytes(), channels)
+        image = decode(path.read_bytes(), channels, strict=True)
     except ImageError as error:
         raise UserError(f"{path}: {error}") from error
     if source.is_sized:
         image = resize(image, height, width)
-    return source.normalise(create_evaluation(config, source)(image))
+    return create_evaluation(config, source)(image)
 
 
 def main(argv: list[str]) -> int:

@@ -2,7 +2,8 @@
 
 The model is split once into its structure and its arrays. Both steps put it together again while
 they are traced, so a step costs no Python work on the model itself. Parameters are copied to all
-devices and a batch is divided among them; XLA adds the sums over devices, in BatchNorm as well.
+devices and a batch is divided among them; XLA adds the sums over devices, in BatchNorm as well. Images are values of
+0..255, which each step normalises.
 
 The gradient of a batch is computed in three nested layers, each of which can be absent: over each device's own rows
 (`_per_device`), in parts (`_accumulated`), and of one loss (`_gradient_function`).
@@ -96,7 +97,7 @@ def create_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Report]:
         targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], classes), config.label_smoothing)
-        images, targets = mix_batch(batch["image"], targets, state.step, config)
+        images, targets = mix_batch(model.normalised(batch["image"]), targets, state.step, config)
         mixed = {"image": images, "label": batch["label"], "target": targets}
         params, rest = collected((state.params, state.rest), mesh)
         gradients, rest, sums = collected(gradient_function(params, rest, state.step, mixed), mesh)
@@ -225,7 +226,8 @@ def create_eval_step(model: SplitModel, mesh: Mesh) -> Callable[[dict, dict, Bat
     """
 
     def eval_step(params: dict, rest: dict, batch: Batch) -> Batch:
-        logits = _crops_logits(_evaluating(model, params, rest), batch["image"])
+        params, rest = collected((params, rest), mesh)
+        logits = _crops_logits(_evaluating(model, params, rest), model.normalised(batch["image"]))
         label = batch["label"]
         own = jnp.take_along_axis(logits, label[:, None], axis=-1)
         return {
@@ -242,12 +244,12 @@ def create_eval_step(model: SplitModel, mesh: Mesh) -> Callable[[dict, dict, Bat
 def create_predict_step(model: SplitModel) -> Callable[[dict, dict, jax.typing.ArrayLike], jax.Array]:
     """Compiles the map from images to the probabilities of the classes, (n, classes) float32.
 
-    Images are (n, height, width, channels), or (n, crops, height, width, channels): then probabilities are means over
-    the crops.
+    Images are values of 0..255, (n, height, width, channels), or (n, crops, height, width, channels): then
+    probabilities are means over the crops.
     """
 
     def predict_step(params: dict, rest: dict, images: jax.typing.ArrayLike) -> jax.Array:
-        return jax.nn.softmax(_crops_logits(_evaluating(model, params, rest), jnp.asarray(images)))
+        return jax.nn.softmax(_crops_logits(_evaluating(model, params, rest), model.normalised(jnp.asarray(images))))
 
     return jax.jit(predict_step)
 

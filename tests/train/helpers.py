@@ -15,7 +15,7 @@ from flax import nnx
 
 from msconv_jax.models.registry import ModelEntry, register_model
 from train.checkpoint import intact_checkpoints, restore
-from train.data import load_source
+from train.data import Source, load_source
 from train.mesh import create_mesh, replicate
 from train.network import split_shapes
 from train.optim import create_optimiser
@@ -81,6 +81,11 @@ TINY: dict[str, Any] = {
 
 def tiny(**changes: Any) -> Config:
     return Config(**{**TINY, **changes})
+
+
+def normalised(images: np.ndarray, source: Source) -> np.ndarray:
+    """The network's input by its definition: images scaled to 0..1, less the mean, over the standard deviation."""
+    return ((np.asarray(images, np.float64) / 255 - source.mean) / source.std).astype(np.float32)
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

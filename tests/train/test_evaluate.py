@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 import msconv_jax
-from tests.train.helpers import ROOT, TINY_CONFIG, tiny
+from tests.train.helpers import ROOT, TINY_CONFIG, normalised, tiny
 from train import evaluate
 from train.data import load_source
 from train.errors import UserError
@@ -49,7 +49,7 @@ def test_weights_of_a_file_are_evaluated_on_any_split(weights, capsys):
     source = load_source(tiny())
     network.eval()
     records = source.splits["validation"]
-    images = source.normalise(np.stack([record["image"] for record in records]))
+    images = normalised(np.stack([record["image"] for record in records]), source)
     logits = np.asarray(network(images))
     accuracy = (logits.argmax(axis=1) == [record["label"] for record in records]).mean()
     assert line.startswith(f"resnet8 on 270 images of digits validation: accuracy {accuracy:.4f}, loss ")

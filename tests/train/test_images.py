@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from train.data.images import ImageError, as_pixels, decode, jpeg_size
@@ -94,6 +95,111 @@ def test_a_thumbnail_within_does_not_hide_that_the_rest_is_cut_off():
     with pytest.raises(ImageError, match="cut off"):
         decode(whole[:-100], 3)
     assert jpeg_size(whole) == (60, 80)
+
+
+def spoilt(data, rng):
+    """Puts 64 random bytes somewhere into the first scan."""
+    first = data.find(b"\xff\xda") + 20
+    place = int(rng.integers(first, len(data) - 66))
+    return data[:place] + rng.bytes(64) + data[place + 64 :]
+
+
+@pytest.mark.parametrize("reduction", [1, 8])
+@pytest.mark.parametrize("name", ["large", "progressive", "grey jpeg"])
+def test_strict_decoding_refuses_most_jpegs_that_are_damaged_within(name, reduction):
+    """A Huffman code does not notice all of it: libjpeg is silent where the bytes decode to as many blocks."""
+    rng = np.random.default_rng(0)
+    data = FILES.get(name, encoded(Image.fromarray(picture(200, 300)), "JPEG", quality=95))
+    refused = 0
+    for _ in range(50):
+        try:
+            decode(spoilt(data, rng), 1, reduction, strict=True)
+        except ImageError:
+            refused += 1
+    assert refused >= 42
+
+
+def between(data, needless, marker):
+    place = data.rfind(marker)
+    return data[:place] + needless + data[place:]
+
+
+# Files like some of ImageNet's and of Cats vs Dogs: libjpeg warns of them, and nothing is lost.
+ODD = {
+    "needless bytes before a table": lambda data: between(data, b"abc", b"\xff\xc4"),
+    "needless bytes before the scan": lambda data: between(data, bytes(7), b"\xff\xda"),
+    "filling at the end": lambda data: between(data, bytes(900), b"\xff\xd9"),
+    "both": lambda data: between(between(data, b"abc", b"\xff\xda"), bytes(900), b"\xff\xd9"),
+    "markers as filling": lambda data: between(data, b"\xff\xff\xff", b"\xff\xd9"),
+    "an odd revision": lambda data: data.replace(b"JFIF\0\1\1", b"JFIF\0\0\0"),
+}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", ODD)
+def test_harmless_oddities_are_read_and_not_called_damage(name, strict):
+    data = ODD[name](FILES["jpeg"])
+    assert data != FILES["jpeg"]
+    np.testing.assert_array_equal(decode(data, 3, strict=strict), decode(FILES["jpeg"], 3))
+
+
+LEFT_OVER = bytes(range(1, 40))
+
+
+def test_what_a_scan_leaves_over_is_read_but_suspected():
+    data = between(FILES["jpeg"], LEFT_OVER, b"\xff\xd9")
+    np.testing.assert_array_equal(decode(data, 3), decode(FILES["jpeg"], 3))
+    with pytest.raises(ImageError, match="the JPEG data is damaged"):
+        decode(data, 3, strict=True)
+
+
+def test_an_odd_header_does_not_hide_damage():
+    data = between(ODD["both"](FILES["jpeg"]), LEFT_OVER, b"\xff\xd9")
+    with pytest.raises(ImageError, match="the JPEG data is damaged"):
+        decode(data, 3, strict=True)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_strict_decoding_reads_every_good_file_alike(name):
+    np.testing.assert_array_equal(decode(FILES[name], 3, strict=True), decode(FILES[name], 3))
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+def test_the_first_rows_are_those_of_the_whole_file(subsampling, reduction):
+    kind = "GRAY" if subsampling == "Gray" else "RGB"
+    image = picture(131, 90)[..., : 1 if kind == "GRAY" else 3].copy()
+    data = simplejpeg.encode_jpeg(image, 90, kind, subsampling)
+    whole = decode(data, 3, reduction)
+    assert whole.shape == (-(-131 // reduction), -(-90 // reduction), 3)
+    for rows in range(1, 132):
+        part = decode(data, 3, reduction, rows=rows)
+        assert part.shape[0] <= -(-min(131, rows + 32) // reduction)
+        np.testing.assert_array_equal(part[: rows // reduction], whole[: rows // reduction])
+
+
+@pytest.mark.parametrize("name", ["progressive", "restarts", "inverted cmyk", "png"])
+def test_rows_of_all_kinds_of_files(name):
+    data = FILES.get(name, encoded(COLOUR, "JPEG", restart_marker_rows=1))
+    for rows in (1, 20, 60):
+        np.testing.assert_array_equal(decode(data, 3, rows=rows)[:rows], decode(data, 3)[:rows])
+
+
+def test_a_jpeg_with_too_many_pixels_is_refused_before_memory_is_spent():
+    data = FILES["jpeg"].replace(b"\0\x3c\0\x50", b"\xff\xdc\xff\xdc")  # 60 x 80 becomes 65500 x 65500
+    with pytest.raises(ImageError, match="too many pixels, at most 67,108,864"):
+        decode(data, 3)
+
+
+def test_colours_of_unequal_resolutions_that_simplejpeg_does_not_know():
+    image = Image.fromarray(picture()).convert("L").convert("RGB")
+    data = encoded(image, "JPEG", subsampling=0)
+    frame = data.find(b"\xff\xc0")
+    assert data[frame + 11] == 0x11
+    other = data[: frame + 14] + b"\x21" + data[frame + 15 :]  # the second has twice the width of the first
+    with pytest.raises(ValueError, match="subsampling"):
+        simplejpeg.decode_jpeg_header(other)
+    assert decode(other, 3).shape == (60, 80, 3)
 
 
 def test_a_damaged_checksum_is_noticed():

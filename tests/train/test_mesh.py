@@ -59,7 +59,7 @@ answers = []
 for shards in (1, 2, 4):
     config = tiny(shards=shards, accumulation_steps=2, ema_decay=0.9, mixup_alpha=0.2)
     source = load_source(config)
-    model, params, rest = split_model(create_network(config, source))
+    model, params, rest = split_model(create_network(config, source), source)
     optimiser, _ = create_optimiser(config, 5)
     mesh = create_mesh(shards)
     create = functools.partial(create_state, optimiser=optimiser, ema_decay=config.ema_decay)

@@ -458,6 +458,7 @@ def test_an_image_that_is_not_finite_stops_the_run(bad_step, tmp_path, monkeypat
     def spoil(batch, mesh):
         calls.append(1)
         if len(calls) == bad_step:
+            batch["image"] = batch["image"].astype(np.float32)
             batch["image"][7, 3, 3] = np.nan
         return original(batch, mesh)
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 import msconv_jax
 from msconv_jax.models import registry
-from tests.train.helpers import TINY_ENTRY, run_python, tiny
+from tests.train.helpers import TINY_ENTRY, normalised, run_python, tiny
 from train import network as network_module
 from train.data import load_source, train_batches
 from train.errors import UserError
@@ -45,7 +45,7 @@ print(json.dumps({
 
 def start(config):
     source = load_source(config)
-    model, params, rest = split_model(create_network(config, source))
+    model, params, rest = split_model(create_network(config, source), source)
     optimiser, _ = create_optimiser(config, steps_per_epoch=5)
     mesh = create_mesh()
     state = jax.device_put(create_state(params, rest, optimiser, ema_decay=config.ema_decay), replicate(mesh))
@@ -107,7 +107,7 @@ def test_dropout_depends_on_seed_and_step_alone(dropping):
 def test_batch_statistics_move_by_the_momentum_of_the_layer(dropping):
     state, train_step, (batch, _), _ = start(dropping)
     state, _ = train_step(state, batch)
-    mean = np.mean(np.asarray(batch["image"]))
+    mean = np.mean(normalised(batch["image"], load_source(dropping)))
     np.testing.assert_allclose(state.rest["norm"]["mean"], [0.5 * mean], rtol=1e-3, atol=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_evaluation_neither_drops_nor_normalises_by_the_batch(dropping):
     weights = jnp.ones(len(batch["label"]))
     answers = eval_step(state.params, state.rest, {**batch, "weight": weights})
     # Fresh statistics have mean 0 and variance 1; BatchNorm's epsilon is 1e-5.
-    flat = np.asarray(batch["image"]).reshape(len(weights), -1) / np.sqrt(1 + 1e-5)
+    flat = normalised(batch["image"], load_source(dropping)).reshape(len(weights), -1) / np.sqrt(1 + 1e-5)
     head = jax.tree.map(np.asarray, state.params["head"])
     logits = flat @ head["kernel"] + head["bias"]
     log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -144,16 +144,28 @@ def test_train_step_reports_the_smoothed_loss_and_adds_up_the_epoch(dropping):
     assert int(state.step) == 2
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_bytes_are_normalised_in_float32_whatever_the_network_computes_in(dtype):
+    """Every value of a byte, in three channels; bfloat16 would be off by up to 1/256 of the value."""
+    source = load_source(tiny())._replace(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    model, _, _ = split_model(create_network(tiny(), load_source(tiny())), source)
+    images = np.arange(256 * 3).reshape(2, 16, 8, 3).astype(np.uint8).astype(dtype)
+    found = jax.jit(model.normalised)(images)
+    assert found.dtype == jnp.float32
+    expected = (images / 255.0 - np.array(source.mean)) / np.array(source.std)
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("batch_size", [7, 240, 364])
 def test_evaluation_does_not_depend_on_the_batch_size(batch_size):
     config = tiny(batch_size=batch_size)
     source, mesh = load_source(config), create_mesh()
     network = create_network(config, source)
-    model, params, rest = split_model(network)
+    model, params, rest = split_model(network, source)
     answers = evaluate_split(create_eval_step(model, mesh), params, rest, source, "test", config, mesh)
     network.eval()
     records = source.splits["test"]
-    logits = np.asarray(network(source.normalise(np.stack([r["image"] for r in records]))))
+    logits = np.asarray(network(normalised(np.stack([r["image"] for r in records]), source)))
     labels = np.array([r["label"] for r in records])
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(364), labels]
     np.testing.assert_array_equal(answers.labels, labels)
@@ -175,7 +187,7 @@ def test_what_is_no_number_is_no_hit(dropping):
 def test_shapes_are_those_of_the_network():
     config = tiny()
     source = load_source(config)
-    _, params, rest = split_model(create_network(config, source))
+    _, params, rest = split_model(create_network(config, source), source)
     _, param_shapes, rest_shapes = split_shapes(config, source)
 
     def describe(tree):
@@ -275,7 +287,11 @@ def test_accumulation_passes_batch_statistics_from_part_to_part():
     before, after, _, batch = first_step(config)
     conv = jax.tree.map(jnp.asarray, before.params["conv"])
     maps = jax.lax.conv_general_dilated(
-        batch["image"], conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        normalised(batch["image"], load_source(config)),
+        conv["kernel"],
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     maps = np.asarray(maps + conv["bias"], np.float64)
     mean, var = np.zeros(4), np.ones(4)
@@ -351,7 +367,7 @@ def test_a_step_that_is_not_finite_changes_only_the_number_of_the_step(fault):
     state, train_step, batches, _ = start(small("Normalised", ema_decay=0.9))
     state, _ = train_step(state, batches[0])
     before = jax.tree.map(np.array, state)
-    image = batches[1]["image"].at[3, 2, 2, 0].set(fault)
+    image = batches[1]["image"].astype(jnp.float32).at[3, 2, 2, 0].set(fault)
     after, report = train_step(state, {**batches[1], "image": image})
     assert not np.isfinite(float(report["gradient_norm"]))
     assert int(after.step) == 2
@@ -361,8 +377,9 @@ def test_a_step_that_is_not_finite_changes_only_the_number_of_the_step(fault):
 def test_mixed_batches_count_hits_by_their_own_labels():
     config = small("Plain", mixup_alpha=1.0, label_smoothing=0.1)
     _, _, report, batch = first_step(config)
-    images, targets = mix_batch(batch["image"], jax.nn.one_hot(batch["label"], 10), jnp.int32(0), config)
-    assert float(jnp.abs(images - batch["image"]).max()) > 0.1
+    own = jnp.asarray(normalised(batch["image"], load_source(config)))
+    images, targets = mix_batch(own, jax.nn.one_hot(batch["label"], 10), jnp.int32(0), config)
+    assert float(jnp.abs(images - own).max()) > 0.1
     targets = np.asarray(0.9 * targets + 0.01, np.float64)
     network = create_network(config, load_source(config))
     logits = np.asarray(network(images), np.float64)
@@ -374,7 +391,9 @@ def test_mixed_batches_count_hits_by_their_own_labels():
 ON_FOUR_DEVICES = """
 import dataclasses, json, re, jax, numpy as np
 from msconv_jax.models.registry import register_model
+from tests.train.helpers import normalised
 from tests.train.test_step import Normalised, Plain, TINY_ENTRY, small, start
+from train.data import load_source
 for builder in (Plain, Normalised):
     register_model(dataclasses.replace(TINY_ENTRY, name=builder.__name__, builder=builder))
 def train(config):
@@ -387,7 +406,7 @@ def train(config):
     return batch, kernel, bias, state, leaves, moved
 config = small("Normalised", batch_norm="device")
 batch, kernel, bias, state, _, moved = train(config)
-maps = jax.lax.conv_general_dilated(np.asarray(batch["image"]), kernel, (1, 1), "SAME",
+maps = jax.lax.conv_general_dilated(normalised(batch["image"], load_source(config)), kernel, (1, 1), "SAME",
     dimension_numbers=("NHWC", "HWIO", "NHWC")) + bias
 mixing = {"mixup_alpha": 1.0, "cutmix_alpha": 1.0, "accumulation_steps": 3}
 print(json.dumps({

@@ -333,8 +333,7 @@ def test_batches_are_the_pictures():
     (batch,) = evaluation_batches(source, "validation", settings)
     records = list(source.splits["validation"])
     assert batch["label"].tolist() == [record["label"] for record in records]
-    mean, std = np.array(source.mean), np.array(source.std)
-    shown = (batch["image"] * std + mean) * 255
+    shown = batch["image"].astype(int)
     assert shown.shape == (4, 64, 64, 3)
     # Decoders may differ in the last bits.
     assert max(np.abs(shown[i] - decoded(records[i]["image"])).mean() for i in range(4)) < 1.5

@@ -287,7 +287,7 @@ def _check(file: _Found) -> _Found:
             problem = "no regular file" if os.path.exists(local) else "a link to nothing"
             return file._replace(problem=problem, is_damaged=True)
         data = path.read_bytes()
-        decode(data, channels=1, reduction=8)
+        decode(data, channels=1, reduction=8, strict=True)
     except OSError as error:
         return file._replace(problem=f"cannot be read: {error.strerror or error}", is_damaged=True)
     except ImageError as error:

@@ -1,6 +1,16 @@
-"""From the bytes of an image file to its pixels; what is damaged is refused, not painted over."""
+"""From the bytes of an image file to its pixels; what cannot be right is refused, not painted over.
+
+JPEGs are read with simplejpeg (libjpeg-turbo), because it tells what libjpeg warns of, which OpenCV only prints: a JPEG
+has no checksum, and a damaged one is decoded to grey areas or false colours with no more than a warning. It is also
+somewhat faster; the pixels are the same. All other formats are OpenCV's, and so are JPEGs that simplejpeg does not
+know, such as those in four colours.
+"""
+
+import re
+from typing import Any
 
 import numpy as np
+import simplejpeg
 
 from train.data.opencv import MAX_PIXELS, cv2
 
@@ -16,41 +26,108 @@ _MODES = {
     (3, 4): cv2.IMREAD_REDUCED_COLOR_4,
     (3, 8): cv2.IMREAD_REDUCED_COLOR_8,
 }
+_FOUR_COLOURS = ("CMYK", "YCCK")
+_NEEDLESS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
 class ImageError(ValueError):
     """The bytes are no image that can be read; the message says why, in a few words."""
 
 
-def decode(data: bytes, channels: int, reduction: int = 1) -> np.ndarray:
+def decode(
+    data: bytes, channels: int, reduction: int = 1, *, rows: int | None = None, strict: bool = False
+) -> np.ndarray:
     """Decodes JPEG, PNG, GIF, WebP, BMP, TIFF and what else OpenCV knows.
 
     16 bits become 8, of an animation the first frame is taken; transparency and the camera's orientation are ignored,
-    as torchvision does. A JPEG has no checksum: of one that is damaged within, decoders guess the rest, and nobody
-    notices.
+    as torchvision does.
 
     Args:
         data: the whole file.
         channels: 1 for grey, 3 for red, green, blue.
         reduction: 1, 2, 4 or 8: what both sides of a JPEG are divided by (and rounded up), which takes less time.
             Other formats are decoded whole.
+        rows: how many rows of the file are needed, from the top; None for all. Of most JPEGs no more are decoded.
+        strict: refuse a JPEG that libjpeg warns of, too, unless the warning goes away with bytes that are certainly
+            needless. Published data sets have pictures that are good although they look damaged; so training reads
+            what it can, and strict are the check of a folder and the prediction.
 
     Returns:
-        (height, width, channels) uint8.
+        (height, width, channels) uint8; with `rows` it may be less high, but holds all of these.
 
     Raises:
         ImageError: if the file is empty, cut off, damaged, too large or no image.
     """
     if not data:
         raise ImageError("the file is empty")
-    is_jpeg = data.startswith(b"\xff\xd8")
+    if not data.startswith(b"\xff\xd8"):
+        return _with_opencv(data, channels)
     # The end of the image follows the start of its last scan; before it may come a thumbnail with an end of its own.
-    if is_jpeg and not data.endswith(b"\xff\xd9") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+    if not data.endswith(b"\xff\xd9") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ImageError("the JPEG data is cut off")
-    if not is_jpeg:
-        reduction = 1
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _MODES[channels, reduction] | cv2.IMREAD_IGNORE_ORIENTATION)
+        header: Any = simplejpeg.decode_jpeg_header(data, strict=False)
+    except (ValueError, KeyError):  # KeyError: of a header that ends too soon
+        return _with_opencv(data, channels, reduction)
+    height, width, colours, _ = header
+    if height * width > MAX_PIXELS:
+        raise ImageError(f"it has too many pixels, at most {MAX_PIXELS:,} are read")
+    if colours in _FOUR_COLOURS:
+        return _with_opencv(data, channels, reduction)
+    frame = _frame(data)
+    if rows is not None and frame is not None:
+        # libjpeg reads as many rows as the header says. A few more have a part in the colours of the last.
+        height = min(height, rows + 4 * reduction)
+        data = data[: frame + 5] + height.to_bytes(2, "big") + data[frame + 7 :]
+    # The smallest scale is taken that keeps at least this size.
+    size = {"min_height": -(-height // reduction), "min_width": -(-width // reduction), "min_factor": reduction}
+    settings: dict[str, Any] = {"colorspace": "GRAY" if channels == 1 else "RGB", "strict": strict}
+    return _with_simplejpeg(data, settings | (size if reduction > 1 else {}))
+
+
+def _with_simplejpeg(data: bytes, settings: dict[str, Any]) -> np.ndarray:
+    try:
+        return simplejpeg.decode_jpeg(data, **settings)
+    except ValueError:
+        data = _with_clean_header(data)  # its warnings count even if `strict` is off
+    try:
+        return simplejpeg.decode_jpeg(data, **settings)
+    except ValueError as error:
+        data = _without_filling(data, str(error))
+    try:
+        return simplejpeg.decode_jpeg(data, **settings)
+    except ValueError as error:
+        raise ImageError("the JPEG data is damaged") from error
+
+
+def _with_clean_header(data: bytes) -> bytes:
+    """Leaves out what stands needlessly between the segments of a header, and makes its revision a usual one."""
+    kept, position = [data[:2]], 2
+    while (start := data.find(b"\xff", position, len(data) - 2)) >= 0:
+        start += data[start + 1] == 0xFF  # filling
+        if data[start + 1] == 0xDA:  # the first scan
+            return b"".join(kept) + data[start:]
+        position = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        segment = data[start:position]
+        is_jfif = segment.startswith(b"\xff\xe0") and segment[4:9] == b"JFIF\0"
+        kept.append(segment[:9] + b"\1\1" + segment[11:] if is_jfif else segment)
+    return data
+
+
+def _without_filling(data: bytes, warning: str) -> bytes:
+    """Leaves out the bytes before the end that a warning calls needless, if all are alike.
+
+    Others may be what a damaged scan has left over, which is how most damage shows.
+    """
+    needless, end = _NEEDLESS.search(warning), data.rfind(b"\xff\xd9")
+    count = int(needless[1]) if needless else 0
+    return data[: end - count] + data[end:] if len(set(data[end - count : end])) == 1 else data
+
+
+def _with_opencv(data: bytes, channels: int, reduction: int = 1) -> np.ndarray:
+    mode = _MODES[channels, reduction] | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
     except cv2.error as error:
         if "MAX_IMAGE" in str(error):
             raise ImageError(f"it has too many pixels, at most {MAX_PIXELS:,} are read") from error
@@ -74,14 +151,22 @@ def as_pixels(image: Image, channels: int) -> np.ndarray:
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Reads (height, width) from the header of a JPEG; None if it is not one, or its header says nothing."""
+    frame = _frame(data)
+    if frame is None:
+        return None
+    height, width = (int.from_bytes(data[frame + at : frame + at + 2], "big") for at in (5, 7))
+    return (height, width) if height and width else None
+
+
+def _frame(data: bytes) -> int | None:
+    """Finds the segment of a JPEG's header that says its size; its height stands 5 bytes from there."""
     position = 2
     while data.startswith(b"\xff\xd8") and position + 9 <= len(data) and data[position] == 0xFF:
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
         if marker == 0xFF:  # filling
             position += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # no table: the frame
-            height, width = (int.from_bytes(data[position + at : position + at + 2], "big") for at in (5, 7))
-            return (height, width) if height and width else None
+            return position
         else:
             position += 2 + length
     return None

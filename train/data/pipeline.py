@@ -38,7 +38,7 @@ def train_batches(
     """Gives this process's part of the batches of steps `first_step` to before `last_step`.
 
     Returns:
-        Batches with "image" (n, height, width, channels) float32 and "label" (n,), where n is
+        Batches with "image" (n, height, width, channels) uint8 and "label" (n,), where n is
         `batch_size / process_count`.
 
     Raises:
@@ -49,7 +49,7 @@ def train_batches(
     def prepare(record: Record, rng: np.random.Generator) -> Record:
         with _names_file(record):
             image = augment(record["image"], rng)
-        return {"image": source.normalise(image), "label": np.int32(record["label"])}
+        return {"image": image, "label": np.int32(record["label"])}
 
     images = grain.MapDataset.source(source.splits["train"]).seed(config.seed).shuffle().repeat().random_map(prepare)
     batches = _share(images, config.batch_size, process_index, process_count)
@@ -85,7 +85,7 @@ def evaluation_batches(
         with _names_file(record):
             image = crop(record["image"])
         return {
-            "image": source.normalise(image),
+            "image": image,
             "label": np.int32(record["label"]),
             "weight": np.float32(inside),
         }

@@ -34,8 +34,3 @@ class Source(NamedTuple):
     std: tuple[float, ...]
     report: str = ""
     note: str = ""
-
-    def normalise(self, image: np.ndarray) -> np.ndarray:
-        """Maps (height, width, channels) values of 0..255 to the float32 input of the model."""
-        scaled = image.astype(np.float32) / 255.0
-        return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 
 from train.data.augment.checks import in_range, is_interval
 from train.data.images import Image, as_pixels, decode, jpeg_size
+from train.data.opencv import cv2
 from train.data.resizing import resize
 
 _TRIES = 10
@@ -58,7 +59,7 @@ class RandomResizedCrop:
         else:
             box = self.draw(*size, rng)
             reduction = max(r for r in (1, 2, 4, 8) if r == 1 or min(box.height // height, box.width // width) >= r)
-            pixels = decode(bytes(image), channels, reduction)
+            pixels = decode(bytes(image), channels, reduction, rows=box.top + box.height)
         top, left = box.top // reduction, box.left // reduction
         part = pixels[top : top + box.height // reduction, left : left + box.width // reduction]
         return resize(part, height, width, quick=True)
@@ -117,4 +118,6 @@ class Flip:
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Maps an image to itself or its mirror image."""
-        return image[:, ::-1] if rng.random() < self.probability else image
+        if rng.random() >= self.probability:
+            return image
+        return cv2.flip(image, 1).reshape(image.shape)  # a view from behind takes 50 times as long to copy into a batch

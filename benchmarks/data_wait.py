@@ -1,0 +1,76 @@
+"""Which share of its time a training of ResNet-50 at 224 x 224 waits for the next batch.
+
+    python -m benchmarks.data_wait [--batch 16] [--steps 6] [--threads 2]
+
+The steps are those of `train.loop`, with JPEGs of ImageNet's size and random resized crop and flip, each step run to
+its end. The first two steps, in which XLA compiles and the pipeline fills, do not count. Leave the machine alone
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import jax
+
+from benchmarks.input_pipeline import SIDE, make_files
+from benchmarks.timing import machine
+from train.data import Source, train_batches
+from train.mesh import create_mesh, replicate, to_devices
+from train.network import create_network, split_model
+from train.optim import create_optimiser
+from train.settings import Config
+from train.step import create_state, create_train_step
+
+UNCOUNTED = 2
+
+
+def waits(
+    batch_size: int, steps: int, threads: int, model: str = "resnet50", side: int = SIDE
+) -> list[tuple[float, float]]:
+    """Trains; for each step that counts the seconds waited for its batch, and the seconds of the step itself."""
+    records = [{"image": data, "label": n % 10} for n, data in enumerate(make_files())]
+    classes = tuple(map(str, range(10)))
+    source = Source(
+        {"train": records}, classes, (side, side, 3), False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    augment = {"random_resized_crop": {}, "flip": {}}
+    config = Config("", model, 1, batch_size, 0.1, augment=augment, data_threads=threads)
+    split, params, rest = split_model(create_network(config, source), source)
+    optimiser, _ = create_optimiser(config, steps_per_epoch=steps)
+    mesh = create_mesh()
+    state = jax.device_put(create_state(params, rest, optimiser), replicate(mesh))
+    train_step = create_train_step(split, optimiser, config, mesh, len(classes))
+    batches = iter(train_batches(source, config, 0, steps + UNCOUNTED))
+    found = []
+    for _ in range(steps + UNCOUNTED):
+        started = time.perf_counter()
+        batch = to_devices(next(batches), mesh)
+        ready = time.perf_counter()
+        state, report = train_step(state, batch)
+        jax.block_until_ready((state, report))
+        found.append((ready - started, time.perf_counter() - ready))
+    return found[UNCOUNTED:]
+
+
+def main() -> None:
+    """Runs the program."""
+    parser = argparse.ArgumentParser("python -m benchmarks.data_wait", description=__doc__)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    found = waits(options.batch, options.steps, options.threads)
+    waited, computed = (sum(column) for column in zip(*found, strict=True))
+    print(f"{machine()}; batches of {options.batch}, {options.threads} data threads, {options.steps} steps")
+    print(
+        f"a step takes {statistics.median(step for _, step in found):.2f} s, and has waited for its batch "
+        f"{1e3 * statistics.median(wait for wait, _ in found):.1f} ms (median), at most "
+        f"{1e3 * max(wait for wait, _ in found):.1f} ms: {waited / (waited + computed):.2%} of all time"
+    )
+
+
+if __name__ == "__main__":
+    main()
