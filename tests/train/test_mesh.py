@@ -87,6 +87,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.slow
 def test_divided_parameters_train_like_whole_ones():
     run = run_python("-c", SHARDED_STEPS, JAX_NUM_CPU_DEVICES="4")
     assert run.returncode == 0, run.stderr

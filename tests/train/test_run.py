@@ -490,6 +490,7 @@ def test_averages_are_what_is_evaluated_and_kept(tmp_path, monkeypatch):
     assert json.loads(lines(tmp_path))["validation_loss"] == pytest.approx(answers.loss, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_profiled_run_is_the_same_and_leaves_a_trace(finished_run, tmp_path):
     assert train(tiny(profile=True), tmp_path, command="again") == 0
     assert_same_runs(tmp_path, finished_run)

@@ -265,6 +265,7 @@ def assert_close(left, right, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), left, right)
 
 
+@pytest.mark.slow
 def test_the_reported_norm_is_that_of_the_gradient():
     config = small("Plain", momentum=0.0, nesterov=False, weight_decay=0.0, learning_rate=1.0, schedule="constant")
     before, after, report, _ = first_step(config)
@@ -273,7 +274,7 @@ def test_the_reported_norm_is_that_of_the_gradient():
     np.testing.assert_allclose(float(report["gradient_norm"]), norm, rtol=1e-4)
 
 
-@pytest.mark.parametrize("parts", [3, 8])
+@pytest.mark.parametrize("parts", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_accumulating_parts_equals_one_pass(parts):
     config = small("Plain", mixup_alpha=1.0)
     _, whole, whole_report, _ = first_step(config)
@@ -302,6 +303,7 @@ def test_accumulation_passes_batch_statistics_from_part_to_part():
     np.testing.assert_allclose(after.rest["norm"]["var"], var, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_computing_activations_again_changes_nothing_and_keeps_only_convolutions():
     config = small("Normalised")
     state, train_step, (batch, _), _ = start(config)
@@ -374,6 +376,7 @@ def test_a_step_that_is_not_finite_changes_only_the_number_of_the_step(fault):
     jax.tree.map(np.testing.assert_array_equal, after._replace(step=before.step), before)
 
 
+@pytest.mark.slow
 def test_mixed_batches_count_hits_by_their_own_labels():
     config = small("Plain", mixup_alpha=1.0, label_smoothing=0.1)
     _, _, report, batch = first_step(config)
