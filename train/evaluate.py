@@ -22,6 +22,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 import msconv_jax
+from msconv_jax.models.registry import model_entry
 from train.checkpoint import agreed_checkpoint, best_of, restore
 from train.config import check_batch_size, parse_command_line, read_config
 from train.data import Source, Split, evaluation_batches, load_source
@@ -74,6 +75,8 @@ def load_best(workdir: Path) -> Trained:
 def load_weights(config: Config, weights: Path) -> Trained:
     """Builds the network of a config with the weights of a file, or of the best checkpoint of another run.
 
+    For those of a file, images are normalised as the network's published weights ask for, unless the config says how.
+
     Args:
         config: says the network and the data.
         weights: a PyTorch or safetensors file, as `msconv_jax.load_torch_checkpoint` reads it, or the folder of a run.
@@ -103,6 +106,9 @@ def load_weights(config: Config, weights: Path) -> Trained:
     except ValueError as error:
         raise UserError(f"--weights does not fit config.model={config.model!r}: {error}") from error
     model, params, rest = split_model(network, source)
+    entry = model_entry(config.model)
+    if not config.pixel_mean and not config.pixel_std and len(entry.mean) == len(source.mean):
+        model = model._replace(mean=entry.mean, std=entry.std, is_bgr=entry.channel_order == "BGR")
     return Trained(config, source, mesh, model, *to_mesh((params, rest), mesh), step=0)
 
 

@@ -24,19 +24,21 @@ class SplitModel(NamedTuple):
         rng: the random keys.
         mean: of each channel, images scaled to 0..1; the source's.
         std: standard deviation of each channel likewise.
+        is_bgr: whether the network, its mean and its deviation take blue, green, red; images are red, green, blue.
     """
 
     graphdef: Any
     rng: dict
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    is_bgr: bool = False
 
     def normalised(self, images: jax.Array) -> jax.Array:
         """Maps (..., channels) values of 0..255 to the network's input, float32 whatever it computes in.
 
         Here and not in the data pipeline, because the host has little time and bytes are quicker to move.
         """
-        scaled = images.astype(jnp.float32) / 255
+        scaled = (images[..., ::-1] if self.is_bgr else images).astype(jnp.float32) / 255
         return (scaled - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
 
     def merge(self, params: dict, rest: dict, step: jax.Array) -> nnx.Module:

@@ -1,16 +1,19 @@
+import dataclasses
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import msconv_jax
+from msconv_jax.models.registry import model_entry
 from tests.train.helpers import ROOT, TINY_CONFIG, normalised, tiny
 from train import evaluate
 from train.data import load_source
 from train.errors import UserError
 from train.evaluate import Answers, result_line
-from train.network import create_network
+from train.network import SplitModel, create_network
 
 CONFIG = f"--config={ROOT / 'configs/ps_resnet_digits.py'}"
 SMALL = (CONFIG, "--config.model=resnet8", "--config.conv=", "--config.conv_kwargs={}", "--config.model_kwargs.width=4")
@@ -99,3 +102,29 @@ def test_top_5_is_told_where_it_says_something():
     assert result_line({**result, "test_top5_accuracy": 0.875}) == (
         "test accuracy 0.5000, top-5 0.8750 (step 7, best of validation)"
     )
+
+
+def test_images_are_normalised_as_published_weights_ask_for(tmp_path):
+    config = tiny(source="miniature32", model="resnet8", model_kwargs={"width": 4}, augment={}, batch_size=20)
+    source = load_source(config)
+    network = create_network(config, source)
+    path = tmp_path / "resnet8.safetensors"
+    msconv_jax.write_safetensors(path, torch_tensors(network))
+    entry = model_entry("resnet8")
+    assert entry.mean != source.mean
+    network.eval()
+    images = np.stack([record["image"] for record in source.splits["test"]])
+    for changes, mean, std in (
+        ({}, entry.mean, entry.std),
+        ({"pixel_mean": [0.5] * 3, "pixel_std": [0.25] * 3}, (0.5,) * 3, (0.25,) * 3),
+    ):
+        trained = evaluate.load_weights(dataclasses.replace(config, **changes), path)
+        logits = np.asarray(network(normalised(images, source._replace(mean=mean, std=std))))
+        answers = evaluate.evaluate(trained, "test")
+        np.testing.assert_array_equal(answers.predicted, logits.argmax(axis=1))
+
+
+def test_networks_of_blue_green_red_get_it():
+    model = SplitModel(None, {}, (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), is_bgr=True)
+    image = np.array([[[255, 0, 51]]], np.uint8)
+    np.testing.assert_allclose(model.normalised(jnp.asarray(image)), [[[0.2 - 0.1, 0 - 0.2, 1 - 0.3]]], atol=1e-6)

@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from train.data.images import ImageError, decode
-from train.data.sources import Record, Source, Split
+from train.data.sources import IMAGENET_MEAN, IMAGENET_STD, Record, Source, Split
 from train.errors import UserError
 from train.settings import Config
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}

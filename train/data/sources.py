@@ -5,10 +5,15 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from msconv_jax.models.registry import ModelEntry
+
 Split = Literal["train", "validation", "test"]
 # "image": (height, width, channels) uint8, or an encoded file's bytes; "label": int; "file": its name, where it has one
 Record = dict[str, Any]
 Batch = dict[str, np.ndarray]
+
+# Of photographs, where nothing better is known.
+IMAGENET_MEAN, IMAGENET_STD = ModelEntry.mean, ModelEntry.std
 
 
 class Source(NamedTuple):

@@ -26,15 +26,15 @@ from tensorflow_datasets.core import constants, naming, read_only_builder
 from tensorflow_datasets.core.file_adapters import FileFormat
 from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
-from train.data.sources import Record, Source, Split
+from msconv_jax.models.registry import CIFAR_10, CIFAR_100
+from train.data.sources import IMAGENET_MEAN, IMAGENET_STD, Record, Source, Split
 from train.errors import UserError, suggest
 from train.settings import Config
 
 # Mean and standard deviation of each channel over the train split; all others are taken as photographs.
-_IMAGENET_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _PIXELS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar10": (CIFAR_10["mean"], CIFAR_10["std"]),
+    "cifar100": (CIFAR_100["mean"], CIFAR_100["std"]),
 }
 _DEFAULT_SIDE = 224  # pixels, where the images' sizes vary
 _SPARE_FILES = 256  # what a process opens besides the data: libraries, checkpoints, sockets
@@ -82,7 +82,7 @@ def tfds_source(config: Config, others: Iterable[str] = ()) -> Source:
     shape = (side, side, channels)
     if height and width and not config.image_size:
         shape = (height, width, channels)
-    mean, std = _PIXELS.get(builder.name, _IMAGENET_PIXELS)
+    mean, std = _PIXELS.get(builder.name, (IMAGENET_MEAN, IMAGENET_STD))
     if channels == 1:
         mean, std = ((sum(values) / 3,) for values in (mean, std))
     return Source(
