@@ -115,7 +115,7 @@ network = {"model": "resnet8", "model_kwargs": {"width": 16}}
 mixing = {"mixup_alpha": 0.2, "accumulation_steps": 2, "ema_decay": 0.9, "gradient_clip_norm": 1.0}
 config = tiny(shards=2, batch_size=64, **network, **mixing)
 source = load_source(config)
-model, params, rest = split_model(create_network(config, source))
+model, params, rest = split_model(create_network(config, source), source)
 optimiser, _ = create_optimiser(config, 5)
 mesh = create_mesh(2)
 create = functools.partial(create_state, optimiser=optimiser, ema_decay=config.ema_decay)
