@@ -219,7 +219,7 @@ def _evaluate_weights(config: Config, weights: Path, split: str) -> int:
     if split not in get_args(Split):
         raise UserError(f"--split={split} is not a split; take one of {', '.join(get_args(Split))}")
     trained = load_weights(config, weights)
-    check_batch_size(config, max(config.batch_size, 1), jax.device_count())
+    check_batch_size(config, config.batch_size, jax.device_count())  # a split may be smaller than a batch
     answers = evaluate(trained, split)  # type: ignore[arg-type]
     top_5 = f", top-5 {answers.top(5):.4f}" if len(trained.source.classes) >= _TOP_5_FROM else ""
     print(

@@ -25,7 +25,7 @@ from train.network import create_network, split_model
 from train.optim import create_optimiser
 from train.profiling import StepProfiler
 from train.report import write_report
-from train.results import read_result, report_of, sample_name, write_samples
+from train.results import read_result, report_of, write_samples
 from train.settings import TRAINING, Config
 from train.step import TrainState, create_eval_step, create_state, create_train_step, evaluated, zero_sums
 
@@ -186,19 +186,21 @@ def train(config: Config, workdir: Path, command: str) -> int:
     trained = load_best(workdir)
     answers = evaluate_split(eval_step, trained.params, trained.rest, source, "test", config, mesh)
     result = test_result(trained, answers)
+    samples: dict[int, Path] = {}
     if is_main:
-        write_samples(source, workdir / "samples")
+        samples = write_samples(source, workdir / "samples")
         write_report(workdir / "report.html", report_of(workdir, trained, answers, result))
         write_text(workdir / "result.json", json.dumps(result) + "\n")
     say(
         f"written to {workdir}: report.html, config.json, metrics.jsonl, speeds.jsonl, curves.png, tensorboard, "
         "checkpoints, samples, result.json"
     )
-    example = workdir / "samples" / f"{sample_name(source, len(source.classes) - 1)}.png"
-    say(
-        "classify an image with: python -m train.predict "
-        f"--workdir={shlex.quote(str(workdir))} {shlex.quote(str(example))}"
-    )
+    if samples:
+        example = samples[max(samples)]
+        say(
+            "classify an image with: python -m train.predict "
+            f"--workdir={shlex.quote(str(workdir))} {shlex.quote(str(example))}"
+        )
     say(result_line(result))
     return 0
 

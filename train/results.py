@@ -65,21 +65,26 @@ def sample_name(source: Source, label: int) -> str:
     return re.sub(r"[^\w-]+", "_", source.classes[label])
 
 
-def write_samples(source: Source, folder: Path) -> None:
+def write_samples(source: Source, folder: Path) -> dict[int, Path]:
     """Writes an image a class from the validation split as PNG files, enlarged to be seen.
 
     Every pixel becomes a square, so that resizing the file to the model's input gives it back.
+
+    Returns:
+        The file of every class of which there is an image.
     """
     folder.mkdir(exist_ok=True)
-    missing = set(range(len(source.classes)))
+    written: dict[int, Path] = {}
     for record in source.splits["validation"]:
-        if record["label"] in missing:
-            missing.remove(record["label"])
+        label = record["label"]
+        if label not in written:
             image = as_pixels(record["image"], source.image_shape[-1])
             factor = -(-128 // min(image.shape[:2]))
             large = np.kron(image, np.ones((factor, factor, 1), np.uint8))
             # OpenCV's colours are blue, green, red.
             _, png = cv2.imencode(".png", large[..., ::-1])
-            (folder / f"{sample_name(source, record['label'])}.png").write_bytes(png.tobytes())
-        if not missing:
+            written[label] = folder / f"{sample_name(source, label)}.png"
+            written[label].write_bytes(png.tobytes())
+        if len(written) == len(source.classes):
             break
+    return written

@@ -10,6 +10,7 @@ from train import predict
 from train.data import evaluation_batches, load_source
 from train.errors import UserError
 from train.predict import read_image
+from train.results import write_samples
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +126,10 @@ def test_images_of_any_size_are_cropped_as_in_the_evaluation(tmp_path):
     for n in range(3):
         (tmp_path / "x.jpg").write_bytes(source.splits["test"][n]["image"])
         np.testing.assert_array_equal(read_image(tmp_path / "x.jpg", config, source), batch["image"][n])
+
+
+def test_samples_are_of_the_classes_that_the_split_has(source, tmp_path):
+    few = [record for record in source.splits["validation"] if record["label"] != 9]
+    written = write_samples(source._replace(splits={**source.splits, "validation": few}), tmp_path / "samples")
+    assert set(written) == set(range(9))
+    assert set(written.values()) == set((tmp_path / "samples").iterdir())
