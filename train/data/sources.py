@@ -8,7 +8,8 @@ import numpy as np
 from msconv_jax.models.registry import ModelEntry
 
 Split = Literal["train", "validation", "test"]
-# "image": (height, width, channels) uint8, or an encoded file's bytes; "label": int; "file": its name, where it has one
+# "image": (height, width, channels) uint8, or an encoded file's bytes; "label": int; "file": its name, where it has
+# one; further numbers under the names that the data set gives them
 Record = dict[str, Any]
 Batch = dict[str, np.ndarray]
 

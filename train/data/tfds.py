@@ -27,6 +27,7 @@ from tensorflow_datasets.core.file_adapters import FileFormat
 from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
 from msconv_jax.models.registry import CIFAR_10, CIFAR_100
+from train.data import scaled_digits  # tfds knows its name from here on
 from train.data.sources import IMAGENET_MEAN, IMAGENET_STD, Record, Source, Split
 from train.errors import UserError, suggest
 from train.settings import Config
@@ -35,6 +36,7 @@ from train.settings import Config
 _PIXELS = {
     "cifar10": (CIFAR_10["mean"], CIFAR_10["std"]),
     "cifar100": (CIFAR_100["mean"], CIFAR_100["std"]),
+    "scaled_digits": (scaled_digits.MEAN, scaled_digits.STD),
 }
 _DEFAULT_SIDE = 224  # pixels, where the images' sizes vary
 _SPARE_FILES = 256  # what a process opens besides the data: libraries, checkpoints, sockets
@@ -54,7 +56,8 @@ def tfds_source(config: Config, others: Iterable[str] = ()) -> Source:
 
     Images: if all have one size, this is the model's input, unless ``config.image_size`` names another: then, and if
     sizes vary, images are to be brought to ``config.image_size`` squared, 224 by default, and `Source.is_sized` is
-    False. Records hold the encoded file's bytes. Grey images are standardised by the mean of the colours' statistics.
+    False. Records hold the encoded file's bytes, and what else is one number for each image under its own name. Grey
+    images are standardised by the mean of the colours' statistics.
 
     Args:
         config: a checked config.
@@ -104,12 +107,14 @@ class Features(NamedTuple):
         label: the key of the label.
         shape: (height, width, channels) of every image; height and width are None if sizes vary.
         classes: the name of every class.
+        numbers: the keys of what else is one number for each image, such as a second target.
     """
 
     image: str
     label: str
     shape: tuple[int | None, int | None, int]
     classes: tuple[str, ...]
+    numbers: tuple[str, ...]
 
 
 def find_features(info: Any) -> Features:
@@ -140,7 +145,12 @@ def find_features(info: Any) -> Features:
             "channels of uint8 are read; choose another data set, or another of its configs"
         )
     classes = tuple(label.int2str(number) for number in range(label.num_classes or 0))
-    return Features(images[0], labels[0], (height, width, channels), classes)
+    numbers = tuple(
+        key
+        for key, feature in types.items()
+        if key != labels[0] and feature.shape == () and np.issubdtype(feature.np_dtype, np.number)
+    )
+    return Features(images[0], labels[0], (height, width, channels), classes, numbers)
 
 
 class Records(Sequence[Record]):
@@ -154,7 +164,8 @@ class Records(Sequence[Record]):
 
     def __init__(self, info: Any, instructions: Sequence[FileInstruction], advice: str):
         self.features = find_features(info)
-        self._parse = info.features.deserialize_example_np
+        wanted = (self.features.image, self.features.label, *self.features.numbers)
+        self._parse = tfds.features.FeaturesDict({key: info.features[key] for key in wanted}).deserialize_example_np
         self._decoders = {self.features.image: tfds.decode.SkipDecoding()}
         files: Any = list(instructions)
         self._data = ArrayRecordDataSource(files)
@@ -196,7 +207,8 @@ class Records(Sequence[Record]):
                 f"record {position} of the split, in {self.file_of(position)}, has the label {label}, but labels are "
                 f"0 to {len(self.features.classes) - 1}; leave it out by config.splits"
             )
-        return {"image": example[self.features.image], "label": label}
+        numbers = {key: example[key] for key in self.features.numbers}
+        return {**numbers, "image": example[self.features.image], "label": label}
 
     def file_of(self, position: int) -> str:
         """Names the file that holds the record of a position."""
