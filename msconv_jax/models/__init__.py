@@ -12,7 +12,7 @@ from msconv_jax.models.image_model import FeatureBackbone, ImageModel
 from msconv_jax.models.layers import SqueezeExcite
 from msconv_jax.models.mobilenet import MobileNetV1, MobileNetV2
 from msconv_jax.models.oct_mobilenet import OctMobileNetV1, OctMobileNetV2
-from msconv_jax.models.oct_resnet import OctBottleneck, OctResNet
+from msconv_jax.models.oct_resnet import OctBasicBlock, OctBottleneck, OctResNet
 from msconv_jax.models.parts import ConvShortcut, Parts
 from msconv_jax.models.registry import (
     ModelEntry,
@@ -39,6 +39,7 @@ __all__ = [
     "MobileNetV1",
     "MobileNetV2",
     "ModelEntry",
+    "OctBasicBlock",
     "OctBottleneck",
     "OctMobileNetV1",
     "OctMobileNetV2",

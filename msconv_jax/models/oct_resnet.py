@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,13 @@ from msconv_jax.models.layers import (
     max_pool,
     naming_layer,
 )
-from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
-from msconv_jax.models.resnet import LAYERS, check_stages, stage_grids
+from msconv_jax.models.parts import Parts
+from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, register_model
+from msconv_jax.models.resnet import CIFAR_STEM, IMAGENET_STEM, LAYERS, Stem, check_stages, stage_grids
 from msconv_jax.operators.octave import Maps, OctBatchNorm, oct_upsample
 from msconv_jax.operators.octconv import OctConvNormAct
 
-__all__ = ["OctBottleneck", "OctResNet", "in_one", "oct_unit"]
+__all__ = ["OctBasicBlock", "OctBlock", "OctBottleneck", "OctResNet", "in_one", "oct_unit"]
 
 _PAPER = "Chen et al., Drop an Octave, arXiv 1904.05049"
 
@@ -75,7 +76,148 @@ def oct_unit(
         )
 
 
-class OctBottleneck(nnx.Module):
+class OctBlock(nnx.Module):
+    """The frame of an octave block: a branch and a shortcut; frequencies are added and activated one by one.
+
+    A block derives from it, builds the units of its branch by `unit` and ends its call with `self.join(maps, branch)`.
+
+    Args:
+        in_features: input channels, high and low together.
+        out_features: output channels, high and low together.
+        strides: stride of the block, 1 or 2.
+        alpha_in: share of the input channels that are low.
+        alpha_out: share of all other maps' channels that are low.
+        drop_path_rate: probability of dropping the branch in training.
+        name: path of the block in the model, for error messages.
+        dtype: compute type; None infers it from the input and the parameters.
+        param_dtype: type of the parameters.
+        rngs: source of the `params` and, with drop path, `dropout` streams.
+
+    Example:
+        >>> block = OctBlock(8, 8, 1, alpha_in=0, alpha_out=0, drop_path_rate=0.0, name="block", rngs=nnx.Rngs(0))
+        >>> x = jnp.ones((1, 4, 4, 8))
+        >>> bool((block.join(x, 2 * x) == 3).all())
+        True
+    """
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        strides: int,
+        *,
+        alpha_in: float,
+        alpha_out: float,
+        drop_path_rate: float,
+        name: str,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.downsample: Any = nnx.data(None)
+        if strides != 1 or in_features != out_features or alpha_in != alpha_out:
+            self.downsample = oct_unit(
+                f"{name}.downsample",
+                in_features,
+                out_features,
+                1,
+                strides,
+                alpha_in=alpha_in,
+                alpha_out=alpha_out,
+                activation=None,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+        self.drop_path = drop_path(drop_path_rate, rngs)
+
+    def join(self, maps: Maps, branch: Any) -> Any:
+        """Adds a block's input to its branch's result and activates."""
+        shortcut = maps if self.downsample is None else self.downsample(maps)
+        first = jax.tree.leaves(branch)[0]
+        keep = self.drop_path(jnp.ones((first.shape[0], 1, 1, 1), first.dtype))  # of both frequencies or of none
+        return jax.tree.map(lambda a, b: nnx.relu(a * keep + b), branch, shortcut)
+
+
+class OctBasicBlock(OctBlock):
+    """Two 3x3 octave convolutions and a shortcut, for small networks; the papers' have bottlenecks.
+
+    Args:
+        in_features: input channels, high and low together.
+        planes: output channels.
+        strides: stride of the first convolution, 1 or 2.
+        alpha_in: share of the input channels that are low.
+        alpha_out: share of all other maps' channels that are low.
+        groups: 1; a basic block has no groups.
+        base_width: 64; a basic block has no other width.
+        kernel_dilation: dilation of both convolutions.
+        zero_init_last: start the block as its shortcut.
+        drop_path_rate: probability of dropping the branch in training.
+        name: path of the block in the model, for error messages.
+        dtype: compute type; None infers it from the input and the parameters.
+        param_dtype: type of the parameters.
+        rngs: source of the `params` and, with drop path, `dropout` streams.
+
+    Raises:
+        ValueError: for groups or another base width, or if a layer refuses its arguments.
+
+    Source:
+        Chen et al., arXiv 1904.05049, sec. 3.2, for the block of He et al., arXiv 1512.03385, figure 5 left.
+
+    Example:
+        >>> block = OctBasicBlock(8, 16, 2, alpha_in=0, alpha_out=0.5, name="layer1.0", rngs=nnx.Rngs(0))
+        >>> high, low = block(jnp.ones((1, 9, 9, 8)))
+        >>> high.shape, low.shape
+        ((1, 5, 5, 8), (1, 3, 3, 8))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        planes: int,
+        strides: int = 1,
+        *,
+        alpha_in: float,
+        alpha_out: float,
+        groups: int = 1,
+        base_width: int = 64,
+        kernel_dilation: int = 1,
+        zero_init_last: bool = False,
+        drop_path_rate: float = 0.0,
+        name: str,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if groups != 1 or base_width != 64:
+            raise ValueError(
+                f"{name}: groups={groups}, base_width={base_width}: an OctBasicBlock takes groups=1 and base_width=64 "
+                "only; use block=OctBottleneck"
+            )
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        unit = partial(oct_unit, alpha_out=alpha_out, kernel_dilation=kernel_dilation, **common)
+        self.conv1 = unit(f"{name}.conv1", in_features, planes, 3, strides, alpha_in=alpha_in)
+        last = {"activation": None, "norm": _last_norm(zero_init_last)}
+        self.conv2 = unit(f"{name}.conv2", planes, planes, 3, 1, alpha_in=alpha_out, **last)
+        super().__init__(
+            in_features,
+            planes,
+            strides,
+            alpha_in=alpha_in,
+            alpha_out=alpha_out,
+            drop_path_rate=drop_path_rate,
+            name=name,
+            **common,
+        )
+
+    def __call__(self, maps: Maps) -> Any:
+        """Maps what :class:`msconv_jax.OctConv` takes to what it gives."""
+        return self.join(maps, self.conv2(self.conv1(maps)))
+
+
+class OctBottleneck(OctBlock):
     """1x1, 3x3, 1x1 octave convolutions and a shortcut; frequencies are added and activated one by one.
 
     Args:
@@ -107,7 +249,7 @@ class OctBottleneck(nnx.Module):
         ((1, 4, 4, 16), (1, 2, 2, 16))
     """
 
-    expansion = 4
+    expansion: ClassVar[int] = 4
 
     def __init__(
         self,
@@ -128,48 +270,53 @@ class OctBottleneck(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width, out_features = planes * base_width // 64 * groups, planes * self.expansion
-        zero = {"scale_init": nnx.initializers.zeros_init()} if zero_init_last else {}
-
-        def unit(part: str, *shape: int, low: float, **options: Any) -> OctConvNormAct:
-            common = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-            return oct_unit(f"{name}.{part}", *shape, alpha_in=low, alpha_out=alpha_out, **common, **options)
-
-        self.conv1 = unit("conv1", in_features, width, 1, 1, low=alpha_in)
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        unit = partial(oct_unit, alpha_out=alpha_out, **common)
+        self.conv1 = unit(f"{name}.conv1", in_features, width, 1, 1, alpha_in=alpha_in)
         self.conv2 = unit(
-            "conv2",
+            f"{name}.conv2",
             width,
             width,
             3,
             strides,
-            low=alpha_out,
+            alpha_in=alpha_out,
             kernel_dilation=kernel_dilation,
             feature_group_count=groups,
         )
-        last_norm = partial(OctBatchNorm, **zero)
-        self.conv3 = unit("conv3", width, out_features, 1, 1, low=alpha_out, activation=None, norm=last_norm)
-        changes = strides != 1 or in_features != out_features or alpha_in != alpha_out
-        self.downsample: Any = nnx.data(None)
-        if changes:
-            self.downsample = unit("downsample", in_features, out_features, 1, strides, low=alpha_in, activation=None)
-        self.drop_path = drop_path(drop_path_rate, rngs)
+        last = {"activation": None, "norm": _last_norm(zero_init_last)}
+        self.conv3 = unit(f"{name}.conv3", width, out_features, 1, 1, alpha_in=alpha_out, **last)
+        super().__init__(
+            in_features,
+            out_features,
+            strides,
+            alpha_in=alpha_in,
+            alpha_out=alpha_out,
+            drop_path_rate=drop_path_rate,
+            name=name,
+            **common,
+        )
 
     def __call__(self, maps: Maps) -> Any:
         """Maps what :class:`msconv_jax.OctConv` takes to what it gives."""
-        branch = self.conv3(self.conv2(self.conv1(maps)))
-        shortcut = maps if self.downsample is None else self.downsample(maps)
-        first = jax.tree.leaves(branch)[0]
-        keep = self.drop_path(jnp.ones((first.shape[0], 1, 1, 1), first.dtype))  # of both frequencies or of none
-        return jax.tree.map(lambda a, b: nnx.relu(a * keep + b), branch, shortcut)
+        return self.join(maps, self.conv3(self.conv2(self.conv1(maps))))
+
+
+def _last_norm(zero_init: bool) -> Callable[..., Any]:
+    """The normalisation at the end of a branch, which may start at zero."""
+    return partial(OctBatchNorm, scale_init=nnx.initializers.zeros_init()) if zero_init else OctBatchNorm
 
 
 class OctResNet(ImageModel):
-    """ResNet of octave bottlenecks. The last stage, whose maps are too small for a lower frequency, has one.
+    """ResNet of octave blocks. The last stage, whose maps are too small for a lower frequency, has one.
 
     The stem and its max-pooling are plain. A stage's map of two frequencies comes out of `feature_maps` as one, the
     low channels enlarged behind the high ones; `octave_maps` has them apart.
 
     Args:
         layers: number of blocks of each stage.
+        block: class of the blocks, `OctBottleneck` or `OctBasicBlock`.
+        stem: `IMAGENET_STEM`, `CIFAR_STEM` or another `Stem`; it is plain.
+        strides: stride of each stage's first block, 1 or 2; None is 1, 2, 2, ...
         alpha: share of the channels that are low, in all stages but the last.
         width: channels of the stem and planes of the first stage.
         num_classes: number of logits; 0 for none.
@@ -201,6 +348,9 @@ class OctResNet(ImageModel):
         self,
         layers: Sequence[int],
         *,
+        block: Callable[..., OctBlock] = OctBottleneck,
+        stem: Stem = IMAGENET_STEM,
+        strides: Sequence[int] | None = None,
         alpha: float = 0.5,
         width: int = 64,
         num_classes: int = 1000,
@@ -215,7 +365,7 @@ class OctResNet(ImageModel):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        layers, strides = check_stages(layers, None)
+        layers, strides = check_stages(layers, strides)
         for name, value in (
             ("width", width),
             ("in_channels", in_channels),
@@ -224,20 +374,19 @@ class OctResNet(ImageModel):
         ):
             check_positive(name, value, "see the paper's networks")
         check_drop_path_rate(drop_path_rate)
-        grids = stage_grids(strides, 4, output_stride)
+        grids = stage_grids(strides, stem.reduction, output_stride)
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.in_channels = in_channels
-        self.conv1 = nnx.Conv(
-            in_channels, width, (7, 7), 2, padding=3, use_bias=False, kernel_init=kaiming_normal, **common
-        )
+        self.stem_pool = stem.max_pool
+        self.conv1 = stem.build(Parts(dtype=dtype, param_dtype=param_dtype), in_channels, width, rngs)
         self.bn1 = batch_norm(width, **common)
-        outputs = [("act1", width, 2)]
+        outputs = [("act1", width, stem.strides)]
         features, low, built, total = width, 0.0, 0, sum(layers)
         for stage, depth in enumerate(layers):
             own = alpha if stage + 1 < len(layers) else 0.0
             blocks = []
             for index in range(depth):
-                block = OctBottleneck(
+                built_block = block(
                     features,
                     width * 2**stage,
                     strides[stage] if index == 0 and grids[stage].strided else 1,
@@ -251,8 +400,8 @@ class OctResNet(ImageModel):
                     name=f"layer{stage + 1}.{index}",
                     **common,
                 )
-                features, low, built = width * 2**stage * block.expansion, own, built + 1
-                blocks.append(block)
+                features, low, built = width * 2**stage * built_block.expansion, own, built + 1
+                blocks.append(built_block)
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
             outputs.append((f"layer{stage + 1}", features, grids[stage].reduction))
         self._outputs = tuple(outputs)
@@ -265,7 +414,7 @@ class OctResNet(ImageModel):
     def _all_maps(self, x: jax.Array) -> list[Any]:
         self.check_images(x)
         maps: list[Any] = [nnx.relu(self.bn1(self.conv1(x)))]
-        y: Any = max_pool(maps[0], 2)
+        y: Any = max_pool(maps[0], 2) if self.stem_pool else maps[0]
         for name, *_ in self._outputs[1:]:
             for block in getattr(self, name):
                 y = block(y)
@@ -305,5 +454,17 @@ for _name, _depth, _extra in _NETWORKS:
             config={"layers": _LAYERS[_depth], **_extra},
             paper=_PAPER,
             **IMAGENET,
+        )
+    )
+
+# The paper has no network of basic blocks; these are this library's own, for tests and small machines.
+for _name, _depth in (("oct_resnet8", 1), ("oct_resnet20", 3)):
+    register_model(
+        ModelEntry(
+            name=_name,
+            builder=OctResNet,
+            config={"layers": (_depth,) * 3, "block": OctBasicBlock, "stem": CIFAR_STEM, "width": 16},
+            paper=f"{_PAPER} (own network)",
+            **CIFAR_10,
         )
     )

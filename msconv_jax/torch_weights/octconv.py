@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from msconv_jax.models.oct_mobilenet import OctSeparableConv
-from msconv_jax.models.oct_resnet import OctBottleneck
+from msconv_jax.models.oct_resnet import OctBasicBlock, OctBottleneck
 from msconv_jax.operators.octconv import PATHS, OctConv, OctConvNormAct
 from msconv_jax.torch_weights.conversion import Arrays, Conversion, converts, rename_children
 from msconv_jax.torch_weights.layers import hwio, oihw
 
 # Conv_BN and Conv_BN_ACT hold bn_h and bn_l themselves.
 rename_children(OctConvNormAct, {"norm": ""})
-rename_children(OctBottleneck, {"downsample": "downsample.0"})
+for _block in (OctBasicBlock, OctBottleneck):
+    rename_children(_block, {"downsample": "downsample.0"})
 rename_children(OctSeparableConv, {"conv1": "0", "conv2": "1"})
 
 

@@ -60,6 +60,8 @@ OTHERS = {
     "pyconvhg_resnet152": 60_657_960,
     "ic_resnet50": 25_557_032,
     "ic_resnet101": 44_549_160,
+    "oct_resnet8": 78_042 + 16 * 16 + 2 * 16,  # the first block's shortcut is a 1x1, which makes the frequencies
+    "oct_resnet20": 272_474 + 16 * 16 + 2 * 16,
     "oct_resnet26": 15_995_176,
     "oct_resnet50": 25_557_032,
     "oct_resnet101": 44_549_160,
