@@ -38,7 +38,7 @@ from train.evaluate import load_best
 from train.loop import train
 from train.network import create_network
 from train.results import read_result
-from train.settings import Config, Rule, Schema, checked, one_of
+from train.settings import SEEDS, Config, Rule, Schema, checked, one_of
 
 Patterns = Mapping[str, Sequence[Sequence[int]]]
 
@@ -78,16 +78,10 @@ class SearchConfig:
         return dataclasses.replace(self.plain(seed), conv="SupernetConv", conv_kwargs={"d_max": self.d_max})
 
 
-def _is_seeds(value: list[Any]) -> bool:
-    return (
-        bool(value) and all(type(seed) is int and 0 <= seed < 2**31 for seed in value) and len(set(value)) == len(value)
-    )
-
-
 SEARCH = Schema(
     SearchConfig,
     {
-        "seeds": Rule(_is_seeds, "a list of different whole numbers from 0 to 2**31 - 1"),
+        "seeds": SEEDS,
         "d_max": Rule(lambda value: value >= 2, "the largest dilation, a whole number of at least 2"),
         "objective": one_of(*get_args(edo.Objective)),
         "per": one_of(*get_args(Per)),

@@ -25,7 +25,7 @@ from train.network import create_network, split_model
 from train.optim import create_optimiser
 from train.profiling import StepProfiler
 from train.report import write_report
-from train.results import read_result, report_of, write_samples
+from train.results import read_result, report_of, write_answers, write_samples
 from train.settings import TRAINING, Config
 from train.step import TrainState, create_eval_step, create_state, create_train_step, evaluated, zero_sums
 
@@ -190,10 +190,11 @@ def train(config: Config, workdir: Path, command: str) -> int:
     if is_main:
         samples = write_samples(source, workdir / "samples")
         write_report(workdir / "report.html", report_of(workdir, trained, answers, result))
+        write_answers(workdir, answers)
         write_text(workdir / "result.json", json.dumps(result) + "\n")
     say(
         f"written to {workdir}: report.html, config.json, metrics.jsonl, speeds.jsonl, curves.png, tensorboard, "
-        "checkpoints, samples, result.json"
+        "checkpoints, samples, test_answers.npz, result.json"
     )
     if samples:
         example = samples[max(samples)]

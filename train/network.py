@@ -11,6 +11,7 @@ from flax import nnx
 import msconv_jax
 from msconv_jax import edo
 from msconv_jax.models.registry import list_models, model_entry
+from msconv_jax.models.resnet import Stem
 from train.data import Source
 from train.errors import UserError, suggest
 from train.settings import Config
@@ -62,7 +63,10 @@ def create_network(config: Config, source: Source) -> nnx.Module:
         UserError: for an unknown model or operator, or arguments that it does not take.
     """
     arguments = _tuples(config.model_kwargs)
+    if isinstance(arguments.get("stem"), dict):
+        arguments["stem"] = _stem(arguments["stem"])
     if config.conv:
+        _check_own_arguments(config)
         conv = functools.partial(_operator(config.conv), **_tuples(config.conv_kwargs))
         by_path = {path: functools.partial(conv, **_tuples(own)) for path, own in config.convs.items()}
         arguments["conv"] = by_path or conv
@@ -84,6 +88,31 @@ def create_network(config: Config, source: Source) -> nnx.Module:
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"config.model={config.model!r} cannot be built: {error}") from error
+
+
+def _check_own_arguments(config: Config) -> None:
+    """Refuses arguments of the operator that a network gives it itself: they would be without effect."""
+    theirs = {"in_features", "out_features", "kernel_size", "strides", "padding", "kernel_dilation", "rngs"}
+    theirs |= {"feature_group_count", "use_bias", "kernel_init", "dtype", "param_dtype"}
+    given = {"config.conv_kwargs": config.conv_kwargs}
+    given |= {f"config.convs[{path!r}]": own for path, own in config.convs.items()}
+    for place, own in given.items():
+        for name in sorted(theirs & own.keys()):
+            raise UserError(
+                f"{place} sets {name}, which the network sets for each convolution itself; leave it out (dilated "
+                "convolutions are config.conv='PSConv' with pattern=(2,), grouped ones 'PyConv' with kernel_sizes=(3,) "
+                "and groups=(4,))"
+            )
+
+
+def _stem(arguments: dict[str, Any]) -> Stem:
+    try:
+        return Stem(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"config.model_kwargs.stem is {arguments} but must be as {{'kernel_size': 3, 'strides': 2, 'max_pool': "
+            f"False}}: {error}"
+        ) from error
 
 
 def _check_takes_dtype(config: Config, arguments: dict[str, Any]) -> None:

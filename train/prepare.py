@@ -99,6 +99,17 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
             raise UserError(f"tfds could not prepare {name!r}: {one_line(error)}") from error
 
 
+def prepare_once(name: str, data_dir: str) -> None:
+    """Prepares a data set unless its files are there, for programs that need it; nothing is read again.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    if find_prepared(name, data_dir) is None:
+        print(f"preparing {name} in {folder_of(data_dir)} ...", flush=True)
+        prepare(name, data_dir, "")
+
+
 def _has_tensorflow() -> bool:
     return importlib.util.find_spec("tensorflow") is not None
 

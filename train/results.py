@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from train.metrics import read_metrics
 from train.report import Mistake, RunReport, confusion_matrix
 from train.settings import flatten
 
+_ANSWERS = "test_answers.npz"
 _MISTAKES = 24  # shown on the page
 
 
@@ -34,6 +37,31 @@ def read_result(workdir: Path) -> dict[str, float] | None:
         return {name: float(result[name]) for name in names}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged; remove it, and the result is computed anew") from error
+
+
+def write_answers(workdir: Path, answers: Answers) -> None:
+    """Writes what a network answered to each image of the test split, in its order: ``test_answers.npz``."""
+    temporary = workdir / f".{_ANSWERS}.tmp"
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, **answers._asdict())
+    os.replace(temporary, workdir / _ANSWERS)
+
+
+def read_answers(workdir: Path) -> Answers:
+    """Reads what a finished run's network answered to the images of the test split.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    path = workdir / _ANSWERS
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Answers(**{name: file[name] for name in Answers._fields})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is missing or damaged ({error}); remove {workdir / 'result.json'} and give the command of the run "
+            "again, which evaluates anew"
+        ) from error
 
 
 def report_of(workdir: Path, trained: Trained, answers: Answers, result: dict[str, float]) -> RunReport:

@@ -167,6 +167,14 @@ def _numbers(allows: Callable[[float], bool], words: str) -> Rule:
     return Rule(all_allowed, f"a list of {words}")
 
 
+def _is_seeds(value: list[Any]) -> bool:
+    return (
+        bool(value) and all(type(seed) is int and 0 <= seed < 2**31 for seed in value) and len(set(value)) == len(value)
+    )
+
+
+SEEDS = Rule(_is_seeds, "a list of different whole numbers from 0 to 2**31 - 1")
+
 _ANY = lambda value: True  # noqa: E731
 _COUNT = Rule(lambda v: v >= 1, "a whole number of at least 1")
 _AT_LEAST_0 = Rule(lambda v: 0 <= v < math.inf, "a number of at least 0")

@@ -58,7 +58,7 @@ class Res2Conv(CompositeConv):
         kernel_size: taps per spatial axis, one int for each axis.
         strides: pixels between outputs, one int or one per axis; 1 for several slices of kind "normal".
         scale: number of slices, at least 1.
-        kind: "normal" or "stage".
+        kind: "normal" or "stage"; "auto" is "stage" with strides other than 1, else "normal".
         last_slice: what kind "stage" does with the last slice: "pool" averages it as the public code, "conv" gives it a
             K of its own, which reproduces the parameter counts of the paper's CIFAR table. Kind "normal" always passes
             it on as it is.
@@ -105,7 +105,7 @@ class Res2Conv(CompositeConv):
         strides: int | Sequence[int] | None = 1,
         *,
         scale: int = 4,
-        kind: Kind = "normal",
+        kind: Kind | Literal["auto"] = "normal",
         last_slice: LastSlice = "pool",
         conv: Callable[..., Any] = GroupedConv,
         norm: Callable[..., Any] | None = _BATCH_NORM,
@@ -116,6 +116,8 @@ class Res2Conv(CompositeConv):
         options.setdefault("use_bias", norm is None)
         super().__init__(in_features, out_features, kernel_size, strides, **options)
         self.scale = _check_scale(scale)
+        if kind == "auto":
+            kind = "normal" if set(per_axis("strides", self.strides, len(self.kernel_size))) == {1} else "stage"
         for name, value, choices in (("kind", kind, get_args(Kind)), ("last_slice", last_slice, get_args(LastSlice))):
             if value not in choices:
                 raise ValueError(f"{name}={value!r}: expected one of {', '.join(choices)}.")

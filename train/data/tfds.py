@@ -165,7 +165,8 @@ class Records(Sequence[Record]):
     def __init__(self, info: Any, instructions: Sequence[FileInstruction], advice: str):
         self.features = find_features(info)
         wanted = (self.features.image, self.features.label, *self.features.numbers)
-        self._parse = tfds.features.FeaturesDict({key: info.features[key] for key in wanted}).deserialize_example_np
+        chosen: Any = tfds.features.FeaturesDict({key: info.features[key] for key in wanted})
+        self._parse = chosen.deserialize_example_np
         self._decoders = {self.features.image: tfds.decode.SkipDecoding()}
         files: Any = list(instructions)
         self._data = ArrayRecordDataSource(files)

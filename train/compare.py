@@ -1,0 +1,267 @@
+"""Trains several networks with several seeds and compares their accuracy by the objects' scale.
+
+    python -m train.compare --config=configs/compare_scaled_digits.py --workdir=runs/compare [--minutes=30]
+
+As many trainings run beside each other as there are cores, one on each (--processes=N for fewer). At the end the folder
+holds a table, summary.md, its numbers, summary.json, and a picture, summary.png; each training has a folder of its own
+in the form of python -m train. Interrupted in whatever way, the same command goes on. When --minutes are over it stops
+with a table of what is done, and the same command goes on too. The data are prepared in the folder if
+--config.training.data_dir does not name them.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from flax import nnx
+
+from train.comparison import draw, read_row, table
+from train.config import check_workdir, parse_command_line, read_config, write_config, write_text
+from train.data import load_source
+from train.data.scaled_digits import ScaledDigits
+from train.edo import SEARCH, SearchConfig, inception_convs, select_patterns
+from train.errors import UserError, run_program, suggest
+from train.loop import catch_signals, train
+from train.network import create_network
+from train.prepare import prepare_once
+from train.results import read_result
+from train.settings import RULES, SEEDS, Config, Rule, Schema, checked
+from train.side_by_side import Job, cores, run_side_by_side
+from train.step_time import step_times
+
+_SEARCH = {"d_max": 2, "objective": "sum", "per": "filter", "axes": "both"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """The settings of a comparison.
+
+    `training` holds the settings that all trainings share, `networks` what each network has of its own: its "name" for
+    folders, its "title" in the table, settings of python -m train, and for one whose dilations are to be searched
+    "search", a dictionary that may set "d_max", "objective", "per", "axes" and "epochs", those of the supernet.
+
+    Raises:
+        UserError: if there is no network of the name `baseline`, or the settings of one are not those of a training.
+    """
+
+    seeds: list[int]
+    networks: list[dict[str, Any]]
+    baseline: str
+    scale_edges: list[float]
+    timed_steps: int
+    training: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if len(set(names)) < len(names):
+            raise UserError(f"config.networks has names twice, of {', '.join(names)}; a name is a folder's, change one")
+        if self.baseline not in names:
+            raise UserError(
+                f"config.baseline is {self.baseline!r}, no network of the comparison; {suggest(self.baseline, names)}"
+            )
+        for name in names:
+            try:
+                self.training_of(name, self.seeds[0])
+                self.search_of(name, self.seeds[0])
+            except UserError as error:
+                raise UserError(f"the network {name!r} of config.networks makes no training: {error}") from error
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the networks."""
+        return [network["name"] for network in self.networks]
+
+    def network(self, name: str) -> dict[str, Any]:
+        """What a network has of its own."""
+        return next(network for network in self.networks if network["name"] == name)
+
+    def title(self, name: str) -> str:
+        """What the table calls a network."""
+        return str(self.network(name).get("title", name))
+
+    def training_of(self, name: str, seed: int) -> Config:
+        """The training of a network; of one with a search, without what that will find."""
+        beside = ("name", "title", "search")
+        own = {key: value for key, value in self.network(name).items() if key not in beside}
+        return checked({**self.training, **own, "seed": seed})
+
+    def search_of(self, name: str, seed: int) -> SearchConfig | None:
+        """The search for a network's dilations, or None."""
+        if "search" not in self.network(name):
+            return None
+        own = {**_SEARCH, "epochs": self.training["epochs"], **self.network(name)["search"]}
+        plain = {**self.training, "epochs": own.pop("epochs")}
+        return checked({**own, "seeds": [seed], "training": plain}, SEARCH)
+
+    def with_data_in(self, workdir: Path) -> "CompareConfig":
+        """The same with the data in the folder of the comparison, unless the config says where they are."""
+        if not self.prepares_data:
+            return self
+        return dataclasses.replace(self, training={**self.training, "data_dir": str(workdir / "data")})
+
+    @property
+    def prepares_data(self) -> bool:
+        """Whether the data are made in the folder of the comparison."""
+        return self.training.get("source") == ScaledDigits.name and not self.training.get("data_dir")
+
+    def check_networks(self, workdir: Path) -> None:
+        """Builds every network, on shapes only, for what it says may be impossible.
+
+        Raises:
+            UserError: if it is.
+        """
+        config = self.with_data_in(workdir)
+        for name in self.names:
+            search = config.search_of(name, self.seeds[0])
+            training = config.training_of(name, self.seeds[0]) if search is None else search.supernet(self.seeds[0])
+            try:
+                source = load_source(training)
+                nnx.eval_shape(lambda training=training, source=source: create_network(training, source))
+            except UserError as error:
+                raise UserError(f"the network {name!r} of config.networks: {error}") from error
+
+
+COMPARISON = Schema(
+    CompareConfig,
+    {
+        "seeds": SEEDS,
+        "networks": Rule(
+            lambda networks: (
+                bool(networks)
+                and all(isinstance(own, dict) and str(own.get("name", "")).isidentifier() for own in networks)
+            ),
+            'a list of dictionaries, each with a "name" of letters, digits and _',
+        ),
+        "baseline": Rule(bool, "the name of a network of the comparison"),
+        "scale_edges": Rule(
+            lambda edges: (
+                len(edges) >= 2
+                and all(type(edge) in (int, float) for edge in edges)
+                and all(a < b for a, b in itertools.pairwise(edges))
+            ),
+            "a list of at least two rising numbers: between which scales accuracies are told apart",
+        ),
+        "timed_steps": RULES["epochs"],
+        "training": Rule(lambda value: True, "a dictionary with the settings of python -m train"),
+    },
+    "compare.json",
+)
+
+
+def compare(config: CompareConfig, workdir: Path, command: str, *, processes: int, minutes: float = math.inf) -> int:
+    """Runs a comparison, from the start or from where an earlier process stopped.
+
+    Args:
+        config: a checked config.
+        workdir: folder of the comparison.
+        command: the command line that goes on with it, for messages.
+        processes: how many trainings run beside each other, a core each.
+        minutes: after how many to stop.
+
+    Returns:
+        The exit status: 0, also when the time was too short; 1 if a training failed; 128 + the number of the signal
+        that stopped it.
+
+    Raises:
+        UserError: if something does not fit together; the message says what to do.
+    """
+    until = time.monotonic() + 60 * minutes
+    check_workdir(workdir, config, COMPARISON)
+    write_config(workdir, config, COMPARISON)
+    if config.prepares_data:
+        prepare_once(ScaledDigits.name, str(workdir / "data"))
+    config.check_networks(workdir)
+    # All networks with one seed before the next seed: a table that is not whole yet compares them all the same.
+    runs = [(name, seed) for seed in config.seeds for name in config.names]
+    folders = {run: workdir / run[0] / f"seed{run[1]}" for run in runs}
+    todo = [run for run in runs if read_result(folders[run] / "run") is None]
+    print(f"{len(runs)} trainings, {len(runs) - len(todo)} of them done, {processes} beside each other")
+    jobs = [
+        Job(f"{name}, seed {seed}", train_one, (config, name, seed, workdir, command), folders[name, seed] / "log.txt")
+        for name, seed in todo
+    ]
+    failed: list[str] = []
+
+    def ended(job: Job, status: int, seconds: float) -> None:
+        result = read_result(job.log.parent / "run") if status == 0 else None
+        if result is None:
+            failed.append(job.name)
+            print(f"{job.name}: failed with status {status}; {job.log} says why", flush=True)
+        else:
+            print(f"{job.name}: test accuracy {result['test_accuracy']:.4f} ({seconds:.0f} s)", flush=True)
+
+    with catch_signals() as stopped_by:
+        left = run_side_by_side(jobs, processes, until, stopped_by, ended)
+    if stopped_by:
+        print(f"stopped with {left} trainings left; go on with\n{command}")
+        return 128 + stopped_by[0]
+
+    done = {
+        name: [seed for seed in config.seeds if read_result(folders[name, seed] / "run")] for name in config.names
+    }
+    done = {name: seeds for name, seeds in done.items() if seeds}
+    if config.baseline in done:
+        _write_results(config, workdir, done)
+    if left:
+        print(f"{left} trainings are left after {minutes:g} minutes; go on with\n{command}")
+    if failed:
+        print(f"{len(failed)} trainings failed: {'; '.join(failed)}; the same command tries them again")
+    return 1 if failed else 0
+
+
+def train_one(config: CompareConfig, name: str, seed: int, workdir: Path, command: str) -> int:
+    """Trains a network with a seed, in a process of its own; before it, where asked for, the supernet of its search."""
+    # Seeds of one network are one program, and the folder of a comparison keeps it.
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    folder = workdir / name / f"seed{seed}"
+    config = config.with_data_in(workdir)
+    training, search = config.training_of(name, seed), config.search_of(name, seed)
+    if search is not None:
+        supernet = search.supernet(seed)
+        status = train(supernet, folder / "supernet", command)
+        if status:
+            return status
+        patterns = select_patterns(search, folder)
+        training = dataclasses.replace(training, convs=inception_convs(supernet, patterns))
+    return train(training, folder / "run", command)
+
+
+def _write_results(config: CompareConfig, workdir: Path, done: Mapping[str, Sequence[int]]) -> None:
+    """Writes summary.md, summary.json and summary.png of what is done."""
+    print(f"timing a training step of each network, {config.timed_steps} times in turn ...", flush=True)
+    jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    configs = {name: read_config(workdir / name / f"seed{seeds[0]}" / "run") for name, seeds in done.items()}
+    seconds = step_times(configs, config.timed_steps)
+    rows = [
+        read_row(config.title(name), workdir / name, seeds, config.scale_edges, seconds[name])
+        for name, seeds in done.items()
+    ]
+    baseline = list(done).index(config.baseline)
+    write_text(workdir / "summary.json", json.dumps([row._asdict() for row in rows], indent=2) + "\n")
+    text = table(rows, baseline, config.scale_edges)
+    write_text(workdir / "summary.md", text)
+    draw(rows, baseline, config.scale_edges, workdir / "summary.png")
+    print(f"written to {workdir}: summary.md, summary.json, summary.png\n{text}", end="")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the program; see the top of this file."""
+    values = flags.FlagValues()
+    flags.DEFINE_float("minutes", math.inf, "when to stop", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_integer("processes", len(cores()), "trainings at a time", lower_bound=1, flag_values=values)
+    config, workdir = parse_command_line(argv, __doc__, COMPARISON, values)
+    flag: Any = values
+    command = shlex.join(["python", "-m", "train.compare", *argv[1:]])
+    return compare(config, workdir, command, processes=min(flag.processes, len(cores())), minutes=flag.minutes)
+
+
+if __name__ == "__main__":
+    run_program(main)
