@@ -43,6 +43,9 @@ RUN_BY = {
         "tests/train/test_recipes.py::test_every_recipe_trains_when_shrunken"
     ),
     "python -m train --config=configs/pictures.py --config.data_dir=pictures --workdir=runs/pictures": "test_pictures",
+    "python -m train --config=configs/pictures.py --config.data_dir=pictures --workdir=runs/small ...": "test_pictures",
+    "xdg-open runs/small/report.html": "tests/train/test_report.py::test_the_page_stands_alone_and_shows_everything",
+    "python -m train.predict --workdir=runs/small pictures/cat/1.jpg": "test_pictures",
     "python -m train.prepare --dataset=cifar100 --data_dir=data": (
         "tests/train/test_prepare.py::test_prepared_by_tfds_and_trained_without_tensorflow"
     ),
