@@ -162,9 +162,15 @@ def pictures(tmp_path):
 
 
 @pytest.mark.slow
-def test_pictures(pictures, tmp_path, capsys):
+def test_pictures(pictures, tmp_path, capsys, quick_compilation):
     """The config of one's own pictures, with small ones, and a short training of a small network."""
-    smaller = ["--config.model=resnet8", "--config.epochs=3", "--config.batch_size=8", "--config.image_size=32"]
+    smaller = [
+        "--config.model=resnet8",
+        "--config.epochs=1",
+        "--config.warmup_epochs=0",
+        "--config.batch_size=8",
+        "--config.image_size=32",
+    ]
     arguments = [f"--config={ROOT}/configs/pictures.py", f"--config.data_dir={pictures}"]
     assert train.main(["train", *arguments, f"--workdir={tmp_path}/run", *smaller]) == 0
     shown = capsys.readouterr().out
@@ -176,7 +182,7 @@ def test_pictures(pictures, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_digits(tmp_path, capsys):
+def test_the_digits(tmp_path, capsys, quick_compilation):
     """The README's first steps, with another operator and seed, and one epoch."""
     changes = ["--config.conv=Conv", "--config.conv_kwargs={}", "--config.seed=3", "--config.epochs=1"]
     arguments = [f"--config={ROOT}/configs/ps_resnet_digits.py", f"--workdir={tmp_path}", "--config.warmup_epochs=0"]

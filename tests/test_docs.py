@@ -1,5 +1,6 @@
 """What the documents in docs/ show runs, and their tables are what the code says."""
 
+import dataclasses
 import re
 import runpy
 
@@ -9,7 +10,6 @@ from flax import nnx
 from benchmarks.__main__ import OPERATORS, RESULTS
 from benchmarks.operator_costs import with_costs
 from msconv_jax import operators
-from msconv_jax.counting import count_parameters
 from msconv_jax.models import model_entry
 from tests import reproduction
 from tests.commands import DOCUMENTS, ROOT
@@ -71,21 +71,23 @@ def test_costs_of_registered_networks_are_those_counted(monkeypatch):
 
 
 @pytest.mark.slow
-def test_other_networks_can_be_built_and_have_the_parameters_and_hours_of_their_rows(monkeypatch):
-    """`python -m tests.reproduction` counts their multiply-accumulates too, in minutes."""
+def test_other_networks_can_be_built_and_have_the_hours_of_their_rows(monkeypatch):
+    """With one block to a stage, for time; `python -m tests.reproduction` counts the whole networks, in minutes."""
     monkeypatch.chdir(ROOT)
-    found = {}
+    built = set()
     for cells in TRAININGS:
         config = config_of(cells)
         if is_registered(config):
             continue
         images, source = training_data(config)
-        key = (config.model, str(config.model_kwargs), config.conv, str(config.conv_kwargs), source.image_shape)
-        if key not in found:
-            network = nnx.eval_shape(lambda config=config, source=source: create_network(config, source))
-            found[key] = count_parameters(network)
         _, _, parameters, macs, hours, _ = cells
-        assert f"{found[key] / 1e6:.2f}" == parameters, cells
-        estimate = Cost(found[key], round(float(macs) * 1e9), images * config.epochs)
+        estimate = Cost(round(float(parameters) * 1e6), round(float(macs) * 1e9), images * config.epochs)
         assert float(hours) == pytest.approx(estimate.hours, rel=0.12, abs=0.06), cells
-    assert len(found) > 25
+        entry = model_entry(config.model)
+        shallow = {"layers": [1] * len(entry.config["layers"])} if "layers" in entry.config else {}
+        config = dataclasses.replace(config, model_kwargs={**config.model_kwargs, **shallow})
+        key = (config.model, str(config.model_kwargs), config.conv, str(config.conv_kwargs))
+        if key not in built:
+            built.add(key)
+            nnx.eval_shape(lambda config=config, source=source: create_network(config, source))
+    assert len(built) > 25

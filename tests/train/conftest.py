@@ -1,7 +1,5 @@
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 from msconv_jax.models import registry
@@ -28,12 +26,3 @@ def _tiny_model(monkeypatch) -> None:
 @pytest.fixture(autouse=True)
 def _quick_compilation():
     """Nothing: runs are compared bit by bit with one that a fixture made, and are compiled as users compile them."""
-
-
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """Programs compiled without LLVM's optimisations, for trainings that are compared with nothing."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
