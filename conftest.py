@@ -1,5 +1,7 @@
 """What holds for all tests, the documentation's examples included."""
 
+from collections.abc import Iterator
+
 import jax
 import pytest
 
@@ -27,5 +29,14 @@ def _quick_compilation(request):
     """Most of the time is LLVM's: quick tests leave out its optimisations, slow ones are compiled as users compile."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """Programs compiled without LLVM's optimisations, for trainings that are compared with nothing."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

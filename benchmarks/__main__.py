@@ -9,7 +9,8 @@ what stood there. Leave the machine alone meanwhile: other work on it changes th
 
     python -m benchmarks --readme NAME
 
-Nothing is timed; the summary that was written last as NAME is put into README.md, between two comments that say so.
+Nothing is timed; the summary that was written last as NAME is put into README.md, and the table of
+`benchmarks.operator_costs` with its times into docs/operators.md, between comments that say so.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from benchmarks import hard_places, models, operators, pytorch_operators
+from benchmarks.operator_costs import with_costs
 from benchmarks.tables import LEGEND, Comparison, overheads, summary
 from benchmarks.timing import machine
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 README = pathlib.Path(__file__).parent.parent / "README.md"
+OPERATORS = README.with_name("docs") / "operators.md"
 OPENING, CLOSING = "<!-- `python -m benchmarks --readme` wrote this -->", "<!-- to here -->"
 SUMMARY = "## Summary"
 ROUNDS, FULL_ROUNDS = 5, 15
@@ -108,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="everything, not only a look at the operators")
     parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/NAME.md instead of printing")
     parser.add_argument(
-        "--readme", metavar="NAME", help="only put the summary of benchmarks/results/NAME.md in README.md"
+        "--readme", metavar="NAME", help="only put the summary of benchmarks/results/NAME.md in README.md and docs"
     )
     options = parser.parse_args(arguments)
     if options.rounds is None:
@@ -119,8 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.readme is not None:
         if not (RESULTS / f"{options.readme}.md").is_file():
             parser.error(f"--readme {options.readme!r}: there is no {RESULTS / options.readme}.md; --write makes one")
-        README.write_text(with_summary(README.read_text(), (RESULTS / f"{options.readme}.md").read_text()))
-        print(f"wrote the summary into {README}")
+        results = (RESULTS / f"{options.readme}.md").read_text()
+        README.write_text(with_summary(README.read_text(), results))
+        OPERATORS.write_text(with_costs(OPERATORS.read_text(), results))
+        print(f"wrote the summary into {README}, and the costs into {OPERATORS}")
         return
     setting = f"{machine()}; batch {options.batch}, float32, {options.rounds} interleaved rounds"
     sections, remarks = measure(options)

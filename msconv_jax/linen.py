@@ -55,6 +55,7 @@ __all__ = [
     "PyConv",
     "Res2Conv",
     "SISConv",
+    "linen_form",
     "params_of",
 ]
 
@@ -195,8 +196,29 @@ def _at(tree: Any, path: tuple[Any, ...]) -> Any:
     return tree
 
 
-def _linen(operator: type[nnx.Module]) -> Any:
-    """The Linen class of an operator: a field for each of its arguments, the usual ones of ``nnx.Conv`` included."""
+def linen_form(operator: type[nnx.Module]) -> Any:
+    """The Linen class of an NNX operator: a field for each of its arguments, the usual ones of ``nnx.Conv`` included.
+
+    It makes the classes of this file, and those of operators that the library does not have.
+
+    Args:
+        operator: its constructor takes `in_features` and `rngs`, if it needs them, and `out_features`, here called
+            ``features``. Further arguments of ``nnx.Conv`` are declared as ``**options: Unpack[ConvOptions]``. Its
+            variables are parameters and batch statistics.
+
+    Returns:
+        The class, with the operator's name.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> import msconv_jax
+        >>> class Doubled(msconv_jax.PSConv):
+        ...     def __call__(self, inputs):
+        ...         return 2 * super().__call__(inputs)
+        >>> conv = linen_form(Doubled)(features=16, kernel_size=(3, 3))
+        >>> conv.init_with_output(jax.random.key(0), jnp.ones((1, 5, 5, 8)))[0].shape
+        (1, 5, 5, 16)
+    """
     renamed = {"features": "out_features"}
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(operator.__init__).parameters.items():
@@ -219,24 +241,24 @@ def _linen(operator: type[nnx.Module]) -> Any:
             "__annotations__": {name: annotations[name] for name in order},
             "__module__": __name__,
             "__qualname__": operator.__name__,
-            "__doc__": f"Linen form of :class:`msconv_jax.{operator.__name__}`. {first}",
+            "__doc__": f"Linen form of `{operator.__name__}`. {first}",
             "operator": operator,
             "renamed": renamed if "features" in fields and operator is not operators.PACPool else {},
         },
     )
 
 
-ACConv = _linen(operators.ACConv)
-ACGraph = _linen(operators.ACGraph)
-DynamicPSConv = _linen(operators.DynamicPSConv)
-GroupedConv = _linen(operators.GroupedConv)
-HetConv = _linen(operators.HetConv)
-ICConv = _linen(operators.ICConv)
-OctConv = _linen(operators.OctConv)
-PACConv = _linen(operators.PACConv)
-PACConvTranspose = _linen(operators.PACConvTranspose)
-PACPool = _linen(operators.PACPool)
-PSConv = _linen(operators.PSConv)
-PyConv = _linen(operators.PyConv)
-Res2Conv = _linen(operators.Res2Conv)
-SISConv = _linen(operators.SISConv)
+ACConv = linen_form(operators.ACConv)
+ACGraph = linen_form(operators.ACGraph)
+DynamicPSConv = linen_form(operators.DynamicPSConv)
+GroupedConv = linen_form(operators.GroupedConv)
+HetConv = linen_form(operators.HetConv)
+ICConv = linen_form(operators.ICConv)
+OctConv = linen_form(operators.OctConv)
+PACConv = linen_form(operators.PACConv)
+PACConvTranspose = linen_form(operators.PACConvTranspose)
+PACPool = linen_form(operators.PACPool)
+PSConv = linen_form(operators.PSConv)
+PyConv = linen_form(operators.PyConv)
+Res2Conv = linen_form(operators.Res2Conv)
+SISConv = linen_form(operators.SISConv)

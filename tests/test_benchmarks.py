@@ -13,7 +13,7 @@ from flax import nnx
 
 import msconv_jax
 from benchmarks import __main__ as everything
-from benchmarks import data_wait, hard_places, input_pipeline, models, operators, pytorch_operators
+from benchmarks import data_wait, hard_places, input_pipeline, models, operator_costs, operators, pytorch_operators
 from benchmarks.convolution_costs import fit
 from benchmarks.tables import BACKWARD, COMPILE, FORWARD, Comparison, Row, overheads, summary
 from benchmarks.timing import Timed, run_interleaved, time_interleaved
@@ -263,6 +263,9 @@ def test_the_summary_is_put_into_the_readme(monkeypatch, tmp_path, capsys):
     document = everything.document("a command", "cpu, 3 interleaved rounds", {"Operators": [comparison()]}, [])
     (tmp_path / "here.md").write_text(document)
     (tmp_path / "README.md").write_text(f"before\n{everything.OPENING}\nold\n{everything.CLOSING}\nafter\n")
+    monkeypatch.setattr(everything, "OPERATORS", tmp_path / "operators.md")
+    (tmp_path / "operators.md").write_text(f"costs\n{operator_costs.OPENING}\nold\n{operator_costs.CLOSING}\nend\n")
+    monkeypatch.setattr(operator_costs, "ROWS", operator_costs.ROWS[:2])
     everything.main(["--readme", "here"])
     text = (tmp_path / "README.md").read_text()
     assert text.startswith(f"before\n{everything.OPENING}\nCpu, 3 interleaved rounds. Geometric means")
@@ -271,11 +274,19 @@ def test_the_summary_is_put_into_the_readme(monkeypatch, tmp_path, capsys):
     assert "stood here" not in text
     assert "###" not in text
     assert everything.with_summary(text, document) == text
+    lines = (tmp_path / "operators.md").read_text().splitlines()
+    assert [*lines[:2], *lines[-2:]] == ["costs", operator_costs.OPENING, operator_costs.CLOSING, "end"]
+    assert lines[4:6] == [
+        "| `PSConv` | pattern (1, 2, 1, 4) | 1.00 | 1.00 | 1.00 | 1.00 | 2.00 | 4.00 |",
+        "| `DynamicPSConv` | dilations 1 and 2, as in training | 1.01 | 2.00 | 1.01 | 2.00 |  |  |",
+    ]
     with pytest.raises(SystemExit):
         everything.main(["--readme", "there"])
     assert "there is no" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no place for the summary"):
         everything.with_summary("A README.", document)
+    with pytest.raises(ValueError, match="no place for the costs"):
+        operator_costs.with_costs("A document.", document)
 
 
 @pytest.mark.slow

@@ -55,17 +55,27 @@ def cost(config: Config) -> Cost:
     Raises:
         UserError: if its network cannot be built, or its source is not one of `KNOWN` and not at hand.
     """
-    if config.source in KNOWN:
-        train_images, classes, shape = KNOWN[config.source]
-        size = (config.image_size, config.image_size) if config.image_size else shape[:2]
-        names = tuple(map(str, range(classes)))
-        source = Source({}, names, (*size, shape[-1]), config.image_size == 0, (0.0,) * 3, (1.0,) * 3)
-    else:
-        source = load_source(config)
-        train_images = len(source.splits["train"])
+    train_images, source = training_data(config)
     network = nnx.eval_shape(lambda: create_network(config, source))
     macs = sum(layer_macs(network, source.image_shape).values())
     return Cost(count_parameters(network), macs, train_images * config.epochs)
+
+
+def training_data(config: Config) -> tuple[int, Source]:
+    """The number of a config's training images, and what its network must know of them.
+
+    Of the sources of `KNOWN` the images need not be at hand, and the source given holds none.
+
+    Raises:
+        UserError: if the source is another one and not at hand.
+    """
+    if config.source not in KNOWN:
+        source = load_source(config)
+        return len(source.splits["train"]), source
+    train_images, classes, shape = KNOWN[config.source]
+    size = (config.image_size, config.image_size) if config.image_size else shape[:2]
+    names = tuple(map(str, range(classes)))
+    return train_images, Source({}, names, (*size, shape[-1]), config.image_size == 0, (0.0,) * 3, (1.0,) * 3)
 
 
 def cost_line(found: Cost) -> str:

@@ -62,13 +62,14 @@ def main(argv: list[str]) -> int:
     """Runs the program; see the top of this file."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_integer("top", 3, "how many classes to print", flag_values=values)
+    flags.DEFINE_integer("top", None, "how many classes to print (default 3, or all if fewer)", flag_values=values)
     paths = [Path(argument) for argument in parse_flags(values, argv, __doc__)]
     workdir = Path(required(values, "workdir", "runs/digits"))
     if not paths:
         raise UserError("no image is named; give the files to classify after the flags")
     trained = load_best(workdir)
-    top, classes = int(values["top"].value or 0), trained.source.classes
+    classes = trained.source.classes
+    top = min(3, len(classes)) if values["top"].value is None else values["top"].value
     if not 1 <= top <= len(classes):
         raise UserError(f"--top is {top} but must be from 1 to the {len(classes)} classes")
 

@@ -34,6 +34,7 @@ code { overflow-wrap: anywhere; } img.plot { max-width: 100%; background: white;
 .mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: 1rem; }
 figure { margin: 0; } figure img { width: 96px; height: 96px; object-fit: contain; background: var(--faint); }
 figcaption { font-size: .85rem; overflow-wrap: anywhere; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
 

@@ -72,7 +72,10 @@ def _small_arguments(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _widths(keywords: Any) -> Iterator[dict[str, Any]]:
     if "width" in keywords:
-        yield from ({"width": width} for width in (8, 16, 32))
+        yield {"width": 8}
+        if "base_width" in keywords:
+            yield {"width": 8, "base_width": 32}  # with wider groups, which some operators divide once more
+        yield from ({"width": width} for width in (16, 32))
     if "width_mult" in keywords:
         yield from ({"width_mult": share} for share in (0.25, 0.5))
     yield {}

@@ -101,6 +101,16 @@ def test_probabilities_are_sorted_and_sum_to_one(finished_run, capfd):
     assert line.startswith(short)
 
 
+def test_of_few_classes_all_are_printed(finished_run, capfd, monkeypatch):
+    trained = predict.load_best(finished_run)
+    source = trained.source._replace(classes=trained.source.classes[:2])  # of which there are two
+    monkeypatch.setattr(predict, "load_best", lambda workdir: trained._replace(source=source))
+    monkeypatch.setattr(predict, "create_predict_step", lambda model: lambda *_: np.array([[0.25, 0.75]]))
+    status, (line,), _ = run(capfd, f"--workdir={finished_run}", finished_run / "samples" / "1.png")
+    assert status == 0
+    assert line.endswith("1.png: 1 75.0%, 0 25.0%")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,6 +1,7 @@
 import pytest
 
-from tests.train.helpers import ROOT, TINY_CONFIG, run_python
+from tests.train.helpers import ROOT, TINY_CONFIG
+from train import __main__ as program
 from train import cost as cost_program
 from train.config import parse_command_line
 from train.cost import cost, cost_line
@@ -84,8 +85,9 @@ def test_variants_that_do_not_exist(name, message, monkeypatch):
 
 @pytest.mark.slow
 @by_name
-def test_every_recipe_trains_when_shrunken(path, tmp_path):
-    run = run_python("-m", "train", f"--config={path}:smoke", f"--workdir={tmp_path / 'run'}")
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1].startswith("test accuracy ")
+def test_every_recipe_trains_when_shrunken(path, tmp_path, capsys, quick_compilation):
+    """In one process, which is started once and finds the compiled parts that recipes share."""
+    status = program.main(["train", f"--config={path}:smoke", f"--workdir={tmp_path / 'run'}"])
+    assert status == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("test accuracy ")
     assert (tmp_path / "run" / "report.html").is_file()

@@ -1,0 +1,58 @@
+"""The shell commands that the documents show."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from train.config import parse_command_line
+from train.distributed import define_flags, read_place
+from train.edo import SEARCH
+from train.settings import TRAINING
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PROGRAMS = r"(?:\.venv/bin/python|python|pip|make|bash) "
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a document, in one line each: those of its ``sh`` blocks and those between backquotes."""
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    found = [re.sub(r"(^|\s+)#.*", "", line) for line in blocks.splitlines()]
+    prose = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
+    found += re.findall(rf"`({PROGRAMS}[^`]*)`", prose)
+    return list(dict.fromkeys(" ".join(command.split()) for command in found if command.strip()))
+
+
+def configured(text: str) -> list[str]:
+    """The commands of a document that read a config, of `train`, `train.edo`, `train.evaluate` and `train.cost`.
+
+    They may stand within the argument of another program, as on a cluster.
+    """
+    found = []
+    for command in commands(text):
+        inner = re.search(r"python -m train(\.\w+)? --config=.*", command)
+        if inner:
+            within_quotes = inner[0].count('"') % 2 == 1
+            found.append(inner[0].removesuffix('"') if within_quotes else inner[0])
+    return found
+
+
+def parsed(command: str) -> Any:
+    """The checked config of such a command, which is read from the repository's root as the program reads it.
+
+    Raises:
+        UserError: if the program would refuse it.
+    """
+    _, _, module, *arguments = shlex.split(command.replace("--process_id=I", "--process_id=1"))
+    values = flags.FlagValues()
+    define_flags(values)
+    flags.DEFINE_string("weights", None, "of train.evaluate", flag_values=values)
+    schema = SEARCH if module == "train.edo" else TRAINING
+    config, _ = parse_command_line([module, *arguments], None, schema, values, needs_workdir=False)
+    read_place(values)
+    return config
