@@ -13,5 +13,15 @@ Example:
 """
 
 from msconv_jax.analysis.drawing import lattice_grid, plot_lattice, scale_label
+from msconv_jax.analysis.histograms import dilation_shares, plot_dilation_shares
+from msconv_jax.analysis.scales import plot_scale_allocation, scale_allocation
 
-__all__ = ["lattice_grid", "plot_lattice", "scale_label"]
+__all__ = [
+    "dilation_shares",
+    "lattice_grid",
+    "plot_dilation_shares",
+    "plot_lattice",
+    "plot_scale_allocation",
+    "scale_allocation",
+    "scale_label",
+]

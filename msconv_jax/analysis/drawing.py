@@ -16,7 +16,6 @@ from msconv_jax.lattice import KernelLattice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["lattice_grid", "lattice_of", "plot_lattice", "scale_label"]
 
@@ -107,7 +106,7 @@ def plot_lattice(
     inputs: slice = slice(None),
     title: str | None = None,
     legend: bool = True,
-) -> Axes | Figure:
+) -> Any:
     """Draws a kernel lattice: rows are output channels, columns input channels, colours kinds of kernels.
 
     Kernel sizes differ in hue, dilations of one size from light to dark; where there is one kernel size and the

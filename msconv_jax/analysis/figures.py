@@ -39,7 +39,7 @@ def new_figure(width: float, height: float) -> Figure:
     return _figure_class()(figsize=(width, height), layout="constrained")
 
 
-def single(axes: Axes | None, width: float, height: float) -> tuple[Axes, Axes | Figure]:
+def single(axes: Axes | None, width: float, height: float) -> tuple[Axes, Any]:
     """The Axes to draw into, and what the plot function returns: the Axes it was given, or its own figure."""
     if axes is not None:
         return axes, axes
