@@ -57,9 +57,7 @@ def dilation_shares(patterns: Patterns | Sequence[Patterns], d_max: int) -> dict
             if path in counts:
                 axes.add(counts[path].ndim)
             if len(axes) != 1:
-                raise ValueError(
-                    f"{path} has filters of {sorted(axes)} axes: expected some, all of one number of axes."
-                )
+                raise ValueError(f"{path} has filters of {sorted(axes)} axes: expected one number for all.")
             of_layer = counts.setdefault(path, np.zeros((d_max,) * axes.pop()))
             for dilations in filters:
                 of_layer[tuple(d - 1 for d in dilations)] += 1
