@@ -75,7 +75,7 @@ def check_operators(text):
 
 def check_scaled_digits(text):
     for group in ("32 to 48", "all"):  # a guess is right in one of ten
-        assert min(numbers(rf"{group} +\d+ +(0\.\d+) +(0\.\d+)", text)) > 0.25
+        assert min(numbers(rf"{group} +\d+ +(0\.\d+) +(0\.\d+)", text)) > 0.2
     plain, ours = numbers(r"'plain': (\d+), 'PSConv': (\d+)", text)
     assert plain < ours < 64
 
