@@ -1,6 +1,6 @@
 """Multi-scale convolutions for JAX and Flax."""
 
-from msconv_jax import edo, heads, linen, surgery
+from msconv_jax import analysis, edo, heads, linen, surgery
 from msconv_jax.convolution import lattice_convolve
 from msconv_jax.exporting import export_onnx, export_stablehlo
 from msconv_jax.folding import fold_batch_norm
@@ -42,6 +42,7 @@ __all__ = [
     "Res2Conv",
     "SISConv",
     "Tile",
+    "analysis",
     "create_model",
     "edo",
     "export_onnx",

@@ -11,7 +11,6 @@ folder of its own in the form of python -m train. Interrupted in whatever way, t
 import dataclasses
 import itertools
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,14 +19,10 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from flax import nnx
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 
-from msconv_jax import edo
+from msconv_jax import analysis, edo
 from msconv_jax.counting import count_parameters, layer_macs
 from msconv_jax.edo.selection import Axes, Per
 from train.config import check_workdir, parse_command_line, write_config, write_text
@@ -139,7 +134,9 @@ def search(config: SearchConfig, workdir: Path, command: str) -> int:
     write_text(workdir / "summary.json", json.dumps(rows, indent=2) + "\n")
     table = summary(rows, config)
     write_text(workdir / "summary.md", table)
-    draw_dilations(list(found.values()), config.d_max, workdir / "dilations.png")
+    shares = analysis.dilation_shares(list(found.values()), config.d_max)
+    title = f"dilations found, percent of each layer's filters, {len(found)} seed(s)"
+    analysis.plot_dilation_shares(shares, title=title).savefig(workdir / "dilations.png", dpi=120)
     print(f"--- written to {workdir}: summary.md, summary.json, dilations.png\n{table}", end="")
     return 0
 
@@ -222,42 +219,6 @@ def summary(rows: Sequence[Mapping[str, Any]], config: SearchConfig) -> str:
             f"| {spread} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def draw_dilations(found: Sequence[Patterns], d_max: int, path: Path) -> None:
-    """Draws for each layer which share of its filters has which dilations, over all seeds, as a PNG file."""
-    shares = dilation_shares(found, d_max)
-    columns = min(len(shares), 6)
-    rows = math.ceil(len(shares) / columns)
-    figure = Figure(figsize=(1.2 + 2.1 * columns, 1.0 + 2.3 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    largest = max(share.max() for share in shares.values())
-    colours = ScalarMappable(Normalize(0, largest), "viridis")
-    for axes, (name, share) in zip(grid.flat, shares.items(), strict=False):
-        axes.imshow(share, norm=colours.norm, cmap=colours.cmap, origin="lower", extent=(0.5, d_max + 0.5) * 2)
-        for (d_h, d_w), value in np.ndenumerate(share):
-            colour = "black" if value > 0.6 * largest else "white"
-            axes.text(d_w + 1, d_h + 1, f"{100 * value:.0f}", ha="center", va="center", color=colour, fontsize=8)
-        axes.set(title=name, xticks=range(1, d_max + 1), yticks=range(1, d_max + 1))
-        axes.title.set_fontsize(9)
-    for axes in grid.flat[len(shares) :]:
-        axes.axis("off")
-    figure.supxlabel("horizontal dilation", fontsize=10)
-    figure.supylabel("vertical dilation", fontsize=10)
-    figure.colorbar(colours, ax=grid, label="share of the filters", shrink=0.8)
-    figure.suptitle(f"dilations found, percent of each layer's filters, {len(found)} seed(s)", fontsize=11)
-    figure.savefig(path, dpi=120)
-
-
-def dilation_shares(found: Sequence[Patterns], d_max: int) -> dict[str, np.ndarray]:
-    """For each layer the share of its filters, over several searches, with each pair of dilations, (d_max, d_max)."""
-    shares: dict[str, np.ndarray] = {}
-    for patterns in found:
-        for name, pattern in patterns.items():
-            counts = shares.setdefault(name, np.zeros((d_max, d_max)))
-            for d_h, d_w in pattern:
-                counts[d_h - 1, d_w - 1] += 1
-    return {name: counts / counts.sum() for name, counts in shares.items()}
 
 
 def main(argv: list[str]) -> int:

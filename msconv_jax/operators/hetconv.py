@@ -122,11 +122,16 @@ class HetConv(CompositeConv):
     def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
         """Maps ``(*batch, *spatial, in_features)`` to ``(*batch, *output_spatial, out_features)``."""
         refuse_out_sharding(type(self).__name__, out_sharding)
+        return apply_lattice(self, inputs, self.lattice_kernels)
+
+    @property
+    def lattice_kernels(self) -> tuple[jax.Array, ...]:
+        """The kernels of the lattice, packed: one array per bank."""
         kernel = self.kernel[...]
         pointwise = None if self.pointwise_kernel is None else self.pointwise_kernel[...]
         if pointwise is not None and not self.masked:
             kernel, pointwise = _merged(kernel, pointwise, self.large_inputs)
-        return apply_lattice(self, inputs, _banks(kernel, pointwise))
+        return tuple(_banks(kernel, pointwise))
 
     @property
     def large_inputs(self) -> np.ndarray:

@@ -95,6 +95,11 @@ class LatticeConv(nnx.Conv):
         """Multiply-accumulates for one image whose output has the spatial size `output_size`, in pixels."""
         return self.lattice.macs(output_size)
 
+    @property
+    def lattice_kernels(self) -> tuple[jax.Array, ...]:
+        """The kernels of the lattice, packed: one array per bank, here a single one."""
+        return (self.kernel[...],)
+
     def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
         """Convolves.
 
@@ -109,7 +114,7 @@ class LatticeConv(nnx.Conv):
             ValueError: if the inputs do not fit.
         """
         refuse_out_sharding(type(self).__name__, out_sharding)
-        return apply_lattice(self, inputs, (self.kernel[...],))
+        return apply_lattice(self, inputs, self.lattice_kernels)
 
 
 def apply_lattice(

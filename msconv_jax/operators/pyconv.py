@@ -127,7 +127,12 @@ class PyConv(CompositeConv):
     def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
         """Maps ``(*batch, *spatial, in_features)`` to ``(*batch, *output_spatial, out_features)``."""
         refuse_out_sharding(type(self).__name__, out_sharding)
-        return apply_lattice(self, inputs, _packed(self.lattice, [kernel[...] for kernel in self.kernels]))
+        return apply_lattice(self, inputs, self.lattice_kernels)
+
+    @property
+    def lattice_kernels(self) -> tuple[jax.Array, ...]:
+        """The kernels of the lattice, packed: one array per bank."""
+        return tuple(_packed(self.lattice, [kernel[...] for kernel in self.kernels]))
 
 
 def pyconv(

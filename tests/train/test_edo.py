@@ -14,7 +14,7 @@ from train import edo
 from train.config import parse_command_line
 from train.data import load_source
 from train.distributed import Place
-from train.edo import SEARCH, SearchConfig, dilation_shares, inception_convs, search, summary
+from train.edo import SEARCH, SearchConfig, inception_convs, search, summary
 from train.errors import UserError
 from train.evaluate import load_best
 from train.network import create_network
@@ -207,11 +207,6 @@ def test_patterns_become_counts_in_order():
     assert inception_convs(large, {"layer1.0.conv1": pattern}) == {
         "layer1.0.conv1": {"pattern": [[1, 1, 1], [1, 2, 1], [2, 1, 2]]}
     }
-
-
-def test_shares_are_of_all_seeds():
-    shares = dilation_shares([{"a": [[1, 1], [2, 1]]}, {"a": [[1, 1], [1, 2]]}], 2)
-    np.testing.assert_array_equal(shares["a"], [[0.5, 0.25], [0.25, 0]])
 
 
 def test_the_table_has_every_seed_and_their_spread():

@@ -1,0 +1,186 @@
+"""Which connections an adaptively connected network has learnt: how much is local, pointwise and global.
+
+G. Wang, K. Wang, L. Lin: "Adaptively Connected Neural Networks", CVPR 2019, whose Fig. 3 paints places of global
+inference yellow and places of local inference black. See :mod:`msconv_jax.operators.acnet` for the equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+
+from msconv_jax.analysis.figures import panels
+from msconv_jax.analysis.maps import check_images, put_together, taken_apart
+from msconv_jax.operators.acnet import ACConv, ACGraph
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["connection_maps", "plot_connection_maps"]
+
+Connections = dict[str, dict[str, np.ndarray]]
+
+
+def connection_maps(model: nnx.Module, images: ArrayLike | None = None) -> Connections:
+    """The weights of the local, pointwise and global terms of each adaptively connected layer.
+
+    Args:
+        model: any NNX model with :class:`msconv_jax.ACConv` or :class:`msconv_jax.ACGraph`; left as it is.
+        images: (N, H, W, C), as the model takes them: needed by layers of the kind "pixel", whose gates depend on the
+            image, and not looked at for others. The model is seen in evaluation mode.
+
+    Returns:
+        For the path of each layer the terms that it has, and their weights:
+
+        * of the kind "dataset", the softmax of what is learnt (Eq. 2), which adds up to 1 over "local", "point" and
+          "global": () for weights of the whole layer, (C,) for those of each channel, (Ho, Wo) for those of each
+          position of the output;
+        * of the kind "pixel", "global" alone: the gate (N, Ho, Wo, C) from 0 to 1 (Eq. 3), beside which the local term
+          has weight 1;
+        * of an ``ACGraph``, "point" (the node itself), "local" (its neighbours) and "global": ().
+
+    Raises:
+        ValueError: if the model has no such layer, or there are no images for those that need them.
+
+    Source: Eqs. (1) to (3) and Fig. 3 of the paper.
+
+    Example:
+        >>> model = nnx.Sequential(
+        ...     ACConv(3, 4, (3, 3), rngs=nnx.Rngs(0)), ACConv(4, 4, (3, 3), kind="pixel", rngs=nnx.Rngs(1))
+        ... )
+        >>> found = connection_maps(model, jnp.ones((1, 9, 7, 3)))
+        >>> [round(float(weight), 3) for weight in found["layers.0"].values()], found["layers.1"]["global"].shape
+        ([0.333, 0.333, 0.333], (1, 9, 7, 4))
+    """
+    layers = {".".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, ACConv | ACGraph)}
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no adaptively connected layer: give a network such as ac_resnet50, or one "
+            "built with conv=ACConv."
+        )
+    gates: dict[str, jax.Array] = {}
+    if any(_gated(layer) for layer in layers.values()):
+        if images is None:
+            raise ValueError("images=None: the gates of layers of the kind 'pixel' depend on the image; give some.")
+        gates = _gates(*taken_apart(model), check_images(images))
+    return {
+        path: {"global": np.asarray(gates[path], np.float32)} if path in gates else _learnt(layer)
+        for path, layer in layers.items()
+        if path in gates or not _gated(layer)
+    }
+
+
+def _gated(layer: Any) -> bool:
+    return isinstance(layer, ACConv) and layer.kind == "pixel"
+
+
+def _learnt(layer: ACConv | ACGraph) -> dict[str, np.ndarray]:
+    """The mixing weights of one layer by its terms."""
+    terms = ("point", "local", "global") if isinstance(layer, ACGraph) else layer.use
+    if layer.mix_logits is None:
+        return {term: np.float32(1 / len(terms)) * np.ones((), np.float32) for term in terms}
+    weights = np.asarray(jax.nn.softmax(layer.mix_logits[...].astype(jnp.float32), axis=0))
+    if isinstance(layer, ACConv) and layer.mix == "position":
+        weights = weights[..., 0]  # all channels share them
+    return dict(zip(terms, weights, strict=True))
+
+
+class _Noting(nnx.Module):
+    """Stands for the last convolution of a gate, and notes the gate."""
+
+    def __init__(self, layer: nnx.Module):
+        self.layer = layer
+        self.noted: tuple[jax.Array, ...] = nnx.data(())
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        outputs = self.layer(inputs)  # pyright: ignore[reportCallIssue]
+        self.noted = nnx.data((*self.noted, nnx.sigmoid(outputs)))
+        return outputs
+
+
+@partial(jax.jit, static_argnames=("static",))
+def _gates(static: Any, values: Any, images: jax.Array) -> dict[str, jax.Array]:
+    """The gate of each layer of the kind "pixel"; of several calls the mean."""
+    model = put_together(static, values)
+    noting: dict[str, _Noting] = {}
+    for path, module in list(nnx.iter_modules(model)):
+        if isinstance(module, ACConv) and module.gate2 is not None:
+            layer = noting[".".join(map(str, path))] = _Noting(module.gate2)
+            module.gate2 = layer  # pyright: ignore[reportAttributeAccessIssue]
+    model(images)
+    return {path: jnp.stack(layer.noted).mean(axis=0) for path, layer in noting.items() if layer.noted}
+
+
+def plot_connection_maps(
+    connections: Mapping[str, Mapping[str, np.ndarray]],
+    axes: Sequence[Axes] | np.ndarray | None = None,
+    *,
+    term: str = "global",
+    image: int = 0,
+) -> Any:
+    """Draws for each layer the weight of one term: yellow where it is large, black where it is small.
+
+    Weights of each position are a picture, those of the whole layer or of each channel bars, of all terms. Of gates
+    (N, Ho, Wo, C) the mean over the channels is drawn, of one image.
+
+    Args:
+        connections: what :func:`connection_maps` gives, or some of its layers.
+        axes: an Axes for each layer, in an array or sequence; None makes a figure.
+        term: "local", "point" or "global".
+        image: which image, for gates.
+
+    Returns:
+        `axes`, or the ``matplotlib.figure.Figure``.
+
+    Raises:
+        ValueError: if there is no layer, a layer has no such term, or there is no such image or too few Axes.
+        ImportError: if matplotlib is missing.
+
+    Source: Fig. 3 of the paper.
+
+    Example:
+        >>> figure = plot_connection_maps({"conv2": {"local": np.zeros((7, 7)), "global": np.ones((7, 7))}})
+        >>> figure.axes[0].get_title()
+        'conv2'
+    """
+    if not connections:
+        raise ValueError("connections is empty: expected at least one layer, as connection_maps gives them.")
+    for path, terms in connections.items():
+        if term not in terms:
+            raise ValueError(f"term={term!r}: {path} has {', '.join(terms)}; take one of these, or leave it out.")
+        if terms[term].ndim == 4 and not 0 <= image < len(terms[term]):
+            raise ValueError(f"image={image}: {path} has the gates of {len(terms[term])} images; count from 0.")
+    places, result = panels(axes, len(connections), 6, 2.1, 2.2)
+    from matplotlib.cm import ScalarMappable  # here, where matplotlib is known to be there
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    colours = LinearSegmentedColormap.from_list("black to yellow", ["black", "yellow"])
+    pictures = {
+        path: weights[image].mean(axis=-1) if weights.ndim == 4 else weights
+        for path, weights in ((path, terms[term]) for path, terms in connections.items())
+        if weights.ndim != 1 and weights.ndim != 0
+    }
+    values = [float(end) for picture in pictures.values() for end in (picture.min(), picture.max())]
+    norm = Normalize(min(values), max(max(values), min(values) + 1e-6)) if values else None
+    for own, (path, terms) in zip(places, connections.items(), strict=True):
+        own.set_title(path, fontsize=9)
+        if path in pictures:
+            own.imshow(pictures[path], cmap=colours, norm=norm)
+            own.set(xticks=[], yticks=[])
+            continue
+        for number, (name, weights) in enumerate(terms.items()):  # a bar, and of each channel a dot
+            own.bar(number, weights.mean(), color="gold" if name == term else "dimgrey")
+            if weights.ndim:
+                own.plot(np.full(weights.size, number), weights, ".", color="black", markersize=3)
+        own.set_xticks(range(len(terms)), list(terms), fontsize=8)
+        own.set_ylim(0, 1)
+    if axes is None and norm is not None:
+        result.colorbar(ScalarMappable(norm, colours), ax=places, label=f"weight of the {term} term", shrink=0.8)
+    return result

@@ -1,0 +1,91 @@
+"""A network as the function of its images that gives one of its maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+__all__ = ["Network", "check_images", "chosen_unit", "one_map", "taken_apart"]
+
+Network = nnx.Module | Callable[[jax.Array], Any]
+"""An NNX module with `feature_maps`, or anything that is called with images and gives a map or several."""
+
+
+def taken_apart(model: Network) -> tuple[Any, Any]:
+    """What of a network is static, which JAX may keep compiled programs by, and its values.
+
+    Two networks of one build have equal static parts. Of a callable that is no module all is static.
+    """
+    return nnx.split(model) if isinstance(model, nnx.Module) else (model, ())
+
+
+def put_together(static: Any, values: Any) -> Any:
+    """The network again: a copy in evaluation mode, or the callable."""
+    if not isinstance(static, nnx.GraphDef):
+        return static
+    model = nnx.merge(static, values)
+    model.eval()
+    return model
+
+
+def one_map(static: Any, values: Any, images: jax.Array, index: int) -> jax.Array:
+    """One of the maps that a network gives for images.
+
+    Args:
+        static: see :func:`taken_apart`.
+        values: likewise.
+        images: (N, H, W, C).
+        index: which map, where there are several.
+
+    Returns:
+        The map (N, H', W', C').
+
+    Raises:
+        ValueError: if there is no such map, or it is no map.
+    """
+    model = put_together(static, values)
+    maps = model.feature_maps(images) if hasattr(model, "feature_maps") else model(images)
+    if isinstance(maps, tuple | list):
+        if not -len(maps) <= index < len(maps):
+            raise ValueError(f"index={index}: there are {len(maps)} maps; take {-len(maps)} to {len(maps) - 1}.")
+        maps = maps[index]
+    elif index not in (0, -1):
+        raise ValueError(f"index={index}: the network gives a single map; leave it out.")
+    shape = getattr(maps, "shape", None)
+    if shape is None or len(shape) != 4 or shape[0] != images.shape[0] or 0 in shape:
+        found = type(maps).__name__ if shape is None else f"an array of shape {tuple(shape)}"
+        raise ValueError(
+            f"the network gives {found} for images of shape {images.shape}: expected a map (N, H, W, C) that is not "
+            "empty; give a module with feature_maps, or a function of the images that returns a map."
+        )
+    return maps
+
+
+def check_images(images: Any) -> jax.Array:
+    """Images as an array of floats.
+
+    Raises:
+        ValueError: if they are not (N, H, W, C).
+    """
+    array = jnp.asarray(images)
+    if array.ndim != 4 or 0 in array.shape:
+        raise ValueError(f"images of shape {array.shape}: expected (N, H, W, C); give one image as images[None].")
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+
+
+def chosen_unit(unit: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:
+    """A unit of a map, by its row and column; None is the middle one, of an even number the later.
+
+    Raises:
+        ValueError: if it is not in the map.
+    """
+    if unit is None:
+        return size[0] // 2, size[1] // 2
+    row, column = unit
+    if not (0 <= row < size[0] and 0 <= column < size[1]):
+        raise ValueError(f"unit={unit}: the map has {size[0]} rows and {size[1]} columns; count from 0.")
+    return int(row), int(column)
