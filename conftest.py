@@ -24,11 +24,16 @@ def _forget_compiled_programs():
     jax.clear_caches()
 
 
+# Their slow tests are sweeps over many arguments, a program for each.
+SWEPT = ("operators", "models", "heads", "edo")
+
+
 @pytest.fixture(autouse=True)
 def _quick_compilation(request):
-    """Most of the time is LLVM's: quick tests leave out its optimisations, slow ones are compiled as users compile."""
+    """Most of the time is LLVM's: quick tests and sweeps leave out its optimisations, others compile as users do."""
+    is_quick = request.node.get_closest_marker("slow") is None or request.path.parent.name in SWEPT
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("slow") is None)
+    jax.config.update("jax_disable_most_optimizations", is_quick)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 

@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from flax import nnx
 
-from train.comparison import draw, read_row, table
+from train.comparison import draw, read_row, table, scales_of_test
 from train.config import check_workdir, parse_command_line, read_config, write_config, write_text
 from train.data import load_source
 from train.data.scaled_digits import ScaledDigits
@@ -124,6 +124,8 @@ class CompareConfig:
             training = config.training_of(name, self.seeds[0]) if search is None else search.supernet(self.seeds[0])
             try:
                 source = load_source(training)
+                if self.scale_edges:
+                    scales_of_test(source)
                 nnx.eval_shape(lambda training=training, source=source: create_network(training, source))
             except UserError as error:
                 raise UserError(f"the network {name!r} of config.networks: {error}") from error
@@ -143,11 +145,11 @@ COMPARISON = Schema(
         "baseline": Rule(bool, "the name of a network of the comparison"),
         "scale_edges": Rule(
             lambda edges: (
-                len(edges) >= 2
+                len(edges) != 1
                 and all(type(edge) in (int, float) for edge in edges)
                 and all(a < b for a, b in itertools.pairwise(edges))
             ),
-            "a list of at least two rising numbers: between which scales accuracies are told apart",
+            "a list of rising numbers, between which scales accuracies are told apart, or [] for none",
         ),
         "timed_steps": RULES["epochs"],
         "training": Rule(lambda value: True, "a dictionary with the settings of python -m train"),
@@ -204,9 +206,7 @@ def compare(config: CompareConfig, workdir: Path, command: str, *, processes: in
         print(f"stopped with {left} trainings left; go on with\n{command}")
         return 128 + stopped_by[0]
 
-    done = {
-        name: [seed for seed in config.seeds if read_result(folders[name, seed] / "run")] for name in config.names
-    }
+    done = {name: [seed for seed in config.seeds if read_result(folders[name, seed] / "run")] for name in config.names}
     done = {name: seeds for name, seeds in done.items() if seeds}
     if config.baseline in done:
         _write_results(config, workdir, done)

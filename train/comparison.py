@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from msconv_jax.counting import count_parameters, layer_macs
 from train.config import read_config
-from train.data import load_source
+from train.data import Source, load_source
+from train.errors import UserError
 from train.network import create_network
 from train.results import read_answers
 
@@ -43,12 +45,13 @@ def read_row(title: str, folder: Path, seeds: Sequence[int], edges: Sequence[flo
     """Gathers what the finished trainings of a network left, in ``seed0/run`` and so on.
 
     Raises:
-        UserError: if one is not finished.
+        UserError: if one is not finished, or there are edges and the data do not say the scale of each image, or no
+            image has one between two of them.
     """
     runs = [folder / f"seed{seed}" / "run" for seed in seeds]
     config = read_config(runs[0])
     source = load_source(config)
-    scales = np.array([record["scale"] for record in source.splits["test"]])
+    scales = scales_of_test(source) if edges else np.empty(0)
     answers = [read_answers(run) for run in runs]
     right = [own.predicted == own.labels for own in answers]
     network = nnx.eval_shape(lambda: create_network(config, source))
@@ -63,6 +66,21 @@ def read_row(title: str, folder: Path, seeds: Sequence[int], edges: Sequence[flo
     )
 
 
+def scales_of_test(source: Source) -> np.ndarray:
+    """The scale of each test image.
+
+    Raises:
+        UserError: if the data do not say it.
+    """
+    records = source.splits["test"]
+    if "scale" not in records[0]:
+        raise UserError(
+            "config.scale_edges is set but the data do not say the scale of an image; take "
+            "config.training.source='scaled_digits', or set config.scale_edges=()"
+        )
+    return np.array([record["scale"] for record in records])
+
+
 def accuracy_by(values: np.ndarray, right: np.ndarray, edges: Sequence[float]) -> list[float]:
     """The share of right answers among those whose value is from one edge to below the next.
 
@@ -72,14 +90,22 @@ def accuracy_by(values: np.ndarray, right: np.ndarray, edges: Sequence[float]) -
         edges: rising numbers.
 
     Returns:
-        A share between each two edges; nan where there are no values.
+        A share between each two edges.
+
+    Raises:
+        UserError: if there are no values between two.
 
     Example:
         >>> accuracy_by(np.array([1.0, 1.5, 3.0]), np.array([True, False, True]), (1, 2, 4))
         [0.5, 1.0]
     """
-    between = [(low <= values) & (values < high) for low, high in itertools.pairwise(edges)]
-    return [float(right[own].mean()) if own.any() else float("nan") for own in between]
+    shares = []
+    for low, high in itertools.pairwise(edges):
+        own = (low <= values) & (values < high)
+        if not own.any():
+            raise UserError(f"config.scale_edges has {low:g} and {high:g}, but no test image's scale is between them")
+        shares.append(float(right[own].mean()))
+    return shares
 
 
 def gains(row: Row, baseline: Row) -> list[float]:
@@ -96,7 +122,7 @@ def table(rows: Sequence[Row], baseline: int, edges: Sequence[float]) -> str:
     heads += ["parameters", "million MACs", "step, ms", f"step over {plain.title}"]
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for row in rows:
-        scales = np.mean(row.by_scale, axis=0)
+        scales = np.mean(row.by_scale, axis=0) if edges else []
         gain = "" if row is plain else with_spread(gains(row, plain), sign="+")
         cells = [row.title, str(len(row.seeds)), with_spread(row.accuracies), gain, *(f"{100 * s:.1f}" for s in scales)]
         cells += [f"{row.parameters:,}", f"{row.macs / 1e6:.2f}", f"{1e3 * row.step_seconds:.1f}"]
@@ -120,30 +146,35 @@ def with_spread(shares: Sequence[float], sign: str = "") -> str:
 
 def draw(rows: Sequence[Row], baseline: int, edges: Sequence[float], path: Path) -> None:
     """Draws accuracies with their spread, and by how much each network is better at each scale, as a PNG file."""
+    figure = Figure(figsize=(10 if edges else 7, 1.4 + 0.32 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2), squeeze=False) if edges else None
+    left = figure.subplots() if panels is None else panels[0, 0]
     plain = rows[baseline]
-    places = np.arange(len(rows))
-    figure = Figure(figsize=(10, 1.4 + 0.32 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    for place, row in zip(places, rows, strict=True):
+    for place, row in enumerate(rows):
         own = 100 * np.array(row.accuracies)
         left.plot(own, np.full(len(own), place), ".", color="tab:gray", markersize=5)
         spread = own.std(ddof=1) if len(own) > 1 else 0.0
         left.errorbar(own.mean(), place, xerr=spread, fmt="D", color="tab:blue", markersize=5, capsize=3)
     left.axvline(100 * mean(plain.accuracies), color="tab:gray", linewidth=1, linestyle="--")
-    left.set(xlabel="test accuracy, per cent; a dot for each seed, mean and standard deviation", yticks=places)
+    left.set(xlabel="test accuracy, per cent: each seed, their mean and standard deviation", yticks=range(len(rows)))
     left.set_yticklabels([row.title for row in rows])
     left.invert_yaxis()
     left.grid(axis="x", alpha=0.3)
-    theirs = np.mean(plain.by_scale, axis=0)
+    if panels is not None:
+        _draw_gains(panels[0, 1], rows, baseline, edges)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_gains(axes: Axes, rows: Sequence[Row], baseline: int, edges: Sequence[float]) -> None:
+    """For each network and each range of scales the points above the baseline."""
+    theirs = np.mean(rows[baseline].by_scale, axis=0)
     better = 100 * np.array([np.mean(row.by_scale, axis=0) - theirs for row in rows])
-    largest = max(float(np.nanmax(np.abs(better))), 1e-9)
-    right.imshow(better, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
+    largest = max(float(np.abs(better).max()), 1e-9)
+    axes.imshow(better, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
     for (place, span), value in np.ndenumerate(better):
         colour = "white" if abs(value) > 0.6 * largest else "black"
         text = "" if place == baseline else f"{value:+.1f}"
-        right.text(span, place, text, ha="center", va="center", fontsize=8, color=colour)
-    spans = [f"{low:.3g}x to\n{high:.3g}x" for low, high in itertools.pairwise(edges)]
-    right.set(xticks=range(len(spans)), xlabel=f"scale; points above {plain.title}")
-    right.set_xticklabels(spans, fontsize=8)
-    right.tick_params(axis="y", length=0)
-    figure.savefig(path, dpi=120)
+        axes.text(span, place, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set(xticks=range(len(edges) - 1), xlabel=f"scale of the digit; points above {rows[baseline].title}")
+    axes.set_xticklabels([f"{low:.3g}x to\n{high:.3g}x" for low, high in itertools.pairwise(edges)], fontsize=8)
+    axes.tick_params(axis="y", length=0)

@@ -28,6 +28,11 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
 
 def _small(config: dict[str, Any]) -> dict[str, Any]:
+    if "networks" in config:  # a comparison: of two networks, without scales, which the small data do not have
+        own = [network for network in config["networks"] if network["name"] != config["baseline"]][:1]
+        plain = [network for network in config["networks"] if network["name"] == config["baseline"]]
+        few = {"networks": (*plain, *own), "scale_edges": (), "timed_steps": 2}
+        return {**config, **few, "training": _small(config["training"]), "seeds": tuple(config["seeds"])[:1]}
     if "training" in config:  # a search: of small trainings
         return {**config, "training": _small(config["training"]), "seeds": tuple(config["seeds"])[:1]}
     share = EPOCHS / config["epochs"]

@@ -9,7 +9,7 @@ from train.edo import SEARCH
 from train.errors import UserError
 from train.optim import create_optimiser
 
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if not path.name.startswith("edo_"))
+RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if not path.name.startswith(("edo_", "compare_")))
 by_name = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 
