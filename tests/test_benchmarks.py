@@ -13,10 +13,20 @@ from flax import nnx
 
 import msconv_jax
 from benchmarks import __main__ as everything
-from benchmarks import data_wait, hard_places, input_pipeline, models, operator_costs, operators, pytorch_operators
+from benchmarks import (
+    data_wait,
+    hard_places,
+    input_pipeline,
+    models,
+    operator_costs,
+    operators,
+    pytorch_operators,
+    receptive_fields,
+)
 from benchmarks.convolution_costs import fit
 from benchmarks.tables import BACKWARD, COMPILE, FORWARD, Comparison, Row, overheads, summary
 from benchmarks.timing import Timed, run_interleaved, time_interleaved
+from msconv_jax.analysis import ReceptiveField
 from msconv_jax.models import registry
 from tests.train.helpers import TINY_ENTRY
 from train.data.images import decode
@@ -385,3 +395,34 @@ def test_waiting_for_data_is_timed(monkeypatch):
     found = data_wait.waits(4, 2, 1, model="tiny", side=8)
     assert len(found) == 2
     assert all(wait >= 0 and step > 0 for wait, step in found)
+
+
+def test_receptive_fields_stand_beside_those_of_the_first_network():
+    field = ReceptiveField((0, 8), (1, 9), (10, 12))
+    rows = [
+        receptive_fields.Row("plain", "layer1", field, (3, 5), (1.0, 2.0)),
+        receptive_fields.Row("wide", "layer1", field, (9, 11), (3.0, 3.0)),
+        receptive_fields.Row("wide", "layer2", field._replace(rows=(1, 8)), (11,), (3.0,)),
+    ]
+    assert receptive_fields.table(rows).splitlines()[2:] == [
+        "| plain | layer1 | 9 (cut) | 4.0 ± 1.4 | 1.00 | 1.5 ± 0.7 |",
+        "| wide | layer1 | 9 (cut) | 10.0 ± 1.4 | 2.50 | 3.0 ± 0.0 |",
+        "| wide | layer2 | 9 | 11.0 |  | 3.0 |",
+    ]
+
+
+@pytest.mark.slow
+def test_receptive_fields_of_a_small_network():
+    rows = receptive_fields.measure("resnet8", 65, 2, width=4)
+    assert [row.stage for row in rows] == ["layer1", "layer2", "layer3"]
+    assert all(max(row.sides) <= row.theoretical.size[0] and len(row.radii) == 2 for row in rows)
+    assert rows[0].sides[0] < rows[2].sides[0]
+
+
+def test_the_kept_table_shows_that_multi_scale_networks_see_further():
+    text = receptive_fields.RESULTS.read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| layer" in line]
+    for name in ("ps_resnet50", "pyconv_resnet50"):
+        ratios = [float(row[4]) for row in rows if row[0] == name]
+        assert len(ratios) == 4
+        assert min(ratios) > 1

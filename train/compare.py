@@ -23,7 +23,7 @@ import jax
 from absl import flags
 from flax import nnx
 
-from train.comparison import draw, read_row, table, scales_of_test
+from train.comparison import draw, read_row, scales_of_test, table
 from train.config import check_workdir, parse_command_line, read_config, write_config, write_text
 from train.data import load_source
 from train.data.scaled_digits import ScaledDigits

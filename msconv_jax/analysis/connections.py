@@ -182,5 +182,5 @@ def plot_connection_maps(
         own.set_xticks(range(len(terms)), list(terms), fontsize=8)
         own.set_ylim(0, 1)
     if axes is None and norm is not None:
-        result.colorbar(ScalarMappable(norm, colours), ax=places, label=f"weight of the {term} term", shrink=0.8)
+        result.colorbar(ScalarMappable(norm, colours), ax=places, label=f"{term} term", shrink=0.8)
     return result

@@ -318,5 +318,5 @@ def plot_receptive_field(
     own.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), frameon=True, facecolor="dimgrey", labelcolor="white")
     own.set(title=title, xlabel="column of the image", ylabel="row", xlim=(-0.5, values.shape[1] - 0.5))
     own.set_ylim(values.shape[0] - 0.5, -0.5)
-    own.figure.colorbar(image, ax=own, label="square root of the share, over its largest", shrink=0.85)
+    own.figure.colorbar(image, ax=own, label="root of the share of the largest", shrink=0.85)
     return result

@@ -55,6 +55,7 @@ def test_what_speaks_against_the_class_everywhere_is_zero(model):
     assert not class_activation_maps(against, IMAGES).any()
 
 
+@pytest.mark.slow
 def test_half_precision_gives_maps():
     half = create_model("resnet8", width=4, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     maps = class_activation_maps(half, IMAGES.astype(jnp.bfloat16), [0, 1, 2])

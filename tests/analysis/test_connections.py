@@ -48,14 +48,11 @@ def test_the_gate_is_that_of_the_images():
 
 
 def test_a_network_has_a_map_for_each_block():
-    model = create_model("ac_resnet50", layers=(1, 1), width=8, input_size=(33, 49), rngs=RNGS)
+    model = create_model("ac_resnet50", layers=(1,), width=8, input_size=(33, 49), rngs=RNGS)
     found = connection_maps(model)
-    assert {path: terms["global"].shape for path, terms in found.items()} == {
-        "layer1.0.conv2": (9, 13),
-        "layer2.0.conv2": (5, 7),
-    }
+    assert {path: terms["global"].shape for path, terms in found.items()} == {"layer1.0.conv2": (9, 13)}
     figure = plot_connection_maps(found)
-    assert [axes.get_title() for axes in figure.axes[:2]] == list(found)
+    assert [axes.get_title() for axes in figure.axes[:1]] == list(found)
     with pytest.raises(ValueError, match="no adaptively connected layer"):
         connection_maps(nnx.Linear(2, 2, rngs=RNGS))
 
