@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import flags
 
+from train import compare
 from train.config import parse_command_line
 from train.distributed import define_flags, read_place
 from train.edo import SEARCH
@@ -29,7 +30,8 @@ def commands(text: str) -> list[str]:
 
 
 def configured(text: str) -> list[str]:
-    """The commands of a document that read a config, of `train`, `train.edo`, `train.evaluate` and `train.cost`.
+    """The commands of a document that read a config, of `train`, `train.edo`, `train.compare`, `train.evaluate` and
+    `train.cost`.
 
     They may stand within the argument of another program, as on a cluster.
     """
@@ -52,7 +54,8 @@ def parsed(command: str) -> Any:
     values = flags.FlagValues()
     define_flags(values)
     flags.DEFINE_string("weights", None, "of train.evaluate", flag_values=values)
-    schema = SEARCH if module == "train.edo" else TRAINING
+    compare.define_flags(values)
+    schema = {"train.edo": SEARCH, "train.compare": compare.COMPARISON}.get(module, TRAINING)
     config, _ = parse_command_line([module, *arguments], None, schema, values, needs_workdir=False)
     read_place(values)
     return config

@@ -58,6 +58,17 @@ RUN_BY = {
     "python -m train.evaluate --config=configs/pyconv_imagenet.py --weights=pyconvresnet50.pth ...": (
         "tests/train/test_evaluate.py::test_weights_of_a_file_are_evaluated_on_any_split"
     ),
+    "python -m train.prepare --dataset=scaled_digits --data_dir=data": (
+        "tests/train/test_scaled_digits.py::test_what_is_prepared_without_tensorflow_is_what_was_drawn"
+    ),
+    "python -m train --config=configs/scaled_digits.py --config.data_dir=data --workdir=runs/scaled_digits": (
+        "tests/train/test_recipes.py::test_every_recipe_trains_when_shrunken"
+    ),
+    "python -m train.compare --config=configs/compare_scaled_digits.py --workdir=runs/compare --minutes=30": (
+        "tests/train/test_compare.py::test_a_comparison_stops_when_time_is_up_goes_on_and_keeps_its_results"
+    ),
+    "pip install -e '.[analysis]'": "tests/test_package.py::test_extras",
+    "python -m benchmarks.receptive_fields": "tests/test_benchmarks.py::test_receptive_fields_of_a_small_network",
     "gcloud compute tpus tpu-vm ssh NAME ...": PARSED,
     "srun --nodes=4 ...": PARSED,
     "xpk workload create ...": PARSED,

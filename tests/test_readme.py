@@ -80,6 +80,14 @@ def test_the_quoted_memory_is_that_of_the_kept_table():
     assert f"where unfolding needs {unfolded} and {unfolded_both} " in text
 
 
+def test_the_quoted_receptive_fields_are_those_of_the_kept_table():
+    table = (ROOT / "benchmarks" / "results" / "receptive-fields.md").read_text()
+    sides = dict(re.findall(r"^\| (\w+) \| layer2 \| [^|]+ \| ([\d.]+)", table, re.MULTILINE))
+    plain, ps, pyconv = (round(float(sides[name])) for name in ("resnet50", "ps_resnet50", "pyconv_resnet50"))
+    text = " ".join(README.split())
+    assert f"squares of {plain} pixels in `resnet50`, {ps} in `ps_resnet50` and {pyconv} in `pyconv_resnet50`" in text
+
+
 def test_the_summary_of_times_is_that_of_the_kept_tables():
     results = (ROOT / "benchmarks" / "results" / "x86-2-cores.md").read_text()
     assert with_summary(README, results) == README

@@ -252,11 +252,16 @@ def _write_results(config: CompareConfig, workdir: Path, done: Mapping[str, Sequ
     print(f"written to {workdir}: summary.md, summary.json, summary.png\n{text}", end="")
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines what can be said besides config and folder."""
+    flags.DEFINE_float("minutes", math.inf, "when to stop", lower_bound=0.0, flag_values=values)
+    flags.DEFINE_integer("processes", len(cores()), "trainings at a time", lower_bound=1, flag_values=values)
+
+
 def main(argv: list[str]) -> int:
     """Runs the program; see the top of this file."""
     values = flags.FlagValues()
-    flags.DEFINE_float("minutes", math.inf, "when to stop", lower_bound=0.0, flag_values=values)
-    flags.DEFINE_integer("processes", len(cores()), "trainings at a time", lower_bound=1, flag_values=values)
+    define_flags(values)
     config, workdir = parse_command_line(argv, __doc__, COMPARISON, values)
     flag: Any = values
     command = shlex.join(["python", "-m", "train.compare", *argv[1:]])

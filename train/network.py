@@ -1,7 +1,7 @@
 """The network of a config: built, and split into what training changes and what it does not."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -62,9 +62,7 @@ def create_network(config: Config, source: Source) -> nnx.Module:
     Raises:
         UserError: for an unknown model or operator, or arguments that it does not take.
     """
-    arguments = _tuples(config.model_kwargs)
-    if isinstance(arguments.get("stem"), dict):
-        arguments["stem"] = _stem(arguments["stem"])
+    arguments = model_arguments(config.model_kwargs)
     if config.conv:
         _check_own_arguments(config)
         conv = functools.partial(_operator(config.conv), **_tuples(config.conv_kwargs))
@@ -90,6 +88,25 @@ def create_network(config: Config, source: Source) -> nnx.Module:
         raise UserError(f"config.model={config.model!r} cannot be built: {error}") from error
 
 
+def model_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model, of JSON values: lists become tuples, and a "stem" is made of its own arguments.
+
+    Raises:
+        UserError: if it is no stem.
+    """
+    arguments = _tuples(dict(values))
+    stem = arguments.get("stem")
+    if isinstance(stem, dict):
+        try:
+            arguments["stem"] = Stem(**stem)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"config.model_kwargs.stem is {stem} but must be as {{'kernel_size': 3, 'strides': 2, 'max_pool': "
+                f"False}}: {error}"
+            ) from error
+    return arguments
+
+
 def _check_own_arguments(config: Config) -> None:
     """Refuses arguments of the operator that a network gives it itself: they would be without effect."""
     theirs = {"in_features", "out_features", "kernel_size", "strides", "padding", "kernel_dilation", "rngs"}
@@ -103,16 +120,6 @@ def _check_own_arguments(config: Config) -> None:
                 "convolutions are config.conv='PSConv' with pattern=(2,), grouped ones 'PyConv' with kernel_sizes=(3,) "
                 "and groups=(4,))"
             )
-
-
-def _stem(arguments: dict[str, Any]) -> Stem:
-    try:
-        return Stem(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"config.model_kwargs.stem is {arguments} but must be as {{'kernel_size': 3, 'strides': 2, 'max_pool': "
-            f"False}}: {error}"
-        ) from error
 
 
 def _check_takes_dtype(config: Config, arguments: dict[str, Any]) -> None:

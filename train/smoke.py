@@ -12,6 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from msconv_jax.models.registry import create_model, model_entry
+from train.network import model_arguments
 
 EPOCHS = 2
 BATCH_SIZE = 32
@@ -29,9 +30,9 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
 def _small(config: dict[str, Any]) -> dict[str, Any]:
     if "networks" in config:  # a comparison: of two networks, without scales, which the small data do not have
-        own = [network for network in config["networks"] if network["name"] != config["baseline"]][:1]
-        plain = [network for network in config["networks"] if network["name"] == config["baseline"]]
-        few = {"networks": (*plain, *own), "scale_edges": (), "timed_steps": 2}
+        # One with a search if there is one: it has all that the others have.
+        first = sorted(config["networks"], key=lambda own: (own["name"] != config["baseline"], "search" not in own))
+        few = {"networks": tuple(first[:2]), "scale_edges": (), "timed_steps": 2}
         return {**config, **few, "training": _small(config["training"]), "seeds": tuple(config["seeds"])[:1]}
     if "training" in config:  # a search: of small trainings
         return {**config, "training": _small(config["training"]), "seeds": tuple(config["seeds"])[:1]}
@@ -67,8 +68,9 @@ def _small_arguments(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
     if "input_size" in entry.keywords:
         small["input_size"] = (SIZE, SIZE)
     for widths in _widths(entry.keywords):
+        own = model_arguments({**arguments, **small, **widths})
         try:
-            nnx.eval_shape(lambda own={**arguments, **small, **widths}: create_model(model, rngs=nnx.Rngs(0), **own))
+            nnx.eval_shape(lambda own=own: create_model(model, rngs=nnx.Rngs(0), **own))
         except ValueError:  # too narrow for its groups or its pattern
             continue
         return {**arguments, **small, **widths}

@@ -93,6 +93,14 @@ def test_the_kept_config_has_every_operator_and_three_seeds():
     assert {arguments.get("vary") for arguments in own} == {None, "in", "out"}
 
 
+def test_the_kept_table_has_the_networks_of_the_config():
+    kept, _ = parse_command_line(["compare", f"--config={CONFIG}", "--workdir=x"], None, COMPARISON)
+    lines = CONFIG.with_suffix(".md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
+    assert [row[0] for row in cells] == [kept.title(name) for name in kept.names]
+    assert {row[1] for row in cells} == {str(len(kept.seeds))}
+
+
 def rows():
     plain = Row("plain", [0, 1, 2], [0.50, 0.52, 0.54], [[0.4, 0.6]] * 3, 1000, 2_000_000, 0.01)
     other = Row("other", [0, 2], [0.53, 0.55], [[0.6, 0.5], [0.6, 0.5]], 500, 1_500_000, 0.02)
@@ -128,28 +136,31 @@ def test_the_picture_is_one(tmp_path, edges):
 
 @pytest.mark.slow
 def test_a_comparison_stops_when_time_is_up_goes_on_and_keeps_its_results(tmp_path, monkeypatch, capfd):
+    """The command of the README, shrunken: a plain network and one with a search."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     workdir = tmp_path / "run"
-    values = config(seeds=[0], networks=[{"name": "plain"}, VALUES["networks"][2]])
-    assert program.compare(values, workdir, "the same again", processes=2, minutes=0) == 0
-    assert "2 trainings are left after 0 minutes; go on with\nthe same again" in capfd.readouterr().out
-    assert program.compare(values, workdir, "the same again", processes=2) == 0
+    command = ["compare", f"--config={CONFIG}:smoke", f"--workdir={workdir}"]
+    assert program.main([*command, "--minutes=0"]) == 0
+    assert (
+        "2 trainings are left after 0 minutes; go on with\npython -m train.compare --config=" in capfd.readouterr().out
+    )
+    assert program.main(command) == 0
     out = capfd.readouterr().out
-    assert "2 trainings, 0 of them done, 2 beside each other" in out
-    assert re.search(r"^ic, seed 0: test accuracy 0\.\d+ ", out, re.MULTILINE)
+    assert "2 trainings, 0 of them done" in out
+    assert re.search(r"^icconv, seed 0: test accuracy 0\.\d+ ", out, re.MULTILINE)
     summary = {row["title"]: row for row in json.loads((workdir / "summary.json").read_text())}
-    assert list(summary) == ["plain", "ic"]
-    assert summary["plain"]["parameters"] == summary["ic"]["parameters"]
-    for name in ("plain", "ic"):
+    assert list(summary) == ["plain", "IC-Conv, searched"]
+    plain, found = summary.values()
+    assert plain["parameters"] == found["parameters"]
+    for name, row in (("plain", plain), ("icconv", found)):
         run = workdir / name / "seed0" / "run"
-        assert summary[name]["accuracies"] == [read_result(run)["test_accuracy"]]
-        assert len(read_answers(run).labels) == 364
-        assert summary[name]["step_seconds"] > 0
-    assert (workdir / "ic" / "seed0" / "patterns.json").exists()
-    assert (workdir / "ic" / "seed0" / "log.txt").read_text().count("images to train on") == 2
-    written = (workdir / "summary.md").read_text()
-    assert written in out
-    assert program.compare(values, workdir, "the same again", processes=2) == 0
+        assert row["accuracies"] == [read_result(run)["test_accuracy"]]
+        assert len(read_answers(run).labels) == 40
+        assert row["step_seconds"] > 0
+    assert (workdir / "icconv" / "seed0" / "patterns.json").exists()
+    assert (workdir / "icconv" / "seed0" / "log.txt").read_text().count("images to train on") == 2
+    assert (workdir / "summary.md").read_text() in out
+    assert program.main(command) == 0
     assert "2 trainings, 2 of them done" in capfd.readouterr().out
     with pytest.raises(UserError, match="another config"):
-        program.compare(config(seeds=[1]), workdir, "again", processes=2)
+        program.main([*command, "--config.seeds=(1,)"])

@@ -1,0 +1,31 @@
+"""PSConv ResNet-8 on scaled digits: digits of 8 to 48 pixels over photographs, 64x64, 6942 images to train on.
+
+    python -m train.prepare --dataset=scaled_digits --data_dir=data
+    python -m train --config=configs/scaled_digits.py --config.data_dir=data --workdir=runs/scaled_digits
+
+Cost: COST
+Expect: EXPECT
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Gives the config; every value can be set on the command line, ``--config.conv=``."""
+    config = ConfigDict()
+    config.source = "scaled_digits"
+    config.model = "resnet8"
+    config.model_kwargs = {
+        "width": 16,
+        "stem": {"kernel_size": 3, "strides": 2, "max_pool": False},
+        "strides": (2, 2, 2),
+    }
+    config.conv = "PSConv"
+    config.conv_kwargs = {"pattern": (1, 2, 1, 4)}
+    config.epochs = 10
+    config.batch_size = 32
+    config.optimizer = "adamw"
+    config.learning_rate = 0.01  # at its peak
+    config.warmup_epochs = 1.0
+    config.weight_decay = 0.02
+    return config
