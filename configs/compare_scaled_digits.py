@@ -2,7 +2,7 @@
 
     python -m train.compare --config=configs/compare_scaled_digits.py --workdir=runs/compare
 
-Cost: under 30 minutes on two CPU cores: 51 trainings and the three of the search's supernets, each on one core.
+Cost: 27 minutes on two CPU cores: 51 trainings and the three of the search's supernets, each on one core.
 Expect: the table and what it says, configs/compare_scaled_digits.md; the figures move within their spread.
 
 All networks are a ResNet-8 of the width 16 behind a 3x3 stem of stride 2, so that the stages see maps of 16x16, 8x8 and

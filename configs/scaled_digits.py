@@ -3,8 +3,9 @@
     python -m train.prepare --dataset=scaled_digits --data_dir=data
     python -m train --config=configs/scaled_digits.py --config.data_dir=data --workdir=runs/scaled_digits
 
-Cost: COST
-Expect: EXPECT
+Cost: two minutes on two CPU cores.
+Expect: test accuracy 0.84 (0.8408 for seed 0; of other networks and seeds configs/compare_scaled_digits.md tells the
+spread, with fewer epochs). The settings are those of that comparison, but for the number of epochs.
 """
 
 from ml_collections import ConfigDict
