@@ -37,6 +37,7 @@ from train.settings import RULES, SEEDS, Config, Rule, Schema, checked
 from train.side_by_side import Job, cores, run_side_by_side
 from train.step_time import step_times
 
+_OTHER_FOLDERS = ("data", "compiled")
 _SEARCH = {"d_max": 2, "objective": "sum", "per": "filter", "axes": "both"}
 
 
@@ -45,7 +46,7 @@ class CompareConfig:
     """The settings of a comparison.
 
     `training` holds the settings that all trainings share, `networks` what each network has of its own: its "name" for
-    folders, its "title" in the table, settings of python -m train, and for one whose dilations are to be searched
+    folders, its "title" in the table, settings of python -m train, and for an "ICConv" whose dilations are to be found
     "search", a dictionary that may set "d_max", "objective", "per", "axes" and "epochs", those of the supernet.
 
     Raises:
@@ -68,9 +69,14 @@ class CompareConfig:
                 f"config.baseline is {self.baseline!r}, no network of the comparison; {suggest(self.baseline, names)}"
             )
         for name in names:
+            if name in _OTHER_FOLDERS:
+                raise UserError(
+                    f"config.networks has a network {name!r}, but that folder is for other things; rename it"
+                )
             try:
-                self.training_of(name, self.seeds[0])
-                self.search_of(name, self.seeds[0])
+                training = self.training_of(name, self.seeds[0])
+                if self.search_of(name, self.seeds[0]) is not None and training.conv != "ICConv":
+                    raise UserError(f"it has a search but conv {training.conv!r}; set 'ICConv', or leave one out")
             except UserError as error:
                 raise UserError(f"the network {name!r} of config.networks makes no training: {error}") from error
 
@@ -89,17 +95,20 @@ class CompareConfig:
 
     def training_of(self, name: str, seed: int) -> Config:
         """The training of a network; of one with a search, without what that will find."""
-        beside = ("name", "title", "search")
-        own = {key: value for key, value in self.network(name).items() if key not in beside}
-        return checked({**self.training, **own, "seed": seed})
+        return checked({**self.training, **self._settings(name), "seed": seed})
 
     def search_of(self, name: str, seed: int) -> SearchConfig | None:
         """The search for a network's dilations, or None."""
         if "search" not in self.network(name):
             return None
-        own = {**_SEARCH, "epochs": self.training["epochs"], **self.network(name)["search"]}
-        plain = {**self.training, "epochs": own.pop("epochs")}
+        shared = {**self.training, **self._settings(name)}
+        own = {**_SEARCH, "epochs": shared["epochs"], **self.network(name)["search"]}
+        plain = {**shared, "conv": "", "conv_kwargs": {}, "convs": {}, "epochs": own.pop("epochs")}
         return checked({**own, "seeds": [seed], "training": plain}, SEARCH)
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        """The settings of python -m train that are a network's own."""
+        return {key: value for key, value in self.network(name).items() if key not in ("name", "title", "search")}
 
     def with_data_in(self, workdir: Path) -> "CompareConfig":
         """The same with the data in the folder of the comparison, unless the config says where they are."""

@@ -49,6 +49,9 @@ def test_a_search_trains_a_supernet_of_the_shared_settings():
     assert search.supernet(5).conv_kwargs == {"d_max": 3}
     assert (search.supernet(5).seed, search.supernet(5).epochs, search.objective) == (5, 1, "sum")
     assert config().search_of("plain", 5) is None
+    other = [*VALUES["networks"][:2], {**VALUES["networks"][2], "model": "resnet20", "epochs": 4}]
+    supernet = config(networks=other).search_of("ic", 5).supernet(5)
+    assert (supernet.model, supernet.epochs, supernet.conv) == ("resnet20", 4, "SupernetConv")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,8 @@ def test_a_search_trains_a_supernet_of_the_shared_settings():
         ({"networks": [{"name": "plain"}, {"name": "plain"}]}, "names twice"),
         ({"networks": [{"name": "plain", "epoch": 3}]}, "'plain' of config.networks makes no training: .*'epoch'"),
         ({"networks": [{"name": "plain", "search": {"dmax": 3}}]}, "unknown key 'dmax'; did you mean 'd_max'"),
+        ({"networks": [{"name": "plain"}, {"name": "data"}]}, "a network 'data', but that folder is for other things"),
+        ({"networks": [{"name": "plain", "search": {}}]}, "it has a search but conv ''; set 'ICConv'"),
         ({"scale_edges": [2.0]}, "config.scale_edges is .* a list of rising numbers"),
         ({"scale_edges": [2.0, 1.0]}, "config.scale_edges is .* a list of rising numbers"),
         ({"timed_steps": 0}, "config.timed_steps is 0 but must be a whole number of at least 1"),
