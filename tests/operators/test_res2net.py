@@ -421,3 +421,15 @@ def test_unknown_arguments_and_bad_input_are_refused():
         build(paddding=1)
     with pytest.raises(ValueError, match="8 channels"):
         build()(jnp.ones((1, 5, 5, 4)))
+
+
+@pytest.mark.parametrize(("strides", "kind"), [(1, "normal"), (2, "stage"), ((1, 2), "stage"), ((1, 1), "normal")])
+def test_the_kind_can_follow_from_the_strides(strides, kind):
+    conv = Res2Conv(8, 8, (3, 3), strides, scale=4, padding=1, kind="auto", rngs=nnx.Rngs(0))
+    assert conv.kind == kind
+    assert (
+        conv(jnp.ones((1, 7, 7, 8))).shape
+        == Res2Conv(8, 8, (3, 3), strides, scale=4, padding=1, kind=kind, rngs=nnx.Rngs(0))(
+            jnp.ones((1, 7, 7, 8))
+        ).shape
+    )

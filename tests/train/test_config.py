@@ -6,6 +6,7 @@ import pytest
 
 from tests.train.helpers import ROOT, TINY, TINY_CONFIG, tiny
 from train import __main__ as program
+from train.compare import COMPARISON
 from train.config import (
     check_accumulation,
     check_batch_size,
@@ -45,7 +46,8 @@ def test_overrides_reach_the_config_in_both_spellings():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.name)
 def test_shipped_configs_are_valid_and_documented(path):
-    program, schema = ("train.edo", SEARCH) if path.name.startswith("edo_") else ("train", TRAINING)
+    others = {"edo": ("train.edo", SEARCH), "compare": ("train.compare", COMPARISON)}
+    program, schema = others.get(path.name.partition("_")[0], ("train", TRAINING))
     parse_command_line([program, f"--config={path}", "--workdir=w"], "description", schema)
     header = runpy.run_path(str(path))["__doc__"]
     for part in (f"python -m {program} --config=configs/{path.name}", "Cost:", "Expect:"):

@@ -27,6 +27,7 @@ from train.errors import UserError, run_program
 from train.evaluate import load_best
 from train.loop import train
 from train.profiling import StepProfiler
+from train.results import read_answers
 from train.step import create_eval_step
 
 
@@ -40,6 +41,19 @@ def assert_same_runs(workdir, finished_run):
     assert (workdir / "result.json").read_text() == (finished_run / "result.json").read_text()
 
 
+def test_the_answers_of_a_run_give_its_accuracy(finished_run):
+    answers, result = read_answers(finished_run), json.loads((finished_run / "result.json").read_text())
+    assert answers.accuracy == result["test_accuracy"]
+    assert answers.loss == pytest.approx(result["test_loss"])
+
+
+def test_damaged_answers_are_called_so(tmp_path):
+    (tmp_path / "test_answers.npz").write_bytes(b"PK nothing")
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match=r"test_answers.npz is missing or damaged .*; remove .*result.json"):
+            read_answers(folder)
+
+
 def test_a_run_leaves_its_files(finished_run):
     names = {path.name for path in finished_run.iterdir()}
     assert names == {
@@ -48,6 +62,7 @@ def test_a_run_leaves_its_files(finished_run):
         "curves.png",
         "metrics.jsonl",
         "report.html",
+        "test_answers.npz",
         "result.json",
         "samples",
         "speeds.jsonl",

@@ -203,6 +203,13 @@ def test_the_convolution_can_be_swapped():
     assert msconv_jax.PSConv in kinds
 
 
+def test_a_stem_can_be_given_by_its_numbers():
+    stem = {"kernel_size": 5, "strides": 2, "max_pool": False}
+    config = tiny(model="resnet8", model_kwargs={"stem": stem, "width": 4})
+    network = nnx.eval_shape(lambda: create_network(config, load_source(config)))
+    assert (network.conv1.kernel.shape, network.conv1.strides) == ((5, 5, 1, 4), 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -212,6 +219,16 @@ def test_the_convolution_can_be_swapped():
         ({"conv": "PSConf"}, "'PSConf', no such operator; did you mean 'PSConv'"),
         ({"conv": "PSConv", "conv_kwargs": {"patern": [1]}}, "patern"),
         ({"conv_kwargs": {"pattern": [1]}}, "config.conv is ''"),
+        (
+            {"conv": "PSConv", "conv_kwargs": {"kernel_dilation": 2}},
+            "config.conv_kwargs sets kernel_dilation, which the",
+        ),
+        (
+            {"conv": "PSConv", "convs": {"layer1.0.conv1": {"strides": 2}}},
+            r"config.convs\['layer1.0.conv1'\] sets strides",
+        ),
+        ({"model_kwargs": {"stem": {"kernel": 3}}}, "config.model_kwargs.stem is {'kernel': 3} but must be as"),
+        ({"model_kwargs": {"stem": {"kernel_size": 4, "strides": 1, "max_pool": False}}}, "stem is .* must be odd"),
     ],
 )
 def test_models_and_operators_that_do_not_exist(changes, message):
