@@ -50,7 +50,8 @@ def _small(config: dict[str, Any]) -> dict[str, Any]:
     }
     if config["source"] == "digits":
         return small
-    small["source"] = "miniature32" if config["source"].startswith("cifar") else "miniature"
+    is_sized = "random_resized_crop" not in config.get("augment", {})  # nothing else makes sizes equal
+    small["source"] = "miniature32" if is_sized else "miniature"
     small["image_size"] = 0 if small["source"] == "miniature32" else SIZE
     small |= {"data_dir": "", "splits": {}, "eval_size": 0, "eval_resize": 0}
     small["model_kwargs"] = _small_arguments(config["model"], config.get("model_kwargs", {}))
