@@ -1,5 +1,6 @@
 """What holds for all tests, the documentation's examples included."""
 
+import contextlib
 from collections.abc import Iterator
 
 import jax
@@ -28,20 +29,24 @@ def _forget_compiled_programs():
 SWEPT = ("operators", "models", "heads", "edo")
 
 
+@contextlib.contextmanager
+def _compiling(*, quickly: bool) -> Iterator[None]:
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", quickly)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(autouse=True)
 def _quick_compilation(request):
     """Most of the time is LLVM's: quick tests and sweeps leave out its optimisations, others compile as users do."""
     is_quick = request.node.get_closest_marker("slow") is None or request.path.parent.name in SWEPT
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", is_quick)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with _compiling(quickly=is_quick):
+        yield
 
 
 @pytest.fixture
 def quick_compilation() -> Iterator[None]:
     """Programs compiled without LLVM's optimisations, for trainings that are compared with nothing."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with _compiling(quickly=True):
+        yield

@@ -19,15 +19,6 @@ QUICK = ("ps_resnet8", "het_vgg16_cifar")
 EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in list_models()]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation():
-    """Each network is compiled for one step; what is tested is what it computes."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def odd_size(name):
     """Height and width of odd images, small ones for the networks of small images."""
     return (65, 97) if model_entry(name).input_size[0] == 224 else (15, 21)
