@@ -12,6 +12,8 @@ plain network alone.
 
 from ml_collections import ConfigDict
 
+from configs.base import scaled_digits
+
 
 def get_config() -> ConfigDict:
     """Gives the config; every value can be set on the command line, ``--config.training.epochs=10``."""
@@ -20,21 +22,9 @@ def get_config() -> ConfigDict:
     config.baseline = "plain"
     config.scale_edges = (1.0, 1.57, 2.45, 3.83, 6.0)  # equal parts of a logarithmic axis
     config.timed_steps = 15
-    training = config.training = ConfigDict()
-    training.source = "scaled_digits"
-    training.model = "resnet8"
-    training.model_kwargs = {
-        "width": 16,
-        "stem": {"kernel_size": 3, "strides": 2, "max_pool": False},
-        "strides": (2, 2, 2),
-        "zero_init_last": True,
-    }
+    training = config.training = scaled_digits()
     training.epochs = 3
-    training.batch_size = 32
-    training.optimizer = "adamw"
-    training.learning_rate = 0.01  # at its peak
     training.warmup_epochs = 0.3
-    training.weight_decay = 0.02
     training.data_threads = 1
 
     def psconv(name: str, title: str, **arguments: object) -> dict[str, object]:

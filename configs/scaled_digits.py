@@ -10,23 +10,14 @@ spread, with fewer epochs). The settings are those of that comparison, but for t
 
 from ml_collections import ConfigDict
 
+from configs.base import scaled_digits
+
 
 def get_config() -> ConfigDict:
     """Gives the config; every value can be set on the command line, ``--config.conv=``."""
-    config = ConfigDict()
-    config.source = "scaled_digits"
-    config.model = "resnet8"
-    config.model_kwargs = {
-        "width": 16,
-        "stem": {"kernel_size": 3, "strides": 2, "max_pool": False},
-        "strides": (2, 2, 2),
-    }
+    config = scaled_digits()
     config.conv = "PSConv"
     config.conv_kwargs = {"pattern": (1, 2, 1, 4)}
     config.epochs = 10
-    config.batch_size = 32
-    config.optimizer = "adamw"
-    config.learning_rate = 0.01  # at its peak
     config.warmup_epochs = 1.0
-    config.weight_decay = 0.02
     return config

@@ -43,3 +43,21 @@ def cifar(classes: int) -> ConfigDict:
     config.batch_size = 128
     config.seed = 0
     return config
+
+
+def scaled_digits() -> ConfigDict:
+    """Scaled digits, with a ResNet-8 behind a 3x3 stem of stride 2: its stages see 16x16, 8x8 and 4x4 pixels."""
+    config = ConfigDict()
+    config.source = "scaled_digits"
+    config.model = "resnet8"
+    config.model_kwargs = {
+        "width": 16,
+        "stem": {"kernel_size": 3, "strides": 2, "max_pool": False},
+        "strides": (2, 2, 2),
+        "zero_init_last": True,
+    }
+    config.batch_size = 32
+    config.optimizer = "adamw"
+    config.learning_rate = 0.01  # at its peak
+    config.weight_decay = 0.02
+    return config
