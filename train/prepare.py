@@ -99,15 +99,20 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
             raise UserError(f"tfds could not prepare {name!r}: {one_line(error)}") from error
 
 
-def prepare_once(name: str, data_dir: str) -> None:
-    """Prepares a data set unless its files are there, for programs that need it; nothing is read again.
+def prepare_once(name: str, data_dir: str, manual_dir: str = "") -> bool:
+    """Prepares a data set unless its files are there, which are not read again.
+
+    Returns:
+        Whether it was prepared now.
 
     Raises:
         UserError: as `prepare`.
     """
-    if find_prepared(name, data_dir) is None:
-        print(f"preparing {name} in {folder_of(data_dir)} ...", flush=True)
-        prepare(name, data_dir, "")
+    if find_prepared(name, data_dir) is not None:
+        return False
+    print(f"preparing {name} in {folder_of(data_dir)} ...", flush=True)
+    prepare(name, data_dir, manual_dir)
+    return True
 
 
 def _has_tensorflow() -> bool:
@@ -209,15 +214,11 @@ def main(argv: list[str]) -> int:
         raise UserError(f"unexpected argument {arguments[0]!r}; the data set is named by --dataset")
     name, data_dir = required(values, "dataset", "imagenet2012"), str(values["data_dir"].value)
 
+    is_new = prepare_once(name, data_dir, str(values["manual_dir"].value))
     builder = find_prepared(name, data_dir)
-    is_new = builder is None
     if builder is None:
-        print(f"preparing {name} in {folder_of(data_dir)} ...")
-        prepare(name, data_dir, str(values["manual_dir"].value))
-        builder = find_prepared(name, data_dir)
-        if builder is None:
-            raise UserError(f"tfds prepared {name!r} but no files of it are in {folder_of(data_dir)}")
-    else:
+        raise UserError(f"tfds prepared {name!r} but no files of it are in {folder_of(data_dir)}")
+    if not is_new:
         print(f"{name} is already prepared in {builder.data_dir}; reading it ...")
     try:
         counts = verify(builder, repair_advice(name, data_dir, builder))

@@ -79,7 +79,8 @@ def oct_unit(
 class OctBlock(nnx.Module):
     """The frame of an octave block: a branch and a shortcut; frequencies are added and activated one by one.
 
-    A block derives from it, builds the units of its branch by `unit` and ends its call with `self.join(maps, branch)`.
+    A block derives from it, builds the units of its branch by `oct_unit`, then the frame, and ends its call with
+    `self.join(maps, branch)`.
 
     Args:
         in_features: input channels, high and low together.
