@@ -26,7 +26,7 @@ def _forget_compiled_programs():
 
 
 # Their slow tests are sweeps over many arguments, a program for each.
-SWEPT = ("operators", "models", "heads", "edo")
+SWEPT = ("operators", "models", "segmentation", "edo")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Multi-scale convolutions for JAX and Flax."""
 
-from msconv_jax import analysis, edo, heads, linen, surgery
+from msconv_jax import analysis, edo, heads, linen, segmentation, surgery, vision
 from msconv_jax.convolution import lattice_convolve
 from msconv_jax.exporting import export_onnx, export_stablehlo
 from msconv_jax.folding import fold_batch_norm
@@ -56,6 +56,8 @@ __all__ = [
     "load_torch_checkpoint",
     "read_state_dict",
     "replace_convs",
+    "segmentation",
     "surgery",
+    "vision",
     "write_safetensors",
 ]

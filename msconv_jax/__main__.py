@@ -4,8 +4,8 @@
     python -m msconv_jax summary NAME [--size 224]
 
 `list` prints the registered names, with wildcards in the pattern, with their parameters, multiply-accumulates for one
-image and published accuracies in per cent; `summary` the parts of one network with their output, parameters and
-multiply-accumulates for one image, without building it in memory.
+image and published accuracies in per cent, a table for each task; `summary` the parts of one network
+with their output, parameters and multiply-accumulates for one image, without building it in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.counting import count_parameters, layer_macs
-from msconv_jax.models import create_model, list_models, model_entry
+from msconv_jax.models import ImageModel, create_model, list_models, model_entry
+from msconv_jax.models.registry import TASKS
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -30,20 +31,34 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
+# What is published of a task's networks: head of the column and attribute of `Published`.
+ACCURACIES = {
+    "classification": {"top-1": "top1", "top-5": "top5"},
+    "segmentation": {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"},
+}
+
+
 def listing(pattern: str) -> str:
-    """The registered networks that match a pattern: size, cost, what was published and where they are from."""
+    """The registered networks that match a pattern, a table for each task."""
+    return "\n\n".join(listing_of(names, task) for task in TASKS if (names := list_models(pattern, task)))
+
+
+def listing_of(names: Sequence[str], task: str) -> str:
+    """Networks for one task: size, cost, what was published and where they are from."""
+    accuracies = ACCURACIES[task]
     rows: list[tuple[str, ...]] = [
         (
-            *("name", "input", "classes", "parameters", "million MACs", "top-1", "top-5", "published in"),
+            *("name", "input", "classes", "parameters", "million MACs", *accuracies, "published in"),
             *("licence of weights", "paper"),
         )
     ]
-    for name in list_models(pattern):
+    for name in names:
         entry = model_entry(name)
         published = entry.published
         macs = None if entry.macs is None else f"{entry.macs / 1e6:,.0f}"
         parameters = None if entry.parameters is None else f"{entry.parameters:,}"
-        figures = (parameters, macs, published.top1, published.top5, published.table, published.weights)
+        measured = (getattr(published, attribute) for attribute in accuracies.values())
+        figures = (parameters, macs, *measured, published.table, published.weights)
         told = ("" if value is None else str(value) for value in figures)
         rows.append((name, "x".join(map(str, entry.input_size)), str(entry.num_classes), *told, entry.paper))
     return table(rows)
@@ -55,10 +70,7 @@ def summary(name: str, size: int | None) -> str:
     height, width, channels = entry.input_size if size is None else (size, size, entry.input_size[2])
     model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0)))
     model.eval()
-    graphdef, state = nnx.split(model)
-    images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
-    maps = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).feature_maps(x), state, images)
-    outputs = {f["module"]: "x".join(map(str, m.shape[1:])) for f, m in zip(model.feature_info, maps, strict=True)}
+    outputs = _map_sizes(model, (height, width, channels)) if isinstance(model, ImageModel) else {}
     macs = layer_macs(model, (height, width, channels))
     rows = [("part", "output", "parameters", "million MACs")]
     total = 0
@@ -75,6 +87,14 @@ def summary(name: str, size: int | None) -> str:
             rows.append((part, stem, f"{parameters:,}", f"{own / 1e6:,.2f}"))
     rows.append(("all", str(model.num_classes), f"{total:,}", f"{sum(macs.values()) / 1e6:,.2f}"))
     return f"{name} at {height}x{width}: {entry.paper}\n\n{table(rows)}"
+
+
+def _map_sizes(model: ImageModel, input_size: tuple[int, int, int]) -> dict[str, str]:
+    """The size of each map of a classifier, by the part that makes it."""
+    graphdef, state = nnx.split(model)
+    images = jax.ShapeDtypeStruct((1, *input_size), jnp.float32)
+    maps = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state).feature_maps(x), state, images)
+    return {f["module"]: "x".join(map(str, m.shape[1:])) for f, m in zip(model.feature_info, maps, strict=True)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

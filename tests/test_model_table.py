@@ -36,17 +36,23 @@ def test_parameters_are_the_published_ones_to_the_printed_precision(name):
     assert printed(entry.parameters, entry.published.parameters, 1e6) == entry.published.parameters
 
 
+# The auxiliary head's at 473 x 473 and output stride 8, which the paper counts in: a 3x3 and the classifier.
+AUXILIARY = (9 * 1024 * 256 + 256 * 150) * 60 * 60
+
+
 @pytest.mark.parametrize("name", [name for name, told in PUBLISHED.items() if told.macs])
 def test_multiply_accumulates_are_the_published_ones_within_two_percent(name):
     entry = model_entry(name)
-    assert entry.macs / 1e9 == pytest.approx(float(entry.published.macs), rel=0.02)
+    macs = entry.macs + (AUXILIARY if entry.task == "segmentation" else 0)
+    assert macs / 1e9 == pytest.approx(float(entry.published.macs), rel=0.02)
 
 
 def test_accuracies_are_per_cent():
     for name, told in PUBLISHED.items():
         assert told.top1 is None or 60 < told.top1 < 97, name
         assert told.top5 is None or told.top1 < told.top5 < 97, name
-        assert (told.table is None) == (told.top1 is None), name
+        assert told.miou is None or 30 < told.miou < told.pixel_accuracy < 85, name
+        assert (told.table is None) == (told.top1 is None and told.miou is None), name
 
 
 def test_ps_networks_beat_their_plain_counterparts_in_the_papers_tables():

@@ -1,5 +1,5 @@
-"""Heads that turn a backbone's maps into more than one label an image, and the networks of the two."""
+"""The former names of what `msconv_jax.segmentation` has."""
 
-from msconv_jax.heads.pyconv_seg import AuxiliaryHead, MapClassifier, PyConvHead, PyConvSegNet, pyconv_segnet
+from msconv_jax.segmentation import AuxiliaryHead, MapClassifier, PyConvHead, PyConvSegNet, pyconv_segnet
 
 __all__ = ["AuxiliaryHead", "MapClassifier", "PyConvHead", "PyConvSegNet", "pyconv_segnet"]

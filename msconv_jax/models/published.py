@@ -23,6 +23,9 @@ class Published:
         macs: billions of multiply-accumulates for one image, as printed.
         top1: top-1 accuracy in per cent, on ImageNet or, of networks for 32x32 images, CIFAR.
         top5: top-5 accuracy in per cent.
+        miou: mean intersection over union in per cent, of segmentation networks on ADE20K's validation images, with
+            sliding windows at one scale.
+        pixel_accuracy: share of right pixels in per cent, likewise.
         weights: licence of the repository that has the weights which `load_torch_checkpoint` takes; None if there are
             none, "not stated" if it has no licence.
 
@@ -36,6 +39,8 @@ class Published:
     macs: str | None = None
     top1: float | None = None
     top5: float | None = None
+    miou: float | None = None
+    pixel_accuracy: float | None = None
     weights: str | None = None
 
 
@@ -111,4 +116,25 @@ _ROWS: dict[str, tuple[str | None, str | None, str | None, float | None, float |
     "ac_pixel_resnet50": ("ACNet paper, table 1", "31.85", None, 77.5, None, _NONE),
 }
 
-PUBLISHED = MappingProxyType({name: Published(*row) for name, row in _ROWS.items()})
+_PY4 = "PyConv paper, table 4"
+
+# Name: table, parameters, multiply-accumulates with the auxiliary head, mean IoU, pixel accuracy, licence.
+_SEGMENTATION_ROWS: dict[str, tuple[str, str, str, float, float, str | None]] = {
+    "pyconv_segnet_resnet50": (_PY4, "34.40", "116.84", 41.54, 80.18, _NONE),
+    "pyconv_segnet_resnet101": (_PY4, "53.39", "185.47", 42.88, 80.75, _NONE),
+    "pyconv_segnet_resnet152": (_PY4, "69.03", "242.00", 44.04, 81.18, _NONE),
+    "pyconv_segnet_pyconv_resnet50": (_PY4, "33.69", "114.18", 42.08, 80.31, _NONE),
+    "pyconv_segnet_pyconv_resnet101": (_PY4, "51.15", "177.29", 42.93, 80.91, _NONE),
+    "pyconv_segnet_pyconv_resnet152": (_PY4, "65.48", "229.11", 44.36, 81.54, _NONE),
+    "seg_baseline_resnet50": ("PyConv supplement, table 6", "35.42", "131.37", 37.87, 78.17, None),
+}
+
+
+def _published() -> dict[str, Published]:
+    rows = {name: Published(*row[:5], weights=row[5]) for name, row in _ROWS.items()}
+    for name, (table, parameters, macs, miou, accuracy, weights) in _SEGMENTATION_ROWS.items():
+        rows[name] = Published(table, parameters, macs, miou=miou, pixel_accuracy=accuracy, weights=weights)
+    return rows
+
+
+PUBLISHED = MappingProxyType(_published())

@@ -15,8 +15,8 @@ from flax import nnx
 from msconv_jax.models.blocks import BasicBlock, Bottleneck
 from msconv_jax.models.layers import PaddingRule, batch_norm, check_positive, max_pool
 from msconv_jax.models.parts import Layer, Parts
-from msconv_jax.models.resampling import adaptive_average_pool, resize_bilinear
 from msconv_jax.operators import PyConv
+from msconv_jax.vision.resize import adaptive_average_pool, resize_bilinear
 
 __all__ = ["GlobalPyConvBlock", "LocalPyConvBlock", "MaxPoolShortcut", "PyConvBasicBlock", "WideBottleneck"]
 

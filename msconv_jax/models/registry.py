@@ -17,9 +17,11 @@ from msconv_jax.models.image_model import FeatureBackbone, ImageModel
 from msconv_jax.models.published import PUBLISHED, Published
 
 __all__ = [
+    "ADE20K",
     "CIFAR_10",
     "CIFAR_100",
     "IMAGENET",
+    "TASKS",
     "ModelEntry",
     "create_model",
     "known_counts",
@@ -28,6 +30,9 @@ __all__ = [
     "register_model",
 ]
 
+
+# What the registered networks are for: one label an image, or one a pixel.
+TASKS = ("classification", "segmentation")
 
 # The images of the papers' data sets, as arguments of `ModelEntry`.
 IMAGENET: dict[str, Any] = {"num_classes": 1000, "input_size": (224, 224, 3)}
@@ -44,6 +49,7 @@ CIFAR_100: dict[str, Any] = {
     "mean": (0.5071, 0.4865, 0.4409),
     "std": (0.2673, 0.2564, 0.2762),
 }
+ADE20K: dict[str, Any] = {"num_classes": 150, "input_size": (473, 473, 3), "crop_fraction": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +68,10 @@ class ModelEntry:
         std: standard deviation likewise.
         crop_fraction: side of the central crop over the shorter side of the resized image, in evaluation.
         channel_order: "RGB" or "BGR", of `mean`, `std` and the published weights.
+        task: what the network is for, one of `TASKS`.
 
     Raises:
-        ValueError: if the builder takes `**kwargs`, or the config names an argument it lacks.
+        ValueError: if the builder takes `**kwargs`, the config names an argument it lacks, or the task is unknown.
 
     Example:
         >>> entry = model_entry("ps_resnet50")
@@ -84,10 +91,12 @@ class ModelEntry:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     crop_fraction: float = 0.875
     channel_order: str = "RGB"
+    task: str = "classification"
 
     def __post_init__(self) -> None:
         # A copy behind a read-only view: nobody's later change can reach a registered model.
         object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
+        _check_task(self.task)
         unknown = sorted(set(self.config) - set(self.keywords))
         if unknown:
             raise ValueError(
@@ -163,20 +172,35 @@ def register_model(entry: ModelEntry) -> ModelEntry:
     return entry
 
 
-def list_models(pattern: str = "*") -> list[str]:
+def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
     """Lists the registered names that match a shell-style pattern, sorted.
 
     Args:
         pattern: wildcards `*`, `?` and `[...]`, case-sensitive.
+        task: only networks for this task, one of `TASKS`; None is all.
 
     Returns:
         The names; empty if none match.
 
+    Raises:
+        ValueError: if the task is unknown.
+
     Example:
         >>> list_models("ps_resnet?")
         ['ps_resnet8']
+        >>> list_models("*_resnet8", task="segmentation")
+        ['seg_baseline_ps_resnet8']
     """
-    return sorted(name for name in _ENTRIES if fnmatch.fnmatchcase(name, pattern))
+    if task is not None:
+        _check_task(task)
+    return sorted(
+        name for name, entry in _ENTRIES.items() if fnmatch.fnmatchcase(name, pattern) and task in (None, entry.task)
+    )
+
+
+def _check_task(task: str) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task={task!r}: must be one of {', '.join(TASKS)}")
 
 
 def model_entry(name: str) -> ModelEntry:
@@ -214,7 +238,8 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: number of logits; None takes the data set of the paper, 0 leaves the classifier out.
+        num_classes: number of logits; None takes the data set of the paper, 0 leaves a classifying network's classifier
+            out.
         features_only: whether to return a `FeatureBackbone`, whose calls give feature maps.
         out_indices: which maps, by their place in `feature_info`; None is all. Only with `features_only`.
         rngs: source of the `params` and, with drop path, `dropout` streams.
@@ -223,7 +248,8 @@ def create_model(
             the spatial convolution of the blocks: `conv=partial(PSConv, pattern=(1, 2))`.
 
     Returns:
-        The model, called with images (N, H, W, C), floating point; gives logits (N, num_classes).
+        The model, called with images (N, H, W, C), floating point. A classifier gives logits (N, num_classes); what
+        others give, their classes say, such as `Segmenter`.
 
     Raises:
         ValueError: if the name is unknown, an argument is out of its range, or the model has no maps to give.
@@ -237,6 +263,11 @@ def create_model(
         (2, 4)
     """
     entry = model_entry(name)
+    if features_only and entry.task != "classification":
+        raise ValueError(
+            f"features_only=True: {name!r} is a network for {entry.task}, which has no feature maps to give; build its "
+            "backbone by the backbone's name"
+        )
     if out_indices is not None and not features_only:
         raise ValueError(f"out_indices={out_indices!r} without features_only=True: only a backbone gives maps")
     for keyword in overrides:

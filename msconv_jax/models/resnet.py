@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ __all__ = [
     "IMAGENET_STEM",
     "LAYERS",
     "Convs",
+    "DilationRule",
     "ResNet",
     "StageGrid",
     "Stem",
@@ -36,6 +37,9 @@ __all__ = [
 
 # Blocks of each stage, by the depth that the names carry: of 18 and 34 layers with basic blocks, else with bottlenecks.
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+# Which dilation the first block of a stage has that dilates in place of striding: see `ResNet`.
+DilationRule = Literal["all", "torchvision"]
 
 Convs = Callable[..., Layer] | Sequence[Callable[..., Layer]] | Mapping[str, Callable[..., Layer]] | None
 
@@ -107,6 +111,8 @@ class ResNet(ImageModel):
         output_stride: most pixels of the image, 8, 16 or 32, to a pixel of the last map's side. Stages whose stride
             would go beyond keep their map's size, and theirs and the later stages' spatial convolutions are dilated
             by it; parameters stay the same. Networks that stay within it are not changed.
+        dilation_rule: which dilation the first block of such a stage has: "all" that of its other blocks, "torchvision"
+            that of the stage before. Weights that were trained by one rule fit the other in shape only.
         conv: factory of the blocks' spatial convolutions, called with the arguments of `nnx.Conv`:
             a class, a `functools.partial` of one, a sequence with one factory for each stage, or a
             mapping with one for each convolution's path, such as `layer1.0.conv2`.
@@ -133,8 +139,8 @@ class ResNet(ImageModel):
     Source:
         He et al., arXiv 1512.03385, table 1; ResNeXt: Xie et al., arXiv 1611.05431, table 1;
         SE-ResNet: Hu et al., arXiv 1709.01507. Zero initialisation: Goyal et al., arXiv 1706.02677,
-        section 5.1. Output stride: Chen et al., DeepLab, arXiv 1606.00915, section 3.1; that the first block of a stage
-        is dilated as its others are: public code of PyConv's segmentation.
+        section 5.1. Output stride: Chen et al., DeepLab, arXiv 1606.00915, section 3.1. Dilation rules:
+        public code of PSPNet and of PyConv's segmentation; torchvision and public code of DeepLabv3.
 
     Example:
         >>> model = ResNet((1, 1), width=8, num_classes=5, stem=CIFAR_STEM, rngs=nnx.Rngs(0))
@@ -158,6 +164,7 @@ class ResNet(ImageModel):
         stem: Stem = IMAGENET_STEM,
         strides: Sequence[int] | None = None,
         output_stride: int = 32,
+        dilation_rule: DilationRule = "all",
         conv: Convs = None,
         norm: Callable[..., Layer] = batch_norm,
         act: Callable[[jax.Array], jax.Array] = nnx.relu,
@@ -178,6 +185,10 @@ class ResNet(ImageModel):
         check_positive("base_width", base_width, "64 is the plain ResNet")
         check_drop_path_rate(drop_path_rate)
         grids = stage_grids(strides, stem.reduction, output_stride)
+        if dilation_rule not in get_args(DilationRule):
+            raise ValueError(
+                f"dilation_rule={dilation_rule!r}: must be 'all' (the public code of PSPNet) or 'torchvision'"
+            )
         check_padding_rule(padding)
         parts = Parts(
             norm=norm,
@@ -206,6 +217,9 @@ class ResNet(ImageModel):
         for stage, (depth, stage_strides) in enumerate(zip(layers, strides, strict=True)):
             grid = grids[stage]
             stage_parts = dataclasses.replace(parts, conv=convs[stage], dilation=grid.dilation, strided=grid.strided)
+            first_parts = stage_parts
+            if dilation_rule == "torchvision":
+                first_parts = dataclasses.replace(stage_parts, dilation=grids[stage - 1].dilation if stage else 1)
             name = f"layer{stage + 1}"
             planes = width * 2**stage
             blocks = []
@@ -215,7 +229,7 @@ class ResNet(ImageModel):
                         features,
                         planes,
                         stage_strides if index == 0 else 1,
-                        parts=stage_parts,
+                        parts=stage_parts if index else first_parts,
                         name=f"{name}.{index}",
                         drop_path_rate=drop_path_rate * built / max(total - 1, 1),
                         rngs=rngs,

@@ -2,7 +2,6 @@
 
 from msconv_jax.torch_weights import (
     acnet,
-    heads,
     hetconv,
     icconv,
     layers,
@@ -12,6 +11,7 @@ from msconv_jax.torch_weights import (
     psconv,
     pyconv,
     res2net,
+    segmentation,
     sis,
     vgg,
 )
@@ -22,7 +22,6 @@ __all__ = [
     "Conversion",
     "acnet",
     "conversion_of",
-    "heads",
     "hetconv",
     "icconv",
     "layers",
@@ -35,6 +34,7 @@ __all__ = [
     "pyconv",
     "read_state_dict",
     "res2net",
+    "segmentation",
     "sis",
     "vgg",
     "write_safetensors",

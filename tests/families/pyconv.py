@@ -11,6 +11,7 @@ from flax import nnx
 from msconv_jax import PyConv
 from msconv_jax.models import Bottleneck, Parts
 from msconv_jax.models.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut, WideBottleneck
+from msconv_jax.segmentation import PyConvHead
 from tests.families.family import CannotBuildError, Family
 
 KERNELS = (3, 5, 7, 9)
@@ -83,6 +84,11 @@ def build_global(ctor: Mapping[str, Any]) -> GlobalPyConvBlock:
     return GlobalPyConvBlock(ctor["in_dim"], ctor["reduction_dim"], bins=ctor.get("bins", 9), rngs=nnx.Rngs(0))
 
 
+def build_head(ctor: Mapping[str, Any]) -> PyConvHead:
+    """The parsing head, whose contexts are 512 wide."""
+    return PyConvHead(ctor["inplanes"], merged_features=ctor["planes"], rngs=nnx.Rngs(0))
+
+
 FAMILIES = {
     "PyConv2": Family(partial(build_levels, 2)),
     "PyConv3": Family(partial(build_levels, 3)),
@@ -91,4 +97,5 @@ FAMILIES = {
     "PyConvBlock": Family(build_block),
     "LocalPyConvBlock": Family(build_local),
     "GlobalPyConvBlock": Family(build_global),
+    "PyConvHead": Family(build_head),
 }

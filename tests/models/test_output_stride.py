@@ -84,6 +84,30 @@ def test_every_block_of_a_stage_is_dilated_by_what_the_stages_before_did_not_str
     assert model.layer4[0].conv2.kernel_dilation == 1
 
 
+@pytest.mark.parametrize(
+    ("rule", "output_stride", "third", "fourth"),
+    [
+        ("torchvision", 8, [1, 2, 2, 2, 2, 2], [2, 4, 4]),
+        ("torchvision", 16, [1] * 6, [1, 2, 2]),
+        ("torchvision", 32, [1] * 6, [1] * 3),
+        ("all", 8, [2] * 6, [4] * 3),
+        ("all", 16, [1] * 6, [2] * 3),
+    ],
+)
+def test_the_rule_of_a_dilated_stages_first_block(rule, output_stride, third, fourth):
+    model = nnx.eval_shape(
+        lambda: create_model("resnet50", output_stride=output_stride, dilation_rule=rule, rngs=OneKey())
+    )
+    assert [block.conv2.kernel_dilation for block in model.layer3] == third
+    assert [block.conv2.kernel_dilation for block in model.layer4] == fourth
+    assert [block.conv2.padding for block in model.layer4] == fourth
+
+
+def test_an_unknown_dilation_rule_is_refused():
+    with pytest.raises(ValueError, match="dilation_rule='first': must be 'all'"):
+        create_model("resnet50", dilation_rule="first", rngs=OneKey())
+
+
 def test_networks_within_the_output_stride_are_not_changed():
     for name in ("resnet8", "resnet50"):
         usual, asked = (

@@ -107,6 +107,21 @@ OTHERS = {
     "ic_resnext101_32x4d": 44_177_704,
 }
 NAMES = PLAIN_AND_PS | {f"ps_{name}" for name in PLAIN_AND_PS} | set(OTHERS)
+# Of segmentation, from its specification, at 150 classes with the auxiliary head.
+SEGMENTATION = {
+    "pyconv_segnet_resnet50": 34_397_548,
+    "pyconv_segnet_resnet101": 53_389_676,
+    "pyconv_segnet_resnet152": 69_033_324,
+    "pyconv_segnet_pyconv_resnet50": 33_688_236,
+    "pyconv_segnet_pyconv_resnet101": 51_148_460,
+    "pyconv_segnet_pyconv_resnet152": 65_481_388,
+    "seg_baseline_resnet50": 35_421_548,
+    # The backbones' difference, which is that of the networks with the other head.
+    "seg_baseline_resnet101": 35_421_548 + 53_389_676 - 34_397_548,
+    "seg_baseline_resnet152": 35_421_548 + 69_033_324 - 34_397_548,
+    # The backbone without its classifier, the head's 3x3 and 1x1, the auxiliary head's.
+    "seg_baseline_ps_resnet8": 78_042 - 650 + (9 * 64 * 64 + 2 * 64 + 65 * 11) + (9 * 32 * 32 + 2 * 32 + 33 * 11),
+}
 # The layers of the mobile networks whose maps come out, of V2 and V1: the last of each resolution.
 MOBILE_MAPS = ((1, 3, 6, 13, 18), (1, 3, 5, 11, 13))
 
@@ -172,8 +187,24 @@ TOTALS = {
 
 
 def test_the_names():
-    assert set(list_models()) == NAMES
-    assert list_models() == sorted(NAMES)
+    assert list_models(task="classification") == sorted(NAMES)
+    assert list_models(task="segmentation") == sorted(SEGMENTATION)
+    assert list_models() == sorted([*NAMES, *SEGMENTATION])
+
+
+@pytest.mark.parametrize("name", each_of(SEGMENTATION))
+def test_parameter_totals_of_segmentation(name, abstract_model):
+    assert count(abstract_model(name)) == SEGMENTATION[name]
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(ValueError, match="task='segmentatoin': must be one of classification, segmentation"):
+        list_models(task="segmentatoin")
+
+
+def test_a_segmentation_network_is_no_backbone():
+    with pytest.raises(ValueError, match="'seg_baseline_resnet50' is a network for segmentation"):
+        create_model("seg_baseline_resnet50", features_only=True, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("name", sorted(TOTALS))
@@ -253,6 +284,7 @@ def test_wildcards():
     assert list_models("ps_*") == sorted(f"ps_{name}" for name in PLAIN_AND_PS)
     assert list_models("resnet?") == ["resnet8"]
     assert list_models("PS_*") == []
+    assert list_models("*_ps_*", task="segmentation") == ["seg_baseline_ps_resnet8"]
 
 
 def test_unknown_name_lists_near_matches():
@@ -315,6 +347,10 @@ class TestRegisterModel:
 
         with pytest.raises(ValueError, match=re.escape("takes *args or **kwargs")):
             ModelEntry("x", builder, {}, 10, (32, 32, 3), "paper")
+
+    def test_an_unknown_task_is_refused(self):
+        with pytest.raises(ValueError, match="task='x': must be one of"):
+            dataclasses.replace(model_entry("resnet8"), name="x", task="x")
 
     def test_entries_cannot_be_changed(self):
         with pytest.raises(TypeError):

@@ -1,76 +1,26 @@
-"""PyConvSegNet: semantic segmentation with the pyramidal parsing head, on any backbone.
+"""Segmentation networks: a backbone, a head that makes a map of its last map, and a classifier of each pixel.
 
-Duta et al., "Pyramidal Convolution", arXiv 2006.11538, Sec. 5 and Fig. 4. What the paper leaves open is the public
-code's: where channels are dropped, how maps are enlarged, the auxiliary head.
+A network of a paper is a file beside this one: its head, and a `Segmenter` that has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.arguments import check_positive
 from msconv_jax.models.image_model import FeatureBackbone
-from msconv_jax.models.layers import check_positive
 from msconv_jax.models.parts import Parts
-from msconv_jax.models.pyconv import GlobalPyConvBlock, LocalPyConvBlock
 from msconv_jax.models.registry import create_model
 from msconv_jax.models.res2net_dla import ConvNormAct
-from msconv_jax.models.resampling import resize_bilinear
+from msconv_jax.models.resnet import Convs
+from msconv_jax.vision.resize import resize_bilinear
 
-__all__ = ["AuxiliaryHead", "MapClassifier", "PyConvHead", "PyConvSegNet", "pyconv_segnet"]
-
-
-class PyConvHead(nnx.Module):
-    """The parsing head without its classifier: local and global context side by side, merged by a 3x3 convolution.
-
-    Args:
-        in_features: channels of the backbone's last map; a quarter of them, and `features`, are divisible by 64.
-        features: channels of either context.
-        merged_features: output channels.
-        dtype: compute type; None infers it from the input and the parameters.
-        param_dtype: type of the parameters.
-        rngs: source of the `params` stream.
-
-    Raises:
-        ValueError: if the PyConv levels (groups 1, 4, 8, 16) do not divide the channels.
-
-    Source:
-        Duta et al., "Pyramidal Convolution", Fig. 4.
-
-    Example:
-        >>> def run(x):
-        ...     return PyConvHead(256, features=64, merged_features=32, rngs=nnx.Rngs(0))(x)
-        >>> jax.eval_shape(run, jnp.ones((1, 5, 7, 256))).shape
-        (1, 5, 7, 32)
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        *,
-        features: int = 512,
-        merged_features: int = 256,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        for name, value in (("features", features), ("merged_features", merged_features)):
-            check_positive(name, value, "the paper uses 512 and 256")
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.local_context = LocalPyConvBlock(in_features, features, **common)
-        self.global_context = GlobalPyConvBlock(in_features, features, **common)
-        parts = Parts(dtype=dtype, param_dtype=param_dtype)
-        self.merge_context = ConvNormAct(
-            2 * features, merged_features, 3, 1, parts=parts, name="merge_context", rngs=rngs
-        )
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, in_features) to (N, H, W, merged_features)."""
-        return self.merge_context(jnp.concatenate([self.local_context(x), self.global_context(x)], axis=-1))
+__all__ = ["AuxiliaryHead", "MapClassifier", "Segmenter", "create_backbone"]
 
 
 class MapClassifier(nnx.Module):
@@ -105,7 +55,7 @@ class MapClassifier(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_positive("num_classes", num_classes, "PyConvHead gives the map without a classifier")
+        check_positive("num_classes", num_classes, "a head alone gives a map without a classifier")
         if not 0.0 <= dropout_rate < 1.0:
             raise ValueError(f"dropout_rate={dropout_rate!r}: must be in [0, 1); 0 turns it off")
         self.dropout = nnx.Dropout(dropout_rate, broadcast_dims=(1, 2), rngs=rngs if dropout_rate > 0 else None)
@@ -163,8 +113,8 @@ class AuxiliaryHead(nnx.Module):
         return self.classifier(self.features(x))
 
 
-class PyConvSegNet(nnx.Module):
-    """Segmentation network: backbone, `PyConvHead`, `MapClassifier`, enlarging; an `AuxiliaryHead` in training.
+class Segmenter(nnx.Module):
+    """Segmentation network: backbone, head, `MapClassifier`, enlarging; an `AuxiliaryHead` in training.
 
     A call in evaluation mode gives logits. In training mode, the initial one, it gives ``(logits, auxiliary logits)``,
     of one shape, unless the network has no auxiliary head. The public training adds 0.4 times the second's loss to the
@@ -173,29 +123,31 @@ class PyConvSegNet(nnx.Module):
     Args:
         backbone: `create_model(..., features_only=True, output_stride=8)`, or 16. Its last map goes into the head, the
             one before, if it gives more than one, into the auxiliary head.
+        head: builds the head for the number of channels of the last map: a module that maps (N, H, W, channels) to
+            (N, H, W, `head_features`).
+        head_features: channels of the head's map.
         num_classes: number of logits of a pixel; ADE20K has 150.
         zoom: 1, 2, 4 or 8: an H x W image has ``(H - 1) // 8 * zoom + 1`` rows of logits, whatever the backbone's
             output stride. 8 is the image's size; 1 leaves the logits on the backbone's grid.
-        features: channels of the head's contexts.
-        merged_features: channels before either classifier.
         auxiliary: whether there is an auxiliary head.
+        auxiliary_features: channels of the auxiliary head before its classifier.
         dropout_rate: probability of dropping a channel before either classifier, in training.
-        dtype: compute type of the heads; None infers it from the input and the parameters.
-        param_dtype: type of the heads' parameters.
+        dtype: compute type of the auxiliary head; None infers it from the input and the parameters.
+        param_dtype: type of the classifiers' and the auxiliary head's parameters.
         rngs: source of the `params` and, with dropout, `dropout` streams.
 
     Raises:
         ValueError: if an argument is out of its range, or the backbone is none or gives too few maps.
 
     Source:
-        Duta et al., "Pyramidal Convolution", arXiv 2006.11538, Sec. 5, Table 4. The paper enlarges before it
-        classifies, the public code after; a 1x1 convolution makes these one linear map.
+        Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, section 3, and the public code of PyConvSegNet.
 
     Example:
         >>> from msconv_jax.models import create_model
         >>> def build():
-        ...     backbone = create_model("resnet18", output_stride=8, features_only=True, rngs=nnx.Rngs(0))
-        ...     return PyConvSegNet(backbone, 5, rngs=nnx.Rngs(1))
+        ...     backbone = create_model("resnet8", output_stride=8, features_only=True, rngs=nnx.Rngs(0))
+        ...     head = lambda channels: nnx.Conv(channels, 16, (3, 3), rngs=nnx.Rngs(1))
+        ...     return Segmenter(backbone, head, 16, num_classes=5, auxiliary_features=8, rngs=nnx.Rngs(2))
         >>> model = nnx.eval_shape(build)  # shapes only
         >>> images = jnp.ones((1, 33, 41, 3))
         >>> logits, auxiliary = nnx.eval_shape(lambda model: model(images), model)
@@ -207,12 +159,13 @@ class PyConvSegNet(nnx.Module):
     def __init__(
         self,
         backbone: FeatureBackbone,
-        num_classes: int = 150,
+        head: Callable[[int], nnx.Module],
+        head_features: int,
         *,
+        num_classes: int = 150,
         zoom: int = 8,
-        features: int = 512,
-        merged_features: int = 256,
         auxiliary: bool = True,
+        auxiliary_features: int = 256,
         dropout_rate: float = 0.1,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -234,21 +187,14 @@ class PyConvSegNet(nnx.Module):
         self.zoom = zoom
         self.num_classes = num_classes
         self.deterministic = False  # train() and eval() set it, as they set nnx.Dropout's
-        common: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         self.backbone = backbone
-        self.head = PyConvHead(
-            info[-1]["num_chs"], features=features, merged_features=merged_features, dtype=dtype, **common
-        )
-        self.classifier = MapClassifier(merged_features, num_classes, dropout_rate=dropout_rate, **common)
+        self.head: Any = head(info[-1]["num_chs"])
+        common: dict[str, Any] = {"dropout_rate": dropout_rate, "param_dtype": param_dtype, "rngs": rngs}
+        self.classifier = MapClassifier(head_features, num_classes, **common)
         self.auxiliary: AuxiliaryHead | None = nnx.data(None)
         if auxiliary:
             self.auxiliary = AuxiliaryHead(
-                info[-2]["num_chs"],
-                num_classes,
-                features=merged_features,
-                dropout_rate=dropout_rate,
-                dtype=dtype,
-                **common,
+                info[-2]["num_chs"], num_classes, features=auxiliary_features, dtype=dtype, **common
             )
 
     def __call__(self, images: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
@@ -286,66 +232,45 @@ def _fitting(size: int) -> int:
     return -(-(size - 1) // 8) * 8 + 1
 
 
-def pyconv_segnet(
-    backbone: str,
+def create_backbone(
+    name: str,
     *,
-    num_classes: int = 150,
     output_stride: int = 8,
-    zoom: int = 8,
-    auxiliary: bool = True,
-    dropout_rate: float = 0.1,
+    conv: Convs = None,
+    in_channels: int = 3,
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
-    backbone_options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     rngs: nnx.Rngs,
-) -> PyConvSegNet:
-    """Builds a `PyConvSegNet` on a registered network, in training mode.
+) -> FeatureBackbone:
+    """Builds a registered network as a `Segmenter`'s backbone, which gives its last two maps.
 
     Args:
-        backbone: name of a network that takes an `output_stride`, such as "pyconv_resnet50" or "resnet50".
-        num_classes: number of logits of a pixel; ADE20K has 150.
-        output_stride: of the backbone, 8 or 16.
-        zoom: see `PyConvSegNet`.
-        auxiliary: whether there is an auxiliary head.
-        dropout_rate: probability of dropping a channel before either classifier, in training.
+        name: name of a network that takes an `output_stride`.
+        output_stride: 8 or 16.
+        conv: factory of the blocks' spatial convolutions, see `ResNet`; None keeps the network's.
+        in_channels: channels of the images.
         dtype: compute type; None infers it from the input and the parameters.
         param_dtype: type of the parameters.
-        backbone_options: other arguments of the network, see `create_model`.
-        rngs: source of the `params` and, with dropout, `dropout` streams.
+        options: other arguments of the network, see `create_model`.
+        rngs: source of the `params` stream.
 
     Returns:
-        The network. Weights of the public code fit it: `msconv_jax.load_torch_checkpoint`; those of a classifying
-        network fit its `backbone`, with ``strict=False`` to leave their classifier out.
+        The backbone.
 
     Raises:
-        ValueError: if the name is unknown or an argument out of its range.
-        TypeError: if the network has no argument of a name in `backbone_options`, or no `output_stride`.
-
-    Source:
-        Duta et al., "Pyramidal Convolution", Table 4.
+        ValueError: if the name is unknown, an argument is out of its range, or `options` has one of the others' names.
+        TypeError: if the network has no argument of a name in `options`, or no `output_stride` or `conv`.
 
     Example:
-        >>> from msconv_jax.counting import count_parameters
-        >>> count_parameters(nnx.eval_shape(lambda: pyconv_segnet("pyconv_resnet50", rngs=nnx.Rngs(0))))
-        33688236
+        >>> backbone = nnx.eval_shape(lambda: create_backbone("resnet50", rngs=nnx.Rngs(0)))
+        >>> [(f["num_chs"], f["reduction"]) for f in backbone.feature_info]
+        [(1024, 8), (2048, 8)]
     """
-    maps = create_model(
-        backbone,
-        features_only=True,
-        out_indices=(-2, -1),
-        output_stride=output_stride,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-        **(backbone_options or {}),
-    )
-    return PyConvSegNet(
-        maps,
-        num_classes,
-        zoom=zoom,
-        auxiliary=auxiliary,
-        dropout_rate=dropout_rate,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
-    )
+    arguments = {"output_stride": output_stride, "in_channels": in_channels, "dtype": dtype, "param_dtype": param_dtype}
+    if conv is not None:
+        arguments["conv"] = conv
+    options = options or {}
+    if twice := sorted({"num_classes", "conv", *arguments} & set(options)):
+        raise ValueError(f"backbone_options has {', '.join(twice)}: give these as arguments of the network itself")
+    return create_model(name, features_only=True, out_indices=(-2, -1), rngs=rngs, **arguments, **options)

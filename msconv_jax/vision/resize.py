@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msconv_jax.models.layers import check_positive
+from msconv_jax.arguments import check_positive
 
 __all__ = ["adaptive_average_pool", "resize_bilinear"]
 
@@ -36,14 +36,16 @@ def adaptive_average_pool(x: jax.Array, size: Sequence[int]) -> jax.Array:
     return _along_both(x, *(_pooling(old, new) for old, new in zip(x.shape[1:3], _checked(size), strict=True)))
 
 
-def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Interpolates linearly; the first and the last positions fall together (``align_corners``).
+def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool = True) -> jax.Array:
+    """Interpolates linearly between the nearest positions, without smoothing where it shrinks.
 
-    `jax.image.resize` has no such rule, and smooths where it shrinks.
+    `jax.image.resize` has no ``align_corners``, and smooths where it shrinks.
 
     Args:
         x: maps (N, H, W, C).
         size: rows and columns of the result.
+        align_corners: whether the first and the last positions fall together. Otherwise the outer edges of the pixels
+            do, so that position i of n lies at (i + 1/2) L / n - 1/2 of L, held within the map.
 
     Returns:
         (N, *size, C).
@@ -52,18 +54,23 @@ def resize_bilinear(x: jax.Array, size: Sequence[int]) -> jax.Array:
         ValueError: if a size is no positive int.
 
     Source:
-        PyTorch's ``interpolate(mode="bilinear", align_corners=True)``.
+        PyTorch's ``interpolate(mode="bilinear")``.
 
     Example:
-        >>> resize_bilinear(jnp.array([0.0, 4.0]).reshape(1, 2, 1, 1), (5, 1)).ravel().tolist()
+        >>> x = jnp.array([0.0, 4.0]).reshape(1, 2, 1, 1)
+        >>> resize_bilinear(x, (5, 1)).ravel().tolist()
         [0.0, 1.0, 2.0, 3.0, 4.0]
+        >>> resize_bilinear(x, (4, 1), align_corners=False).ravel().tolist()
+        [0.0, 1.0, 3.0, 4.0]
     """
-    return _along_both(x, *(_interpolation(old, new) for old, new in zip(x.shape[1:3], _checked(size), strict=True)))
+    places = _corner_places if align_corners else _half_pixel_places
+    matrices = (_interpolation(old, places(old, new)) for old, new in zip(x.shape[1:3], _checked(size), strict=True))
+    return _along_both(x, *matrices)
 
 
 def _checked(size: Sequence[int]) -> Sequence[int]:
-    for own in size:
-        check_positive("size", own, "give the rows and columns of the result")
+    for side in size:
+        check_positive("size", side, "give the rows and columns of the result")
     return size
 
 
@@ -83,12 +90,19 @@ def _pooling(size: int, bins: int) -> np.ndarray:
     return matrix
 
 
-def _interpolation(size: int, new: int) -> np.ndarray:
-    """The matrix (new, size) of the interpolation."""
-    matrix = np.zeros((new, size))
-    for i in range(new):
-        place = i * (size - 1) / (new - 1) if new > 1 else 0.0
-        low = min(int(place), max(size - 2, 0))
-        matrix[i, low] += 1 - (place - low)
-        matrix[i, min(low + 1, size - 1)] += place - low
+def _corner_places(size: int, new: int) -> np.ndarray:
+    return np.arange(new) * ((size - 1) / max(new - 1, 1))
+
+
+def _half_pixel_places(size: int, new: int) -> np.ndarray:
+    return np.clip((np.arange(new) + 0.5) * (size / new) - 0.5, 0, size - 1)
+
+
+def _interpolation(size: int, places: np.ndarray) -> np.ndarray:
+    """The matrix (places, size) of the interpolation at places within 0 and size - 1."""
+    matrix = np.zeros((len(places), size))
+    rows = np.arange(len(places))
+    low = np.minimum(places.astype(int), max(size - 2, 0))
+    matrix[rows, low] += 1 - (places - low)
+    matrix[rows, np.minimum(low + 1, size - 1)] += places - low
     return matrix
