@@ -3,55 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+from msconv_jax.costs import call_macs, is_costed
+from msconv_jax.recording import Call, recorded_calls
 
 __all__ = ["count_parameters", "layer_macs"]
 
+Input = Sequence[int] | jax.ShapeDtypeStruct | jax.Array
+"""A size without the batch axis, or an array, or the shape and type of one."""
 
-class _Recorder(nnx.Module):
-    """Stands for a layer, calls it, and notes its multiply-accumulates."""
-
-    def __init__(self, layer: nnx.Module, path: str, found: dict[str, int]):
-        self.layer = layer
-        self.note = _Note(path, found)  # no module and no array: plain static data
-
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        outputs = self.layer(*inputs, **options)  # type: ignore[operator]
-        self.note(self.layer, outputs)
-        return outputs
+# Layers that multiply more than the layers in them.
+_UNKNOWN = (nnx.MultiHeadAttention, nnx.LoRA, nnx.LoRALinear)
 
 
-class _Note:
-    def __init__(self, path: str, found: dict[str, int]):
-        self.path, self.found = path, found
-
-    def __call__(self, layer: Any, outputs: Any) -> None:
-        first = next(y for y in (outputs if isinstance(outputs, tuple) else (outputs,)) if y is not None)
-        if isinstance(layer, nnx.Linear):
-            macs = layer.in_features * layer.out_features
-        elif hasattr(layer, "macs"):
-            macs = layer.macs(first.shape[-1 - len(layer.kernel_size) : -1])
-        else:
-            size = first.shape[-1 - len(layer.kernel_size) : -1]
-            macs = math.prod(layer.kernel.shape) * math.prod(size)
-        self.found[self.path] = self.found.get(self.path, 0) + macs
-
-
-def layer_macs(model: nnx.Module, input_size: tuple[int, ...] = (224, 224, 3)) -> dict[str, int]:
+def layer_macs(model: nnx.Module, input_size: Input = (224, 224, 3), *more_inputs: Input) -> dict[str, int]:
     """The multiply-accumulates of each convolution and linear layer for one image, nothing else counted.
 
+    The model is called in evaluation mode, on shapes alone, and each call of a layer is counted by its shapes: see
+    :mod:`msconv_jax.costs` for what is counted, and for how a layer of your own is. Not seen are products that belong
+    to no call of a layer: those of functions, of other methods than ``__call__``, such as ``nnx.Embed.attend`` or
+    ``PACConv.adapting_kernel``, and of a network that multiplies parameters and holds layers besides.
+
     Args:
-        model: the network, called with images ``(1, *input_size)``; left as it is. It may be abstract, as
-            `nnx.eval_shape` makes it.
-        input_size: height, width and channels.
+        model: the network; left as it is. It may be abstract, as `nnx.eval_shape` makes it.
+        input_size: height, width and channels of one image, or any size without the batch axis: the model is called
+            with float32 ``(1, *input_size)``. In place of a size an array or a ``jax.ShapeDtypeStruct`` with its batch
+            axes, whose cost is that of the whole batch.
+        *more_inputs: likewise, the further arguments of a network that takes several.
 
     Returns:
-        For the path of each layer, in the order of the calls, its multiply-accumulates. An operator of this library is
-        one layer, and zeros of its lattice are not counted. Layers that no call reaches are missing.
+        For the path of each layer, in the order of the calls, its multiply-accumulates, of several calls their sum. An
+        operator of this library is one layer, and zeros of its lattice are not counted. Layers that are not called are
+        missing.
+
+    Raises:
+        ValueError: if a layer is called that multiplies parameters, but whose cost is not known; or for a bad size.
 
     Example:
         >>> from msconv_jax.models import create_model
@@ -60,36 +53,61 @@ def layer_macs(model: nnx.Module, input_size: tuple[int, ...] = (224, 224, 3)) -
         >>> macs["conv1"], macs["layer1.0.conv2"], sum(macs.values())
         (442368, 2359296, 12501632)
     """
-    found: dict[str, int] = {}
     graphdef, state = nnx.split(model)
     abstract = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), state)
+    calls: list[Call] = []
 
-    def call(state: Any, images: jax.Array) -> Any:
-        copy = nnx.merge(graphdef, state)
+    def call(state: Any, inputs: list[jax.Array]) -> None:
+        copy: Any = nnx.merge(graphdef, state, copy=True)
         copy.eval()
-        _record(copy, "", found)
-        return copy(images)
+        with recorded_calls(copy, _multiplies) as found:
+            copy(*inputs)
+        calls.extend(found)
 
-    jax.eval_shape(call, abstract, jax.ShapeDtypeStruct((1, *input_size), jnp.float32))
-    return found
-
-
-def _record(module: nnx.Module, path: str, found: dict[str, int]) -> None:
-    """Puts recorders in the place of all layers below a module, the outermost ones."""
-    for name, value in list(vars(module).items()):
-        if isinstance(value, nnx.List):
-            for number, item in enumerate(value):
-                if isinstance(item, nnx.Module):
-                    value[number] = _recording(item, f"{path}{name}.{number}", found)
-        elif isinstance(value, nnx.Module):
-            setattr(module, name, _recording(value, f"{path}{name}", found))
+    jax.eval_shape(call, abstract, [_abstract_input(given) for given in (input_size, *more_inputs)])
+    macs: dict[str, int] = {}
+    for call_of_layer in calls:
+        macs[call_of_layer.path] = macs.get(call_of_layer.path, 0) + _macs_of(call_of_layer)
+    return macs
 
 
-def _recording(module: nnx.Module, path: str, found: dict[str, int]) -> nnx.Module:
-    if isinstance(module, nnx.Conv | nnx.Linear) or hasattr(module, "macs"):
-        return _Recorder(module, path, found)
-    _record(module, f"{path}.", found)
-    return module
+def _abstract_input(given: Input) -> jax.ShapeDtypeStruct:
+    if isinstance(given, jax.ShapeDtypeStruct | jax.Array | np.ndarray):
+        return jax.ShapeDtypeStruct(given.shape, given.dtype)
+    if not isinstance(given, Sequence) or not all(isinstance(n, int | np.integer) for n in given):
+        raise ValueError(f"input {given!r}: expected a size such as (224, 224, 3), an array or a jax.ShapeDtypeStruct.")
+    return jax.ShapeDtypeStruct((1, *given), jnp.float32)
+
+
+def _macs_of(call: Call) -> int:
+    try:
+        if isinstance(call.module, _UNKNOWN) and not is_costed(call.module):
+            raise TypeError(
+                f"{type(call.module).__name__} multiplies more than its layers; give a subclass of it macs."
+            )
+        return call_macs(call.module, call.input_shapes, call.output_shapes)
+    except TypeError as error:
+        raise ValueError(f"{call.path or 'the model itself'} cannot be counted: {error}") from error
+
+
+def _multiplies(module: nnx.Module) -> bool:
+    """Whether calls of a module are to be counted: those that are known, and those that must not be passed over."""
+    if is_costed(module) or isinstance(module, _UNKNOWN):
+        return True
+    if isinstance(module, nnx.Embed):  # its call looks rows up
+        return False
+    if any(is_costed(part) for _, part in nnx.iter_modules(module)):
+        return False  # a network; parameters that it holds besides are, for instance, embeddings of positions
+    return _has_matrix(module)
+
+
+def _has_matrix(module: nnx.Module) -> bool:
+    """Whether a module itself, not a part of it, holds a parameter of two or more axes."""
+    parts = [path for path, part in nnx.iter_modules(module) if path and not isinstance(part, nnx.List | nnx.Dict)]
+    return any(
+        len(variable.shape) >= 2 and not any(path[: len(part)] == part for part in parts)
+        for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
+    )
 
 
 def count_parameters(module: nnx.Module) -> int:

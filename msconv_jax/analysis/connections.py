@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from msconv_jax.analysis.figures import panels
 from msconv_jax.analysis.maps import check_images, put_together, taken_apart
 from msconv_jax.operators.acnet import ACConv, ACGraph
+from msconv_jax.recording import recorded_calls
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,30 +93,20 @@ def _learnt(layer: ACConv | ACGraph) -> dict[str, np.ndarray]:
     return dict(zip(terms, weights, strict=True))
 
 
-class _Noting(nnx.Module):
-    """Stands for the last convolution of a gate, and notes the gate."""
-
-    def __init__(self, layer: nnx.Module):
-        self.layer = layer
-        self.noted: tuple[jax.Array, ...] = nnx.data(())
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        outputs = self.layer(inputs)  # pyright: ignore[reportCallIssue]
-        self.noted = nnx.data((*self.noted, nnx.sigmoid(outputs)))
-        return outputs
-
-
 @partial(jax.jit, static_argnames=("static",))
 def _gates(static: Any, values: Any, images: jax.Array) -> dict[str, jax.Array]:
     """The gate of each layer of the kind "pixel"; of several calls the mean."""
     model = put_together(static, values)
-    noting: dict[str, _Noting] = {}
-    for path, module in list(nnx.iter_modules(model)):
-        if isinstance(module, ACConv) and module.gate2 is not None:
-            layer = noting[".".join(map(str, path))] = _Noting(module.gate2)
-            module.gate2 = layer  # pyright: ignore[reportAttributeAccessIssue]
-    model(images)
-    return {path: jnp.stack(layer.noted).mean(axis=0) for path, layer in noting.items() if layer.noted}
+    layers = {".".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, ACConv)}
+    gates = [layer.gate2 for layer in layers.values()]
+    with recorded_calls(model, lambda module: any(module is gate for gate in gates)) as calls:
+        model(images)
+    found: dict[str, jax.Array] = {}
+    for path in layers:
+        seen = [nnx.sigmoid(call.outputs) for call in calls if call.path == f"{path}.gate2".removeprefix(".")]
+        if seen:
+            found[path] = jnp.stack(seen).mean(axis=0)
+    return found
 
 
 def plot_connection_maps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +12,20 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.edo.supernet import SupernetConv, supernet_convs
+from msconv_jax.recording import recorded_calls
 
 __all__ = ["expected_inputs", "input_shapes"]
 
 
-class _Recording(SupernetConv):
-    """A searched convolution that keeps the mean of its inputs over the batch."""
-
-    seen: tuple[jax.Array, ...]
-
-    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
-        x = jnp.asarray(inputs)
-        images = x.reshape(-1, *x.shape[x.ndim - len(self.kernel_size) - 1 :])
-        self.seen = nnx.data((*self.seen, images.mean(axis=0, dtype=jnp.float32)))
-        return super().__call__(inputs, out_sharding)
-
-
-def _means(model: nnx.Module, images: jax.Array) -> dict[str, jax.Array]:
-    """The mean input of each searched convolution over a batch; the model is a copy and is used up."""
+def _means(model: Any, images: jax.Array) -> dict[str, jax.Array]:
+    """The mean input of each searched convolution over a batch; the model is a copy, and is put in evaluation mode."""
     convs = supernet_convs(model)
-    for conv in convs.values():
-        conv.__class__ = _Recording
-        conv.seen = nnx.data(())  # pyright: ignore[reportAttributeAccessIssue]
     model.eval()
-    model(images)  # pyright: ignore[reportCallIssue]
+    with recorded_calls(model, lambda module: isinstance(module, SupernetConv)) as calls:
+        model(images)
     means = {}
     for path, conv in convs.items():
-        seen: tuple[jax.Array, ...] = conv.seen  # pyright: ignore[reportAttributeAccessIssue]
+        seen = [_mean(call.inputs[0], len(conv.kernel_size)) for call in calls if call.path == path]
         shapes = sorted({mean.shape for mean in seen})
         if len(shapes) != 1:
             raise ValueError(
@@ -46,6 +34,12 @@ def _means(model: nnx.Module, images: jax.Array) -> dict[str, jax.Array]:
             )
         means[path] = jnp.stack(seen).mean(axis=0)
     return means
+
+
+def _mean(inputs: ArrayLike, ndim: int) -> jax.Array:
+    """The mean over all batch axes of maps with `ndim` spatial axes."""
+    x = jnp.asarray(inputs)
+    return x.reshape(-1, *x.shape[-ndim - 1 :]).mean(axis=0, dtype=jnp.float32)
 
 
 def expected_inputs(supernet: nnx.Module, batches: Iterable[ArrayLike]) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from msconv_jax.convolution import Padding, base_pads, check_groups, check_padding, compute_dtype
+from msconv_jax.costs import Shape, Shapes, known_shape
 from msconv_jax.lattice import dilated_extent, per_axis
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
@@ -208,8 +209,8 @@ class ACConv(CompositeConv):
             y = jnp.broadcast_to(y, (*y.shape[: -len(size) - 1], *size, self.out_features))
         return self.add_bias(y)
 
-    def macs(self, output_size: Sequence[int]) -> int:
-        """Multiply-accumulates for one image whose output has the spatial size `output_size`, in pixels.
+    def macs_per_image(self, output_size: Shape) -> int:
+        """Multiply-accumulates for one image whose output has this spatial size.
 
         Those of the convolutions and linear layers as the equations have them; neither the mean nor the mixing. The
         half of `gate1` that reads g, the same for every pixel, is in fact computed once for each image.
@@ -389,6 +390,16 @@ class ACGraph(nnx.Module):
         )
         y = ac_graph(x, u, v, w, zeta, xi, self.mix_logits[...], precision=self.precision)
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+    def macs(self, input_shapes: Shapes, output_shapes: Shapes) -> int:
+        """Multiply-accumulates of one call: three products with the matrices, and two with the edge weights.
+
+        Args:
+            input_shapes: shapes of the nodes and both kinds of edge weights: see :mod:`msconv_jax.costs`.
+            output_shapes: the shape of the output, ``(*batch, n, out_features)``.
+        """
+        *batch, nodes, outputs = known_shape("output_shapes", output_shapes, 0, 2)
+        return math.prod(batch) * nodes * outputs * (3 * self.in_features + 2 * nodes)
 
 
 def ac_graph(

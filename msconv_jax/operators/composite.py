@@ -12,16 +12,17 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
 from msconv_jax.convolution import check_groups
+from msconv_jax.costs import ConvCost
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions, check_conv_options, check_kernel_size, refuse_out_sharding
 
 
-class CompositeConv(nnx.Module):
+class CompositeConv(nnx.Module, ConvCost):
     """Base of the operators that stand where ``nnx.Conv`` stood and hold more than one kernel.
 
     It checks the arguments and keeps them under ``nnx.Conv``'s attribute names. A subclass builds its convolutions
     with :meth:`inner`, then its bias with :meth:`make_bias`, and calls :meth:`check_input` and :meth:`add_bias`
-    from its own ``__call__``.
+    from its own ``__call__``. It sets ``self.lattice``, or defines ``macs_per_image``, for :meth:`macs`.
 
     Args:
         in_features: number of input channels, divisible by `feature_group_count`.

@@ -26,6 +26,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.convolution import grouped_lattice
+from msconv_jax.costs import Shape
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.operators.lattice_conv import (
     ConvOptions,
@@ -147,7 +148,7 @@ class DynamicPSConv(LatticeConv):
         outer, inner = self.outer_factor, self.inner_factor
         return math.prod(self.kernel_shape) + math.prod(outer.shape) + math.prod(inner.shape)
 
-    def macs(self, output_size: Sequence[int]) -> int:
+    def macs_per_image(self, output_size: Shape) -> int:
         """Multiply-accumulates for one image, in training: both dilations of every kernel are computed."""
         return sum(lattice.macs(output_size) for lattice in self._candidates())
 

@@ -115,10 +115,6 @@ class HetConv(CompositeConv):
             )
         self.make_bias(options, rngs)
 
-    def macs(self, output_size: Sequence[int]) -> int:
-        """Multiply-accumulates for one image whose output has the spatial size `output_size`, in pixels."""
-        return self.lattice.macs(output_size)
-
     def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
         """Maps ``(*batch, *spatial, in_features)`` to ``(*batch, *output_spatial, out_features)``."""
         refuse_out_sharding(type(self).__name__, out_sharding)

@@ -13,6 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from msconv_jax.convolution import Padding, check_padding, compute_dtype, lattice_convolve
+from msconv_jax.costs import ConvCost
 from msconv_jax.lattice import KernelLattice, per_axis
 from msconv_jax.lowering import Lowering, check_lowering
 
@@ -45,7 +46,7 @@ class ConvOptions(TypedDict, total=False):
     lowering: Lowering
 
 
-class LatticeConv(nnx.Conv):
+class LatticeConv(nnx.Conv, ConvCost):
     """Base of the operators whose one kernel has the plain convolution's shape.
 
     A subclass makes the lattice and passes it on; this class holds the parameters exactly as ``nnx.Conv`` does
@@ -90,10 +91,6 @@ class LatticeConv(nnx.Conv):
     def num_parameters(self) -> int:
         """Number of weights, without the bias."""
         return self.lattice.num_parameters
-
-    def macs(self, output_size: Sequence[int]) -> int:
-        """Multiply-accumulates for one image whose output has the spatial size `output_size`, in pixels."""
-        return self.lattice.macs(output_size)
 
     @property
     def lattice_kernels(self) -> tuple[jax.Array, ...]:

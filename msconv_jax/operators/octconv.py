@@ -26,6 +26,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.convolution import ConvolveSettings, Padding, Pads, base_pads, convolve
+from msconv_jax.costs import Shape, Shapes
 from msconv_jax.lattice import dilated_extent, per_axis
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
@@ -268,7 +269,7 @@ class OctConv(CompositeConv):
         """Weights of all paths, without biases: a plain convolution's, if no path is left out."""
         return sum(math.prod(convolution.kernel_shape) for convolution in self._convolutions.values())
 
-    def macs(self, output_size: int | Sequence[int]) -> int:
+    def macs_per_image(self, output_size: Shape) -> int:
         """Multiply-accumulates of the convolutions for one image.
 
         With ``alpha_in = alpha_out = a``, strides 1 and even sizes, ``1 - 3/4 a (2 - a)`` times a plain convolution's
@@ -277,15 +278,21 @@ class OctConv(CompositeConv):
         Args:
             output_size: spatial size of the high output in pixels, which is a plain convolution's output size.
         """
-        ndim = len(self.kernel_size)
-        high = per_axis("output_size", output_size, ndim)
+        high = output_size
         low = halved_size(high, self.odd)
-        doubled = per_axis("strides", self.strides, ndim)[0] == 1  # l2h then works before the upsampling
+        doubled = per_axis("strides", self.strides, len(high))[0] == 1  # l2h then works before the upsampling
         total = 0
         for path, convolution in self._convolutions.items():
             size = high if path == "h2h" or (path == "l2h" and not doubled) else low
             total += math.prod(convolution.kernel_shape) * math.prod(size)
         return total
+
+    def _batch_and_size(self, output_shapes: Shapes) -> tuple[Shape, Shape]:
+        """The batch axes of a call and the high output's size; without high output, twice the low one's."""
+        if output_shapes and output_shapes[0] is None:
+            batch, low = super()._batch_and_size(output_shapes[1:])
+            return batch, tuple(2 * n for n in low)
+        return super()._batch_and_size(output_shapes)
 
 
 def octconv(

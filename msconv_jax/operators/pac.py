@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from flax.typing import Initializer
 from jax.typing import ArrayLike, DTypeLike
 
 from msconv_jax.convolution import Padding, check_padding, compute_dtype
+from msconv_jax.costs import Shapes, known_shape
 from msconv_jax.lattice import per_axis
 from msconv_jax.operators import adapting
 from msconv_jax.operators.adapting import Geometry, KernelType, smoothing_kernel
@@ -100,6 +101,12 @@ class _Adapting(nnx.Module):
             "inv_lambda": None if self.inv_lambda is None else self.inv_lambda[...],
         }
 
+    def _kernel_macs(self, guide_features: int | None) -> int:
+        """Multiply-accumulates of one tap of K: the squared distance, and its scaling; none of a K that is given."""
+        if guide_features is None:
+            return 0
+        return guide_features + (guide_features if self.channel_wise else 1)
+
     def adapting_kernel(self, guide: ArrayLike, mask: ArrayLike | None = None) -> Result:
         """K for this guide, and with a mask the output's mask: see :func:`pac_kernel`."""
         return pac_kernel(guide, self.kernel_size, mask=mask, transposed=self.transposed, **self._settings())
@@ -149,20 +156,46 @@ class _PACBase(_Adapting, CompositeConv):
         """Shape of the weights: ``(*kernel_size, in_features, out_features)``, ``(*kernel_size, 1, 1)`` if shared."""
         return self.kernel.shape
 
-    def macs(self, output_size: Sequence[int], guide_features: int) -> int:
-        """Multiply-accumulates for one image: the convolution, its inputs times K, and K itself.
+    @overload
+    def macs(self, output_size: int | Sequence[int], *, guide_features: int | None = None) -> int: ...
+
+    @overload
+    def macs(self, output_size: Shapes, output_shapes: Shapes) -> int: ...
+
+    def macs(
+        self,
+        output_size: int | Sequence[int] | Shapes,
+        output_shapes: Shapes | None = None,
+        *,
+        guide_features: int | None = None,
+    ) -> int:
+        """Multiply-accumulates for one image, or of a call: the convolution, its inputs times K, and K itself.
 
         ``taps * (in * out + in + guide_features + 1)`` for each output pixel; for shared filters, ``out`` is 1. The
-        transposed operator meets samples on one of ``prod(strides)`` taps only, on average.
+        transposed operator meets samples on one of ``prod(strides)`` taps only, on average. K itself counts nothing
+        in a call that is given K.
 
         Args:
-            output_size: spatial size of the output, in pixels.
-            guide_features: channels of the guide.
+            output_size: spatial size of the output, in pixels, one int or one per axis. With `output_shapes`, the
+                shapes of the inputs instead, in the order of the call: of the signal, the guide and K.
+            output_shapes: shapes of the outputs of one call: see :mod:`msconv_jax.costs`.
+            guide_features: channels of the guide, for one image.
+
+        Raises:
+            ValueError: for a size or shapes that do not fit, or without `guide_features` for one image.
         """
-        taps, outputs = math.prod(self.kernel_size), 1 if self.shared_filters else self.out_features
-        each = taps * (self.in_features * outputs + self.in_features + guide_features + 1)
-        skipped = math.prod(per_axis("strides", self.strides, len(self.kernel_size))) if self.transposed else 1
-        return each * math.prod(per_axis("output_size", output_size)) // skipped
+        ndim = len(self.kernel_size)
+        if output_shapes is None:
+            if guide_features is None:
+                raise ValueError("guide_features=None: the cost depends on the guide; give its number of channels.")
+            positions = math.prod(per_axis("output_size", cast("int | Sequence[int]", output_size), ndim))
+        else:
+            guide_features = _guide_features(cast("Shapes", output_size))
+            positions = math.prod(known_shape("output_shapes", output_shapes, 0, ndim + 1)[:-1])
+        outputs = 1 if self.shared_filters else self.out_features
+        each = self.in_features * outputs + self.in_features + self._kernel_macs(guide_features)
+        skipped = math.prod(per_axis("strides", self.strides, ndim)) if self.transposed else 1
+        return math.prod(self.kernel_size) * each * positions // skipped
 
     def __call__(
         self,
@@ -386,6 +419,25 @@ class PACPool(_Adapting):
         """Pools ``(*batch, *spatial, features)``; arguments, result and errors as for :class:`PACConv`."""
         x = inputs if self.dtype is None else jnp.asarray(inputs, self.dtype)
         return pac_pool(x, guide, self.kernel_size, adapting_kernel=kernel, mask=mask, **self._settings())
+
+    def macs(self, input_shapes: Shapes, output_shapes: Shapes) -> int:
+        """Multiply-accumulates of one call: the inputs times K, and K itself unless it is given.
+
+        ``taps * (features + guide channels + 1)`` for each output pixel.
+
+        Args:
+            input_shapes: shapes of the signal, the guide and K: see :mod:`msconv_jax.costs`.
+            output_shapes: shape of the output.
+        """
+        *positions, features = known_shape("output_shapes", output_shapes, 0, len(self.kernel_size) + 1)
+        each = features + self._kernel_macs(_guide_features(input_shapes))
+        return math.prod(self.kernel_size) * each * math.prod(positions)
+
+
+def _guide_features(input_shapes: Shapes) -> int | None:
+    """Channels of the guide of a call; None if K was given in its place."""
+    guide = input_shapes[1] if len(input_shapes) > 1 else None
+    return None if guide is None else guide[-1]
 
 
 def _uniform(bound: float) -> Initializer:

@@ -25,6 +25,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.convolution import base_pads, compute_dtype, convolve
+from msconv_jax.costs import Shape, call_macs
 from msconv_jax.lattice import dilated_extent, per_axis
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
@@ -241,16 +242,20 @@ class Res2Conv(CompositeConv):
         flat = [leaf for conv in self.convs for leaf in nnx.to_flat_state(nnx.state(conv, nnx.Param))]
         return sum(math.prod(variable.shape) for path, variable in flat if path[-1] != "bias")
 
-    def macs(self, output_size: Sequence[int]) -> int:
+    def macs_per_image(self, output_size: Shape) -> int:
         """Multiply-accumulates of the slices' convolutions for one image; pooling and normalisation count none.
 
         Args:
             output_size: spatial size of the output, in pixels.
 
         Raises:
-            TypeError: if `conv` made modules that tell neither their own cost nor their kernel.
+            TypeError: if `conv` made modules whose cost is not known: see :func:`msconv_jax.costs.call_macs`.
         """
-        return sum(_macs(conv, output_size) for conv in self.convs)
+        strides = per_axis("strides", self.strides, len(output_size))
+        size = tuple(n * stride for n, stride in zip(output_size, strides, strict=True))
+        inputs = [(1, *size, self.in_features // self.scale)]
+        outputs = [(1, *output_size, self.out_features // self.scale)]
+        return sum(call_macs(conv, inputs, outputs) for conv in self.convs)
 
 
 def res2conv(
@@ -312,11 +317,3 @@ def _check_scale(scale: int) -> int:
 
 def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _macs(conv: Any, output_size: Sequence[int]) -> int:
-    if hasattr(conv, "macs"):
-        return conv.macs(output_size)
-    if isinstance(conv, nnx.Conv):
-        return math.prod(conv.kernel_shape) * math.prod(per_axis("output_size", output_size))
-    raise TypeError(f"{type(conv).__name__} has no macs(output_size): its multiply-accumulates are not known.")

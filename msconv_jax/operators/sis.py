@@ -18,6 +18,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.convolution import ConvolveSettings, Padding, convolve
+from msconv_jax.costs import Shape
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions
@@ -174,8 +175,8 @@ class SISConv(CompositeConv):
         """Number of kernel weights (no bias, no normalisation)."""
         return sum(kernel.lattice.num_parameters for kernel in (self.k1, self.k2, self.k3) if kernel is not None)
 
-    def macs(self, output_size: Sequence[int]) -> int:
-        """Multiply-accumulates for one image whose output has the spatial size `output_size`, in pixels."""
+    def macs_per_image(self, output_size: Shape) -> int:
+        """Multiply-accumulates for one image whose output has this spatial size."""
         third = self.k2 if self.k3 is None else self.k3
         later = self.k2.lattice.macs(output_size) + third.lattice.macs(output_size)
         return self.k1.lattice.macs(output_size) + self._applications * later

@@ -365,7 +365,7 @@ def test_parts_are_arguments():
         def __init__(self, *_, **__):
             self.scale = 1
 
-    with pytest.raises(TypeError, match=r"Opaque has no macs\(output_size\)"):
+    with pytest.raises(TypeError, match=r"Opaque has no macs\(input_shapes, output_shapes\)"):
         build(conv=Opaque, norm=None).macs((3, 3))
 
 

@@ -1,0 +1,144 @@
+"""A recorder of calls: which layers a model calls, with what inputs and outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.core import Tracer
+
+__all__ = ["Call", "recorded_calls"]
+
+_NUMBERS = itertools.count()
+_LOCK = threading.RLock()  # classes are shared by all threads
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        path: of the module in the model, such as "layer1.0.conv2"; "" for the model itself.
+        module: what was called.
+        inputs: the arguments, in the order of the signature, with the defaults of those that were left out.
+        outputs: what the call returned.
+        input_shapes: a shape for each array among the inputs, None for each that is None or no array. A call under
+            ``jax.vmap`` sees its arrays without the mapped axes; here the shapes have them, in front.
+        output_shapes: likewise.
+    """
+
+    path: str
+    module: Any
+    inputs: tuple[Any, ...]
+    outputs: Any
+    input_shapes: tuple[tuple[int, ...] | None, ...]
+    output_shapes: tuple[tuple[int, ...] | None, ...]
+
+
+@contextmanager
+def recorded_calls(model: nnx.Module, want: Callable[[nnx.Module], bool]) -> Iterator[list[Call]]:
+    """Records the calls of a model's modules, in their order, while the context is open.
+
+    A call that is made inside a recorded call belongs to it and is not recorded by itself. Modules are found wherever
+    the model holds them; one in several places has the first of its paths. Inside functions under ``jax.jit`` or
+    ``nnx.jit``, and in the steps of ``jax.lax.scan``, every call is recorded: compilation is off in the context, so
+    open it where JAX traces (inside ``jax.jit`` or ``jax.eval_shape``), or it is slow. Inside ``jax.checkpoint`` the
+    shapes of inputs and outputs may be read, but not their values, and JAX does not run the same function of the same
+    module and shapes a second time: such a second call is not seen.
+
+    Args:
+        model: any NNX model; it is as before when the context is closed, also by an exception.
+        want: which modules; asked once for each, before any call.
+
+    Yields:
+        The list that the calls are added to.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = nnx.Sequential(nnx.Linear(3, 5, rngs=nnx.Rngs(0)), nnx.relu, nnx.Linear(5, 2, rngs=nnx.Rngs(0)))
+        >>> with recorded_calls(model, lambda module: isinstance(module, nnx.Linear)) as calls:
+        ...     y = model(jnp.ones((4, 3)))
+        >>> [(call.path, call.inputs[0].shape, call.outputs.shape) for call in calls]
+        [('layers.0', (4, 3), (4, 5)), ('layers.2', (4, 5), (4, 2))]
+    """
+    wanted = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model) if want(module)}
+    recorder = _Recorder()
+    with _LOCK, ExitStack() as stack:
+        for path, module in wanted.items():
+            setattr(module, recorder.mark, path)
+            stack.callback(delattr, module, recorder.mark)
+        classes = {type(module) for module in wanted.values()}
+        for cls in (cls for cls in classes if any("__call__" in vars(base) for base in cls.__mro__)):
+            stack.enter_context(recorder.watch(cls))
+        stack.enter_context(jax.disable_jit())  # a function that JAX has traced before would not run again
+        yield recorder.calls
+
+
+class _Recorder:
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        # An attribute of the modules, not their ids, since nnx.jit and nnx.remat call copies; and a new one each time,
+        # since a function that they have traced with it would not run again.
+        self.mark = f"_recorded_path_{next(_NUMBERS)}"
+        self.is_inside = False  # of a recorded call
+
+    @contextmanager
+    def watch(self, cls: type) -> Iterator[None]:
+        """Records the calls of marked instances of a class: Python looks ``__call__`` up in the class alone."""
+        has_own = "__call__" in vars(cls)
+        call: Any = cls.__call__
+
+        def recording(module: Any, *arguments: Any, **named: Any) -> Any:
+            path = vars(module).get(self.mark)
+            if path is None or type(module) is not cls or self.is_inside:
+                return call(module, *arguments, **named)
+            self.is_inside = True
+            try:
+                outputs = call(module, *arguments, **named)
+            finally:
+                self.is_inside = False
+            bound = inspect.signature(call).bind(module, *arguments, **named)
+            bound.apply_defaults()
+            inputs = tuple(bound.arguments.values())[1:]
+            self.calls.append(Call(path, module, inputs, outputs, _shapes(inputs), _shapes(outputs)))
+            return outputs
+
+        cls.__call__ = recording
+        try:
+            yield
+        finally:
+            if has_own:
+                cls.__call__ = call
+            else:
+                del cls.__call__
+
+
+def _shapes(values: Any) -> tuple[tuple[int, ...] | None, ...]:
+    leaves = jax.tree.leaves(values, is_leaf=lambda leaf: leaf is None)
+    return tuple((*_mapped_axes(leaf), *leaf.shape) if hasattr(leaf, "shape") else None for leaf in leaves)
+
+
+def _mapped_axes(array: Any) -> list[int]:
+    """Sizes of the axes of an array that ``jax.vmap`` maps, the outermost first."""
+    sizes: list[int] = []
+    if not isinstance(array, Tracer):
+        return sizes
+
+    @jax.custom_batching.custom_vmap
+    def seen(array: jax.Array) -> jax.Array:
+        return array
+
+    @seen.def_vmap
+    def _(axis_size: int, is_mapped: list[bool], array: jax.Array) -> tuple[jax.Array, bool]:
+        sizes.insert(0, axis_size)
+        return seen(array), is_mapped[0]
+
+    seen(array)
+    return sizes
