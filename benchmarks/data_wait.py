@@ -2,8 +2,8 @@
 
     python -m benchmarks.data_wait [--batch 16] [--steps 6] [--threads 2]
 
-The steps are those of `train.loop`, with JPEGs of ImageNet's size and random resized crop and flip, each step run to
-its end. The first two steps, in which XLA compiles and the pipeline fills, do not count. Leave the machine alone
+The steps are those of `train.engine.loop`, with JPEGs of ImageNet's size and random resized crop and flip, each step
+run to its end. The first two steps, in which XLA compiles and the pipeline fills, do not count. Leave the machine alone
 meanwhile.
 """
 
@@ -17,12 +17,13 @@ import jax
 
 from benchmarks.input_pipeline import SIDE, make_files
 from benchmarks.timing import machine
-from train.data import Source, train_batches
-from train.mesh import create_mesh, replicate, to_devices
-from train.network import create_network, split_model
-from train.optim import create_optimiser
-from train.settings import Config
-from train.step import create_state, create_train_step
+from train.config import checked
+from train.data import Sample, Source, train_batches
+from train.engine.mesh import create_mesh, replicate, to_devices
+from train.engine.network import split_model
+from train.engine.optim import create_optimiser
+from train.engine.step import create_state, create_train_step
+from train.tasks import Classification
 
 UNCOUNTED = 2
 
@@ -31,19 +32,27 @@ def waits(
     batch_size: int, steps: int, threads: int, model: str = "resnet50", side: int = SIDE
 ) -> list[tuple[float, float]]:
     """Trains; for each step that counts the seconds waited for its batch, and the seconds of the step itself."""
-    records = [{"image": data, "label": n % 10} for n, data in enumerate(make_files())]
+    samples = [Sample(image=data, label=n % 10) for n, data in enumerate(make_files())]
     classes = tuple(map(str, range(10)))
     source = Source(
-        {"train": records}, classes, (side, side, 3), False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+        {"train": samples}, classes, (side, side, 3), False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
-    augment = {"random_resized_crop": {}, "flip": {}}
-    config = Config("", model, 1, batch_size, 0.1, augment=augment, data_threads=threads)
-    split, params, rest = split_model(create_network(config, source), source)
+    config = checked(
+        {
+            "data": {"source": "files", "augment": {"random_resized_crop": {}, "flip": {}}, "threads": threads},
+            "model": {"name": model},
+            "optimizer": {"learning_rate": 0.1},
+            "epochs": 1,
+            "batch_size": batch_size,
+        }
+    )
+    task = Classification(config, source)
+    split, params, rest = split_model(task.create())
     optimiser, _ = create_optimiser(config, steps_per_epoch=steps)
     mesh = create_mesh()
-    state = jax.device_put(create_state(params, rest, optimiser), replicate(mesh))
-    train_step = create_train_step(split, optimiser, config, mesh, len(classes))
-    batches = iter(train_batches(source, config, 0, steps + UNCOUNTED))
+    state = jax.device_put(create_state(params, rest, optimiser, task.terms), replicate(mesh))
+    train_step = create_train_step(split, task, optimiser, config, mesh)
+    batches = iter(train_batches(source, config, task.transform(training=True), 0, steps + UNCOUNTED))
     found = []
     for _ in range(steps + UNCOUNTED):
         started = time.perf_counter()

@@ -27,10 +27,11 @@ import simplejpeg
 from sklearn.datasets import load_sample_images
 
 from benchmarks.timing import host
-from train.data import Source, train_batches
-from train.data.augment.crops import RandomResizedCrop
+from train.config import checked
+from train.data import Sample, Source, train_batches
 from train.data.resizing import resize
-from train.settings import Config
+from train.data.transforms.crops import RandomResizedCrop
+from train.tasks import Classification
 
 SIDE, FILES, IMAGES, BATCH, ROUNDS = 224, 64, 1024, 64, 7
 QUALITY = 98  # at which the files have ImageNet's mean size
@@ -63,16 +64,29 @@ def make_files(count: int = FILES) -> list[bytes]:
 def crop_run(files: Sequence[bytes]) -> Run:
     """Our transform alone, in this thread."""
     crop, rng = RandomResizedCrop((SIDE, SIDE, 3)), np.random.default_rng(0)
-    return Run(1, lambda: [crop(files[n % len(files)], rng) is None for n in range(IMAGES)])
+    samples = [Sample(image=data) for data in files]
+    return Run(1, lambda: [crop(samples[n % len(files)], rng) is None for n in range(IMAGES)])
 
 
 def pipeline_run(files: Sequence[bytes], threads: int) -> Run:
     """The training pipeline: random resized crop and flip, to batches of bytes."""
-    records = [{"image": files[n % len(files)], "label": 0} for n in range(IMAGES)]
-    source = Source({"train": records}, ("a",), (SIDE, SIDE, 3), False, (0.0,) * 3, (1.0,) * 3)
-    augment = {"random_resized_crop": {}, "flip": {}}
-    config = Config("", "", 1, BATCH, 0.1, augment=augment, data_threads=threads)
-    return Run(threads, lambda: [len(batch["label"]) for batch in train_batches(source, config, 0, IMAGES // BATCH)])
+    samples = [Sample(image=files[n % len(files)], label=0) for n in range(IMAGES)]
+    source = Source({"train": samples}, ("a",), (SIDE, SIDE, 3), False, (0.0,) * 3, (1.0,) * 3)
+    config = checked(
+        {
+            "data": {"source": "files", "augment": {"random_resized_crop": {}, "flip": {}}, "threads": threads},
+            "model": {"name": "none"},
+            "optimizer": {"learning_rate": 0.1},
+            "epochs": 1,
+            "batch_size": BATCH,
+        }
+    )
+    transform = Classification(config, source).transform(training=True)
+
+    def prepare() -> object:
+        return [len(batch["label"]) for batch in train_batches(source, config, transform, 0, IMAGES // BATCH)]
+
+    return Run(threads, prepare)
 
 
 def tensorflow_run(files: Sequence[bytes], threads: int) -> Run:

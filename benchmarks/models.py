@@ -98,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timings of each function (default 5)")
     options = parser.parse_args(arguments)
     for name in (options.name, options.base, *filter(None, [options.folded])):
-        if name not in list_models():
-            parser.error(f"unknown model {name!r}: msconv_jax.list_models() gives all names")
+        if name not in list_models(task="classification"):
+            parser.error(f"unknown classifier {name!r}: msconv_jax.list_models(task='classification') gives all names")
     if min(options.size, options.batch, options.rounds) < 1:
         parser.error("--size, --batch and --rounds must be at least 1")
     print(f"{machine()}; float32\n\n{LEGEND}\n", flush=True)

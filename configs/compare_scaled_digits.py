@@ -24,60 +24,56 @@ def get_config() -> ConfigDict:
     config.timed_steps = 15
     training = config.training = scaled_digits()
     training.epochs = 3
-    training.warmup_epochs = 0.3
-    training.data_threads = 1
+    training.optimizer.warmup_epochs = 0.3
+    training.data.threads = 1
 
-    def psconv(name: str, title: str, **arguments: object) -> dict[str, object]:
-        return {"name": name, "title": f"PSConv {title}", "conv": "PSConv", "conv_kwargs": arguments}
+    def network(name: str, title: str, conv: str, **arguments: object) -> dict[str, object]:
+        return {"name": name, "title": title, "model": {"conv": conv, "conv_kwargs": arguments}}
 
     same_width = {"scale": 4, "kind": "auto"}  # slices keep their width: where it changes there is one slice
     config.networks = (
         {"name": "plain"},
-        {"name": "dilated", "title": "dilated by 2", "conv": "PSConv", "conv_kwargs": {"pattern": (2,)}},
-        {
-            "name": "grouped",
-            "title": "4 groups",
-            "conv": "PyConv",
-            "conv_kwargs": {"kernel_sizes": (3,), "groups": (4,)},
-        },
-        psconv("psconv", "{1,2,1,4}", pattern=(1, 2, 1, 4)),
+        network("dilated", "dilated by 2", "PSConv", pattern=(2,)),
+        network("grouped", "4 groups", "PyConv", kernel_sizes=(3,), groups=(4,)),
+        network("psconv", "PSConv {1,2,1,4}", "PSConv", pattern=(1, 2, 1, 4)),
         # The paper's table 3: the cyclic interval; 1 is the plain network.
-        psconv("psconv_2", "{1,2}", pattern=(1, 2)),
-        psconv("psconv_4", "{1,2,1,1}", pattern=(1, 2, 1, 1)),
-        psconv("psconv_8", "{1,2,1,1,1,1,1,1}", pattern=(1, 2, 1, 1, 1, 1, 1, 1)),
+        network("psconv_2", "PSConv {1,2}", "PSConv", pattern=(1, 2)),
+        network("psconv_4", "PSConv {1,2,1,1}", "PSConv", pattern=(1, 2, 1, 1)),
+        network("psconv_8", "PSConv {1,2,1,1,1,1,1,1}", "PSConv", pattern=(1, 2, 1, 1, 1, 1, 1, 1)),
         # Table 4: the pattern; {1,2,1,1} is above, and {1,2,1,2} is {1,2}.
-        psconv("psconv_1411", "{1,4,1,1}", pattern=(1, 4, 1, 1)),
+        network("psconv_1411", "PSConv {1,4,1,1}", "PSConv", pattern=(1, 4, 1, 1)),
         # Table 5: the axes.
-        psconv("psconv_in", "{1,2,1,4}, inputs only", pattern=(1, 2, 1, 4), vary="in"),
-        psconv("psconv_out", "{1,2,1,4}, outputs only", pattern=(1, 2, 1, 4), vary="out"),
+        network("psconv_in", "PSConv {1,2,1,4}, inputs only", "PSConv", pattern=(1, 2, 1, 4), vary="in"),
+        network("psconv_out", "PSConv {1,2,1,4}, outputs only", "PSConv", pattern=(1, 2, 1, 4), vary="out"),
+        network("pyconv", "PyConv 3, 5, 7, 9", "PyConv", kernel_sizes=(3, 5, 7, 9), groups=(1, 2, 4, 4)),
         {
-            "name": "pyconv",
-            "title": "PyConv 3, 5, 7, 9",
-            "conv": "PyConv",
-            "conv_kwargs": {"kernel_sizes": (3, 5, 7, 9), "groups": (1, 2, 4, 4)},
+            "name": "icconv",
+            "title": "IC-Conv, searched",
+            "model": {"conv": "ICConv"},
+            "search": {"d_max": 2, "epochs": 2},
         },
-        {"name": "icconv", "title": "IC-Conv, searched", "conv": "ICConv", "search": {"d_max": 2, "epochs": 2}},
-        {"name": "hetconv", "title": "HetConv, 4 parts", "conv": "HetConv", "conv_kwargs": {"parts": 4}},
+        network("hetconv", "HetConv, 4 parts", "HetConv", parts=4),
         {
             "name": "octconv",
             "title": "OctConv, a quarter low",
-            "model": "oct_resnet8",
-            "model_kwargs": {**training.model_kwargs.to_dict(), "alpha": 0.25},
+            "model": {"name": "oct_resnet8", "kwargs": {**training.model.kwargs.to_dict(), "alpha": 0.25}},
         },
         {
             "name": "res2net",
             "title": "Res2Net, scale 4",
-            "conv": "Res2Conv",
-            "convs": {
-                "layer1.0.conv1": same_width,
-                "layer1.0.conv2": same_width,
-                "layer2.0.conv1": {"scale": 1},
-                "layer2.0.conv2": same_width,
-                "layer3.0.conv1": {"scale": 1},
-                "layer3.0.conv2": same_width,
+            "model": {
+                "conv": "Res2Conv",
+                "convs": {
+                    "layer1.0.conv1": same_width,
+                    "layer1.0.conv2": same_width,
+                    "layer2.0.conv1": {"scale": 1},
+                    "layer2.0.conv2": same_width,
+                    "layer3.0.conv1": {"scale": 1},
+                    "layer3.0.conv2": same_width,
+                },
             },
         },
-        {"name": "sis", "title": "SIS", "conv": "SISConv", "conv_kwargs": {"kind": "basic"}},
-        {"name": "acnet", "title": "ACNet", "conv": "ACConv", "conv_kwargs": {"kind": "dataset"}},
+        network("sis", "SIS", "SISConv", kind="basic"),
+        network("acnet", "ACNet", "ACConv", kind="dataset"),
     )
     return config

@@ -18,23 +18,23 @@ def get_config() -> ConfigDict:
     config.objective = "sum"
     config.per = "filter"
     config.axes = "both"
-    training = config.training = ConfigDict()
+    training = config.training = ConfigDict({"data": {}, "model": {}, "optimizer": {}, "task": {}})
     training.seed = 0  # each of the seeds above in its turn
-    training.source = "digits"
-    training.model = "resnet8"
-    training.model_kwargs = {"width": 16}
-    training.conv = ""
-    training.conv_kwargs = {}
-    training.convs = {}
-    training.augment = {"warp": {"shift": 0.75, "rotation": 12.0, "scale": 0.1}}  # pixels, degrees, fraction
+    training.data.source = "digits"
+    training.model.name = "resnet8"
+    training.model.kwargs = {"width": 16}
+    training.model.conv = ""
+    training.model.conv_kwargs = {}
+    training.model.convs = {}
+    training.data.augment = {"warp": {"shift": 0.75, "rotation": 12.0, "scale": 0.1}}  # pixels, degrees, fraction
     training.epochs = 20
     training.batch_size = 64
-    training.learning_rate = 0.1  # at its peak
-    training.warmup_epochs = 2.0
-    training.momentum = 0.9
-    training.nesterov = True
-    training.weight_decay = 5e-3  # of kernels only
-    training.label_smoothing = 0.1
+    training.optimizer.learning_rate = 0.1  # at its peak
+    training.optimizer.warmup_epochs = 2.0
+    training.optimizer.momentum = 0.9
+    training.optimizer.nesterov = True
+    training.optimizer.weight_decay = 5e-3  # of kernels only
+    training.task.label_smoothing = 0.1
     training.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: none
-    training.data_threads = 2
+    training.data.threads = 2
     return config

@@ -3,7 +3,8 @@
     python -m train --config=configs/hetconv_imagenet.py --workdir=runs/het_resnet50
 
 The paper gives no recipe for ImageNet; this is the usual one of a ResNet. The VGG-16 of table 5:
---config.model=het_vgg16 --config.learning_rate=0.01 (it has no shortcuts, and its dense layers do not stand more).
+--config.model.name=het_vgg16 --config.optimizer.learning_rate=0.01 (it has no shortcuts, and its dense layers do not
+stand more).
 
 Cost: 18.0 M parameters, 2.86 G multiply-accumulates an image, about 8.8 hours of one A100 (python -m train.cost).
 Expect: top-1 error 23.84 % with parts of 4, the plain network 23.86 %; VGG-16 28.8 % (28.7 %).
@@ -17,10 +18,10 @@ from configs.base import imagenet
 def get_config() -> ConfigDict:
     """Gives the config; every value can be set on the command line, ``--config.seed=1``."""
     config = imagenet()
-    config.model = "het_resnet50"
+    config.model.name = "het_resnet50"
     config.epochs = 90
     config.batch_size = 256
-    config.learning_rate = 0.1
-    config.schedule = "steps"
-    config.schedule_epochs = (30.0, 60.0)
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "steps"
+    config.optimizer.schedule_epochs = (30.0, 60.0)
     return config

@@ -3,7 +3,7 @@
     python -m train --config=configs/icconv_imagenet.py --workdir=runs/ic_resnet50
 
 The dilations are those published for detection (kernel 9): those of table 1 are not public. To search one's own:
-python -m train.edo. Others of the table: --config.model=ic_resnet18, ic_resnext101_32x4d or ic_mobilenetv2; these
+python -m train.edo. Others of the table: --config.model.name=ic_resnet18, ic_resnext101_32x4d or ic_mobilenetv2; these
 have no published dilations and take every one of d_max equally often.
 
 Cost: 25.6 M parameters, 4.09 G multiply-accumulates an image, about 14 hours of one A100 (python -m train.cost).
@@ -18,9 +18,9 @@ from configs.base import imagenet
 def get_config() -> ConfigDict:
     """Gives the config; every value can be set on the command line, ``--config.seed=1``."""
     config = imagenet()
-    config.model = "ic_resnet50"
+    config.model.name = "ic_resnet50"
     config.epochs = 100
     config.batch_size = 1024
-    config.learning_rate = 0.4
-    config.schedule = "cosine"
+    config.optimizer.learning_rate = 0.4
+    config.optimizer.schedule = "cosine"
     return config

@@ -1,12 +1,12 @@
 """Your own pictures: a folder with a folder for each class.
 
-    python -m train --config=configs/pictures.py --config.data_dir=pictures --workdir=runs/pictures
+    python -m train --config=configs/pictures.py --config.data.dir=pictures --workdir=runs/pictures
 
 `pictures/cat/*.jpg`, `pictures/dog/*.png`, ... are split by themselves; `pictures/train/cat/...` and
 `pictures/validation/cat/...` as you have split them. What cannot be read is listed in `images.txt` of the run and
-left out; --config.strict_images=true stops instead.
+left out; --config.data.strict_images=true stops instead.
 
-Cost: depends on your pictures: python -m train.cost --config=configs/pictures.py --config.data_dir=pictures
+Cost: depends on your pictures: python -m train.cost --config=configs/pictures.py --config.data.dir=pictures
 Expect: depends on your pictures; from scratch, a network of this size wants some hundreds a class.
 """
 
@@ -14,22 +14,22 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Gives the config; every value can be set on the command line, ``--config.image_size=224``."""
-    config = ConfigDict()
-    config.source = "folder"
-    config.data_dir = "pictures"
-    config.model = "resnet18"
-    config.conv = "PSConv"
-    config.image_size = 128
-    config.augment = {
+    """Gives the config; every value can be set on the command line, ``--config.data.image_size=224``."""
+    config = ConfigDict({"data": {}, "model": {}, "optimizer": {}, "task": {}})
+    config.data.source = "folder"
+    config.data.dir = "pictures"
+    config.model.name = "resnet18"
+    config.model.conv = "PSConv"
+    config.data.image_size = 128
+    config.data.augment = {
         "random_resized_crop": {"area": (0.25, 1.0), "ratio": (3 / 4, 4 / 3)},
         "flip": {"probability": 0.5},
         "trivial_augment": {},
     }
     config.epochs = 60
     config.batch_size = 64
-    config.learning_rate = 0.05
-    config.warmup_epochs = 3.0
-    config.weight_decay = 5e-4
-    config.label_smoothing = 0.1
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.warmup_epochs = 3.0
+    config.optimizer.weight_decay = 5e-4
+    config.task.label_smoothing = 0.1
     return config

@@ -2,9 +2,9 @@
 
     python -m train --config=configs/ps_imagenet.py --workdir=runs/ps_resnet50
 
-Another network of the table: --config.model=ps_resnet101, ps_resnext50_32x4d, ps_resnext101_32x4d, ps_se_resnet50
+Another network of the table: --config.model.name=ps_resnet101, ps_resnext50_32x4d, ps_resnext101_32x4d, ps_se_resnet50
 or ps_se_resnet101; the plain ones: resnet50, resnet101, resnext50_32x4d, ... The ablations of tables 3 to 5:
---config.conv=PSConv --config.conv_kwargs="{'pattern': (1, 2)}".
+--config.model.conv=PSConv --config.model.conv_kwargs="{'pattern': (1, 2)}".
 
 Cost: 25.6 M parameters, 4.09 G multiply-accumulates an image, about 17 hours of one A100 (python -m train.cost).
 Expect: top-1 error 21.13 % (top-5 5.72 %), at the best epoch, the plain ResNet-50 22.85 % (6.53 %). The others of
@@ -20,9 +20,9 @@ from configs.base import imagenet
 def get_config() -> ConfigDict:
     """Gives the config; every value can be set on the command line, ``--config.seed=1``."""
     config = imagenet()
-    config.model = "ps_resnet50"
+    config.model.name = "ps_resnet50"
     config.epochs = 120
     config.batch_size = 256
-    config.learning_rate = 0.1
-    config.schedule = "cosine"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "cosine"
     return config

@@ -17,10 +17,10 @@ from configs.base import imagenet
 def get_config() -> ConfigDict:
     """Gives the config; every value can be set on the command line, ``--config.seed=1``."""
     config = imagenet()
-    config.model = "ps_resnet50"
+    config.model.name = "ps_resnet50"
     config.epochs = 90
     config.batch_size = 256
-    config.learning_rate = 0.1
-    config.schedule = "steps"
-    config.schedule_epochs = (30.0, 60.0)
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "steps"
+    config.optimizer.schedule_epochs = (30.0, 60.0)
     return config

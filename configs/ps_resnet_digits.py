@@ -13,23 +13,23 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     """Gives the config; every value can be set on the command line, ``--config.seed=1``."""
-    config = ConfigDict()
+    config = ConfigDict({"data": {}, "model": {}, "optimizer": {}, "task": {}})
     config.seed = 0
-    config.source = "digits"
-    config.model = "ps_resnet8"
-    config.model_kwargs = {"width": 16}
-    config.conv = "PSConv"
-    config.conv_kwargs = {"pattern": (1, 2, 1, 4)}
-    config.convs = {}  # no convolution has arguments of its own
-    config.augment = {"warp": {"shift": 0.75, "rotation": 12.0, "scale": 0.1}}  # pixels, degrees, fraction
+    config.data.source = "digits"
+    config.model.name = "ps_resnet8"
+    config.model.kwargs = {"width": 16}
+    config.model.conv = "PSConv"
+    config.model.conv_kwargs = {"pattern": (1, 2, 1, 4)}
+    config.model.convs = {}  # no convolution has arguments of its own
+    config.data.augment = {"warp": {"shift": 0.75, "rotation": 12.0, "scale": 0.1}}  # pixels, degrees, fraction
     config.epochs = 60
     config.batch_size = 64
-    config.learning_rate = 0.1  # at its peak
-    config.warmup_epochs = 2.0
-    config.momentum = 0.9
-    config.nesterov = True
-    config.weight_decay = 5e-3  # of kernels only
-    config.label_smoothing = 0.1
+    config.optimizer.learning_rate = 0.1  # at its peak
+    config.optimizer.warmup_epochs = 2.0
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-3  # of kernels only
+    config.task.label_smoothing = 0.1
     config.checkpoint_every = 0  # steps between checkpoints within an epoch; 0: none
-    config.data_threads = 2
+    config.data.threads = 2
     return config

@@ -2,8 +2,8 @@
 
     python -m train --config=configs/pyconv_imagenet.py --workdir=runs/pyconv_resnet50
 
-Others of the table: --config.model=pyconv_resnet101, pyconv_resnet152, pyconvhg_resnet50, ... For the larger crop
-of table 4 of its supplement: --config.eval_size=320.
+Others of the table: --config.model.name=pyconv_resnet101, pyconv_resnet152, pyconvhg_resnet50, ... For the larger crop
+of table 4 of its supplement: --config.task.eval_size=320.
 
 Cost: 24.8 M parameters, 3.82 G multiply-accumulates an image, about 12 hours of one A100 (python -m train.cost).
 Expect: top-1 error 22.12 % (top-5 6.20 %), ResNet-50 23.88 % (7.06 %); PyConvHGResNet-50 21.52, PyConvResNet-101
@@ -18,11 +18,11 @@ from configs.base import imagenet
 def get_config() -> ConfigDict:
     """Gives the config; every value can be set on the command line, ``--config.seed=1``."""
     config = imagenet()
-    config.model = "pyconv_resnet50"
+    config.model.name = "pyconv_resnet50"
     config.epochs = 90
     config.batch_size = 256
-    config.learning_rate = 0.1
-    config.schedule = "steps"
-    config.schedule_epochs = (30.0, 60.0, 80.0)
-    config.decay_all = True  # the public code decays every parameter
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.schedule = "steps"
+    config.optimizer.schedule_epochs = (30.0, 60.0, 80.0)
+    config.optimizer.decay_all = True  # the public code decays every parameter
     return config

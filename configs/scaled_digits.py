@@ -1,7 +1,7 @@
 """PSConv ResNet-8 on scaled digits: digits of 8 to 48 pixels over photographs, 64x64, 6942 images to train on.
 
     python -m train.prepare --dataset=scaled_digits --data_dir=data
-    python -m train --config=configs/scaled_digits.py --config.data_dir=data --workdir=runs/scaled_digits
+    python -m train --config=configs/scaled_digits.py --config.data.dir=data --workdir=runs/scaled_digits
 
 Cost: two minutes on two CPU cores.
 Expect: test accuracy 0.84 (0.8408 for seed 0; of other networks and seeds configs/compare_scaled_digits.md tells the
@@ -14,10 +14,10 @@ from configs.base import scaled_digits
 
 
 def get_config() -> ConfigDict:
-    """Gives the config; every value can be set on the command line, ``--config.conv=``."""
+    """Gives the config; every value can be set on the command line, ``--config.model.conv=``."""
     config = scaled_digits()
-    config.conv = "PSConv"
-    config.conv_kwargs = {"pattern": (1, 2, 1, 4)}
+    config.model.conv = "PSConv"
+    config.model.conv_kwargs = {"pattern": (1, 2, 1, 4)}
     config.epochs = 10
-    config.warmup_epochs = 1.0
+    config.optimizer.warmup_epochs = 1.0
     return config

@@ -9,11 +9,10 @@ from typing import Any
 
 from absl import flags
 
-from train import compare
-from train.config import parse_command_line
-from train.distributed import define_flags, read_place
-from train.edo import SEARCH
-from train.settings import TRAINING
+from studies import compare
+from studies.edo import SearchConfig
+from train.config import Config, parse_command_line
+from train.engine.distributed import define_flags, read_place
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -37,7 +36,7 @@ def configured(text: str) -> list[str]:
     """
     found = []
     for command in commands(text):
-        inner = re.search(r"python -m train(\.\w+)? --config=.*", command)
+        inner = re.search(r"python -m (msconv_jax\.)?train(\.\w+)? --config=.*", command)
         if inner:
             within_quotes = inner[0].count('"') % 2 == 1
             found.append(inner[0].removesuffix('"') if within_quotes else inner[0])
@@ -51,11 +50,12 @@ def parsed(command: str) -> Any:
         UserError: if the program would refuse it.
     """
     _, _, module, *arguments = shlex.split(command.replace("--process_id=I", "--process_id=1"))
+    module = module.removeprefix("msconv_jax.")
     values = flags.FlagValues()
     define_flags(values)
     flags.DEFINE_string("weights", None, "of train.evaluate", flag_values=values)
     compare.define_flags(values)
-    schema = {"train.edo": SEARCH, "train.compare": compare.COMPARISON}.get(module, TRAINING)
-    config, _ = parse_command_line([module, *arguments], None, schema, values, needs_workdir=False)
+    kind = {"train.edo": SearchConfig, "train.compare": compare.CompareConfig}.get(module, Config)
+    config, _ = parse_command_line([module, *arguments], None, kind, values, needs_workdir=False)
     read_place(values)
     return config

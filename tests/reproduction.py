@@ -13,9 +13,8 @@ import shlex
 from pathlib import Path
 
 from msconv_jax.models import model_entry
-from train.config import parse_command_line
-from train.cost import Cost, cost, training_data
-from train.settings import Config
+from studies.cost import Cost, cost, training_data
+from train.config import Config, parse_command_line
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "reproducing.md"
@@ -29,10 +28,10 @@ def config_of(command: str) -> Config:
 
 
 def cost_of(config: Config) -> Cost:
-    """As `train.cost.cost`, which need not count a network again that the library keeps the counts of."""
-    entry = model_entry(config.model)
+    """As `studies.cost.cost`, which need not count a network again that the library keeps the counts of."""
+    entry = model_entry(config.model.name)
     images, source = training_data(config)
-    plain = not (config.model_kwargs or config.conv or config.convs)
+    plain = not (config.model.kwargs or config.model.conv or config.model.convs)
     if plain and (source.image_shape, len(source.classes)) == (entry.input_size, entry.num_classes):
         return Cost(entry.parameters, entry.macs, images * config.epochs)
     return cost(config)

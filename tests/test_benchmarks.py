@@ -197,7 +197,7 @@ def test_models_program(capsys, monkeypatch):
     assert f"| forward + backward | resnet8, ms | ps_resnet8, ms | {COLUMNS}" in text
     with pytest.raises(SystemExit):
         models.main(["ps_resnet8", "resnet9"])
-    assert "unknown model 'resnet9'" in capsys.readouterr().err
+    assert "unknown classifier 'resnet9'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def test_folded_networks_are_timed_over_themselves(capsys, monkeypatch):
     assert "| forward | resnet8, ms | resnet8, folded, ms |" in text
     with pytest.raises(SystemExit):
         models.main(["--folded", "resnet9"])
-    assert "unknown model 'resnet9'" in capsys.readouterr().err
+    assert "unknown classifier 'resnet9'" in capsys.readouterr().err
 
 
 def test_a_training_step_gives_loss_new_statistics_and_a_gradient_for_each_parameter():

@@ -23,6 +23,13 @@ RUN_BY = {
     "python -m venv .venv && . .venv/bin/activate": CI,  # the Makefile's first line of a target
     "pip install -e '.[train]'": CI,  # with the extra test
     "pip install -e '.[train,prepare]'": "tests/test_package.py::test_extras",
+    "pip install 'msconv_jax[train]'": "tests/test_package.py::test_extras",
+    "python -m msconv_jax.train --config=configs/ps_resnet_digits.py --workdir=runs/digits": (
+        "tests/test_package.py::test_the_installed_programs_train_evaluate_and_predict"
+    ),
+    "python -m msconv_jax.train.evaluate --workdir=runs/digits": (
+        "tests/test_package.py::test_the_installed_programs_train_evaluate_and_predict"
+    ),
     "pip install -e '.[export]'": "tests/test_package.py::test_extras",
     "pip install -e . jax2onnx onnxruntime": "tests/test_exporting.py::test_onnx_gives_the_logits",  # where they are
     "pip install gcsfs": "another project's package, for buckets alone; paths in them are tests/train/test_tfds.py's",
@@ -37,13 +44,13 @@ RUN_BY = {
         "test_the_digits"  # with one epoch
     ),
     "python -m train.edo --config=configs/edo_digits.py --workdir=runs/edo_digits": (
-        "tests/train/test_edo.py::test_the_command"
+        "tests/studies/test_edo.py::test_the_command"
     ),
     "python -m train --config=configs/ps_imagenet.py:smoke --workdir=runs/smoke": (
         "tests/train/test_recipes.py::test_every_recipe_trains_when_shrunken"
     ),
-    "python -m train --config=configs/pictures.py --config.data_dir=pictures --workdir=runs/pictures": "test_pictures",
-    "python -m train --config=configs/pictures.py --config.data_dir=pictures --workdir=runs/small ...": "test_pictures",
+    "python -m train --config=configs/pictures.py --config.data.dir=pictures --workdir=runs/pictures": "test_pictures",
+    "python -m train --config=configs/pictures.py --config.data.dir=pictures --workdir=runs/small ...": "test_pictures",
     "xdg-open runs/small/report.html": "tests/train/test_report.py::test_the_page_stands_alone_and_shows_everything",
     "python -m train.predict --workdir=runs/small pictures/cat/1.jpg": "test_pictures",
     "python -m train.prepare --dataset=cifar100 --data_dir=data": (
@@ -52,7 +59,7 @@ RUN_BY = {
     "python -m train.prepare --dataset=imagenet2012 --manual_dir=downloads --data_dir=data": (
         "tests/train/test_prepare.py::test_prepared_by_tfds_and_trained_without_tensorflow"
     ),
-    "python -m train --config=configs/ps_imagenet.py --config.data_dir=data --workdir=runs/ps_resnet50": (
+    "python -m train --config=configs/ps_imagenet.py --config.data.dir=data --workdir=runs/ps_resnet50": (
         "tests/train/test_tfds.py::test_training_needs_no_tensorflow"  # with the few images of tests/data
     ),
     "python -m train.evaluate --config=configs/pyconv_imagenet.py --weights=pyconvresnet50.pth ...": (
@@ -61,18 +68,27 @@ RUN_BY = {
     "python -m train.prepare --dataset=scaled_digits --data_dir=data": (
         "tests/train/test_scaled_digits.py::test_what_is_prepared_without_tensorflow_is_what_was_drawn"
     ),
-    "python -m train --config=configs/scaled_digits.py --config.data_dir=data --workdir=runs/scaled_digits": (
+    "python -m train --config=configs/scaled_digits.py --config.data.dir=data --workdir=runs/scaled_digits": (
+        "tests/train/test_recipes.py::test_every_recipe_trains_when_shrunken"
+    ),
+    "python -m train --config=configs/segment_scaled_digits.py --config.data.dir=data --workdir=runs/segment": (
+        "tests/train/test_segmentation.py::test_the_recipe_reaches_its_mean_iou"
+    ),
+    "python -m train.predict --workdir=runs/segment runs/segment/samples/7.png": (
+        "tests/train/test_segmentation.py::test_the_recipe_reaches_its_mean_iou"
+    ),
+    "python -m train --config=configs/masks.py --config.data.dir=photos --workdir=runs/masks": (
         "tests/train/test_recipes.py::test_every_recipe_trains_when_shrunken"
     ),
     "python -m train.compare --config=configs/compare_scaled_digits.py --workdir=runs/compare --minutes=30": (
-        "tests/train/test_compare.py::test_a_comparison_stops_when_time_is_up_goes_on_and_keeps_its_results"
+        "tests/studies/test_compare.py::test_a_comparison_stops_when_time_is_up_goes_on_and_keeps_its_results"
     ),
     "pip install -e '.[analysis]'": "tests/test_package.py::test_extras",
     "python -m benchmarks.receptive_fields": "tests/test_benchmarks.py::test_receptive_fields_of_a_small_network",
     "gcloud compute tpus tpu-vm ssh NAME ...": PARSED,
     "srun --nodes=4 ...": PARSED,
     "xpk workload create ...": PARSED,
-    "python -m train --config=configs/ps_imagenet.py --config.data_dir=data --workdir=/shared/run --coordinator=...": (
+    "python -m train --config=configs/ps_imagenet.py --config.data.dir=data --workdir=/shared/run --coordinator=...": (
         "tests/train/test_distributed.py::test_two_processes_train_as_one"
     ),
     "python -m train.cost --config=configs/ps_imagenet.py": "test_programs_that_print",
@@ -84,6 +100,9 @@ RUN_BY = {
     "python -m benchmarks.data_wait": "tests/test_benchmarks.py::test_waiting_for_data_is_timed",
     "make bench": "tests/test_benchmarks.py::test_the_document_is_printed_or_written_wholly",
     "make bench-full": "tests/test_benchmarks.py::test_the_document_is_printed_or_written_wholly",
+    "python -m tests.parity ../shared/golden/dense": (
+        "tests/test_parity.py::test_dense_tasks_agree_with_all_recorded_numbers"
+    ),
     "python -m tests.parity DIR": "tests/test_parity.py::test_a_line_for_each_fixture_and_a_zero_exit_status",
 }
 
@@ -176,13 +195,13 @@ def pictures(tmp_path):
 def test_pictures(pictures, tmp_path, capsys, quick_compilation):
     """The config of one's own pictures, with small ones, and a short training of a small network."""
     smaller = [
-        "--config.model=resnet8",
+        "--config.model.name=resnet8",
         "--config.epochs=1",
-        "--config.warmup_epochs=0",
+        "--config.optimizer.warmup_epochs=0",
         "--config.batch_size=8",
-        "--config.image_size=32",
+        "--config.data.image_size=32",
     ]
-    arguments = [f"--config={ROOT}/configs/pictures.py", f"--config.data_dir={pictures}"]
+    arguments = [f"--config={ROOT}/configs/pictures.py", f"--config.data.dir={pictures}"]
     assert train.main(["train", *arguments, f"--workdir={tmp_path}/run", *smaller]) == 0
     shown = capsys.readouterr().out
     assert "images.txt" in shown
@@ -195,8 +214,9 @@ def test_pictures(pictures, tmp_path, capsys, quick_compilation):
 @pytest.mark.slow
 def test_the_digits(tmp_path, capsys, quick_compilation):
     """The README's first steps, with another operator and seed, and one epoch."""
-    changes = ["--config.conv=Conv", "--config.conv_kwargs={}", "--config.seed=3", "--config.epochs=1"]
-    arguments = [f"--config={ROOT}/configs/ps_resnet_digits.py", f"--workdir={tmp_path}", "--config.warmup_epochs=0"]
+    changes = ["--config.model.conv=Conv", "--config.model.conv_kwargs={}", "--config.seed=3", "--config.epochs=1"]
+    changes.append("--config.optimizer.warmup_epochs=0")
+    arguments = [f"--config={ROOT}/configs/ps_resnet_digits.py", f"--workdir={tmp_path}"]
     assert train.main(["train", *arguments, *changes]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert evaluate.main(["evaluate", f"--workdir={tmp_path}"]) == 0

@@ -1,6 +1,5 @@
 """What the documents in docs/ show runs, and their tables are what the code says."""
 
-import dataclasses
 import re
 import runpy
 
@@ -11,10 +10,11 @@ from benchmarks.__main__ import OPERATORS, RESULTS
 from benchmarks.operator_costs import with_costs
 from msconv_jax import operators
 from msconv_jax.models import model_entry
+from studies.cost import Cost, training_data
 from tests import reproduction
 from tests.commands import DOCUMENTS, ROOT
-from train.cost import Cost, training_data
-from train.network import create_network
+from train.config import changed
+from train.tasks import Classification
 
 ROWS = re.findall(r"^\| (.*)", reproduction.DOCUMENT.read_text(), re.MULTILINE)
 TRAININGS = [cells for cells in (row.removesuffix(" |").split(" | ") for row in ROWS) if "python -m train" in cells[-1]]
@@ -54,8 +54,8 @@ def config_of(cells):
 
 def is_registered(config):
     """Whether the network is one of the names, without arguments of its own, whose counts the library keeps."""
-    entry, (_, source) = model_entry(config.model), training_data(config)
-    own = config.model_kwargs or config.conv or config.convs
+    entry, (_, source) = model_entry(config.model.name), training_data(config)
+    own = config.model.kwargs or config.model.conv or config.model.convs
     return not own and (source.image_shape, len(source.classes)) == (entry.input_size, entry.num_classes)
 
 
@@ -83,11 +83,11 @@ def test_other_networks_can_be_built_and_have_the_hours_of_their_rows(monkeypatc
         _, _, parameters, macs, hours, _ = cells
         estimate = Cost(round(float(parameters) * 1e6), round(float(macs) * 1e9), images * config.epochs)
         assert float(hours) == pytest.approx(estimate.hours, rel=0.12, abs=0.06), cells
-        entry = model_entry(config.model)
+        entry = model_entry(config.model.name)
         shallow = {"layers": [1] * len(entry.config["layers"])} if "layers" in entry.config else {}
-        config = dataclasses.replace(config, model_kwargs={**config.model_kwargs, **shallow})
-        key = (config.model, str(config.model_kwargs), config.conv, str(config.conv_kwargs))
+        config = changed(config, {f"model.kwargs.{name}": value for name, value in shallow.items()})
+        key = (config.model.name, str(config.model.kwargs), config.model.conv, str(config.model.conv_kwargs))
         if key not in built:
             built.add(key)
-            nnx.eval_shape(lambda config=config, source=source: create_network(config, source))
+            nnx.eval_shape(Classification(config, source).create)
     assert len(built) > 25

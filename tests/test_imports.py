@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -33,16 +34,27 @@ ROOMS = [
         "msconv_jax.surgery",
     ],
     ["msconv_jax.edo"],
-    ["msconv_jax.__main__"],
+    ["msconv_jax.__main__", "msconv_jax.train"],  # the second one starts the programs, by their names
     ["msconv_jax"],  # its __init__ gathers the public names
     ["configs"],
+    ["train.errors"],
+    ["train.config"],
+    ["train.data"],
+    ["train.task"],
+    ["train.page"],
+    ["train.engine"],  # it knows no task
+    ["train.tasks"],
     ["train"],
+    ["studies"],
+    ["train.edo", "train.compare", "train.cost"],  # they start the studies
     ["benchmarks", "colab"],
 ]
 
+FOLDERS = ("msconv_jax", "train", "studies", "configs", "benchmarks")
+
 
 def sources():
-    for folder in ("msconv_jax", "train", "configs", "benchmarks"):
+    for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
@@ -62,7 +74,7 @@ def imports_of(name):
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(filter(None, [package if node.level else "", node.module or ""]))
             found |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in SOURCES else base for alias in node.names}
-    return {module for module in found if module.split(".")[0] in ("msconv_jax", "train", "configs", "benchmarks")}
+    return {module for module in found if module.split(".")[0] in FOLDERS}
 
 
 def room(module):
@@ -91,6 +103,26 @@ def test_imports_point_one_way(name):
 @pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("msconv_jax")])
 def test_the_library_knows_no_program(name):
     assert not {module for module in imports_of(name) if module.split(".")[0] != "msconv_jax"}
+
+
+def test_three_modules_of_train_start_the_studies_and_nothing_else_knows_them():
+    users = {name for name in SOURCES if any(module.split(".")[0] == "studies" for module in imports_of(name))}
+    assert {name for name in users if name.split(".")[0] != "studies"} == {"train.edo", "train.compare", "train.cost"}
+    starters = {"train.edo", "train.compare", "train.cost"}
+    assert not {name for name in SOURCES if imports_of(name) & starters}
+
+
+def test_the_engine_knows_no_task():
+    words = re.compile(r"\blabels?\b|accurac|classes|one_hot|smoothing", re.IGNORECASE)
+    found = []
+    for path in sorted((ROOT / "train" / "engine").glob("*.py")):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if words.search(line.replace("label=split", "")):  # an argument of a plot
+                found.append(f"{path.name}:{number}: {line.strip()}")
+    assert not found
+    engine = [name for name in SOURCES if name.startswith("train.engine")]
+    assert len(engine) > 10
+    assert not {module for name in engine for module in imports_of(name) if module.startswith("train.tasks")}
 
 
 def test_there_is_no_import_cycle():
@@ -127,7 +159,7 @@ def test_the_library_needs_only_its_core_dependencies():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     extras = {"grain", "tensorflow", "tensorflow_datasets", "cv2", "sklearn", "matplotlib", "ml_collections"}
-    assert not loaded & (extras | {"tensorboardX", "torch", "train", "configs"})
+    assert not loaded & (extras | {"tensorboardX", "torch", "train", "studies", "configs"})
 
 
 def test_the_public_names_are_there():

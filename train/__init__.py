@@ -6,8 +6,7 @@ Three commands, each explained by ``--help``::
     python -m train.evaluate --workdir=runs/digits
     python -m train.predict --workdir=runs/digits IMAGE ...
 
-Start reading at ``loop.py``: it tells the whole story in order and names the file behind each
-chapter. Imports run one way: ``errors``, ``settings`` and ``config`` at the bottom; then ``data``, ``mesh``,
-``network``, ``optim``, ``mixing``, ``step``, ``guard``, ``checkpoint``, ``metrics`` and ``profiling``; then
-``evaluate``, which puts them together for a trained network; then ``predict`` and ``loop``.
+Start reading at ``engine/loop.py``: it tells the whole story in order and names the file behind each chapter. Imports
+run one way: ``errors``, ``config``, ``data``, ``task``, ``page``, ``engine``, ``tasks``, and at last the commands.
+``edo``, ``compare`` and ``cost`` start the programs of the package ``studies`` beside this one.
 """

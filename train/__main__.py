@@ -14,9 +14,10 @@ import shlex
 from absl import flags
 
 from train.config import parse_command_line
-from train.distributed import connect, define_flags, ending_together, read_place
-from train.errors import run_program
-from train.loop import train
+from train.engine.distributed import connect, define_flags, ending_together, read_place
+from train.engine.loop import train
+from train.errors import program, run_program
+from train.tasks import task_kind
 
 
 def main(argv: list[str]) -> int:
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     config, workdir = parse_command_line(argv, __doc__, values=values)
     connect(read_place(values))
     with ending_together():
-        return train(config, workdir, command=shlex.join(["python", "-m", "train", *argv[1:]]))
+        return train(config, task_kind(config), workdir, command=f"{program('train')} {shlex.join(argv[1:])}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,16 +16,18 @@ class UserError(Exception):
     """
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Says which known names are meant by an unknown one.
+def program(module: str) -> str:
+    """Writes the command that starts a program; outside a clone it is ``python -m msconv_jax.train...``.
 
-    Args:
-        name: the unknown name.
-        known: the names that exist.
-
-    Returns:
-        ``"did you mean 'x'?"`` where something is close, else ``"known are: ..."``.
+    Example:
+        >>> program("train.evaluate")
+        'python -m train.evaluate'
     """
+    return f"python -m {os.environ.get('MSCONV_JAX_PREFIX', '')}{module}"
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Says which known names are meant by an unknown one: ``"did you mean 'x'?"``, or ``"known are: ..."``."""
     known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
@@ -33,19 +36,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def parse_flags(values: flags.FlagValues, argv: Sequence[str], description: str | None) -> list[str]:
-    """Parses a command line with absl; ``--help`` prints the description and ends the program.
+    """Parses a command line, the program's name first, with absl, and gives the arguments that are not flags.
 
-    Args:
-        values: the flags of this program.
-        argv: the command line, the program's name first.
-        description: what ``--help`` says before it lists the flags.
-
-    Returns:
-        The arguments that are not flags.
-
-    Raises:
-        UserError: for unknown flags and values that cannot be read.
-        SystemExit: with status 0 after ``--help``.
+    ``--help`` prints the description and the flags, and ends the program. Raises a `UserError` for unknown flags and
+    values that cannot be read.
     """
     flags.DEFINE_boolean("help", False, "show this help", flag_values=values)
     values.set_gnu_getopt(True)  # flags may follow the positional arguments
@@ -54,17 +48,14 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str], description: str 
     except flags.Error as error:
         raise UserError(f"{error} (--help lists the flags)") from error
     if values["help"].value:
-        print(f"{(description or '').strip()}\n\nflags:{values.get_help()}")
+        text = (description or "").strip().replace("python -m train", program("train"))
+        print(f"{text}\n\nflags:{values.get_help()}")
         raise SystemExit(0)
     return arguments
 
 
 def required(values: flags.FlagValues, name: str, example: str) -> str:
-    """Returns a flag's value.
-
-    Raises:
-        UserError: if it was not given or is empty.
-    """
+    """Gives a flag's value; raises a `UserError` if it was not given or is empty."""
     value = values[name].value
     if not value:
         raise UserError(f"the flag --{name} is missing; give it, for example --{name}={example}")
@@ -72,11 +63,7 @@ def required(values: flags.FlagValues, name: str, example: str) -> str:
 
 
 def explain(error: BaseException) -> str | None:
-    """Puts an error that a user can mend into one sentence: a `UserError`, or an `OSError` of a file or the disk.
-
-    Returns:
-        The sentence, or None for any other error, which is a bug.
-    """
+    """Puts a `UserError`, or an `OSError` of a file or the disk, into a sentence; any other error is a bug: None."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror is not None:

@@ -3,24 +3,28 @@
 from ml_collections import ConfigDict
 
 
+def _sections() -> ConfigDict:
+    return ConfigDict({"data": {}, "model": {}, "optimizer": {}, "task": {}, "compute": {}})
+
+
 def imagenet() -> ConfigDict:
     """ImageNet with the standard augmentation: a crop of 8 to 100 % of the area at 224 pixels, and a flip.
 
     It is evaluated on the 50,000 validation images, shorter side 256, centre crop 224. They also choose the best epoch,
     as the papers do, for the test images have no public labels.
     """
-    config = ConfigDict()
-    config.source = "imagenet2012"
-    config.splits = {"train": "train", "validation": "validation", "test": "validation"}
-    config.image_size = 224
-    config.augment = {
+    config = _sections()
+    config.data.source = "imagenet2012"
+    config.data.splits = {"train": "train", "validation": "validation", "test": "validation"}
+    config.data.image_size = 224
+    config.data.augment = {
         "random_resized_crop": {"area": (0.08, 1.0), "ratio": (3 / 4, 4 / 3)},
         "flip": {"probability": 0.5},
     }
-    config.data_threads = 16
-    config.optimizer = "sgd"
-    config.momentum = 0.9
-    config.weight_decay = 1e-4
+    config.data.threads = 16
+    config.optimizer.name = "sgd"
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 1e-4
     config.checkpoint_every = 1000  # steps, between those of the epochs' ends
     config.seed = 0
     return config
@@ -30,16 +34,17 @@ def cifar(classes: int) -> ConfigDict:
     """CIFAR-10 or CIFAR-100 with the standard augmentation: a crop of 32 pixels after padding by 4, and a flip.
 
     As in the papers there is no validation split: the 10,000 test images choose the best epoch, which flatters the
-    result. For a clean one take ``config.splits.train="train[:90%]"`` and ``config.splits.validation="train[90%:]"``.
+    result. For a clean one take ``config.data.splits.train="train[:90%]"`` and
+    ``config.data.splits.validation="train[90%:]"``.
     """
-    config = ConfigDict()
-    config.source = f"cifar{classes}"
-    config.splits = {"train": "train", "validation": "test", "test": "test"}
-    config.augment = {"pad_crop": {"padding": 4}, "flip": {"probability": 0.5}}
-    config.data_threads = 4
-    config.optimizer = "sgd"
-    config.momentum = 0.9
-    config.weight_decay = 5e-4
+    config = _sections()
+    config.data.source = f"cifar{classes}"
+    config.data.splits = {"train": "train", "validation": "test", "test": "test"}
+    config.data.augment = {"pad_crop": {"padding": 4}, "flip": {"probability": 0.5}}
+    config.data.threads = 4
+    config.optimizer.name = "sgd"
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 5e-4
     config.batch_size = 128
     config.seed = 0
     return config
@@ -47,17 +52,17 @@ def cifar(classes: int) -> ConfigDict:
 
 def scaled_digits() -> ConfigDict:
     """Scaled digits, with a ResNet-8 behind a 3x3 stem of stride 2: its stages see 16x16, 8x8 and 4x4 pixels."""
-    config = ConfigDict()
-    config.source = "scaled_digits"
-    config.model = "resnet8"
-    config.model_kwargs = {
+    config = _sections()
+    config.data.source = "scaled_digits"
+    config.model.name = "resnet8"
+    config.model.kwargs = {
         "width": 16,
         "stem": {"kernel_size": 3, "strides": 2, "max_pool": False},
         "strides": (2, 2, 2),
         "zero_init_last": True,
     }
     config.batch_size = 32
-    config.optimizer = "adamw"
-    config.learning_rate = 0.01  # at its peak
-    config.weight_decay = 0.02
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 0.01  # at its peak
+    config.optimizer.weight_decay = 0.02
     return config

@@ -1,26 +1,29 @@
 """A run small enough for a test, and ways to start one."""
 
 import contextlib
+import functools
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
 from msconv_jax.models.registry import ModelEntry, register_model
-from train.checkpoint import intact_checkpoints, restore
-from train.data import Source, load_source
-from train.mesh import create_mesh, replicate
-from train.network import split_shapes
-from train.optim import create_optimiser
-from train.settings import Config
-from train.step import create_state
+from train.config import Config, checked, merged
+from train.data import Source, load_source, train_batches
+from train.engine.checkpoint import intact_checkpoints, restore
+from train.engine.mesh import create_mesh, replicate, state_shardings, to_devices, to_mesh
+from train.engine.network import SplitModel, split_model, split_shapes
+from train.engine.optim import create_optimiser
+from train.engine.step import TrainState, create_state, create_train_step
+from train.task import Batch, Task
+from train.tasks import Classification
 
 ROOT = Path(__file__).parents[2]
 TINY_CONFIG = Path(__file__).with_name("tiny_config.py")
@@ -50,37 +53,79 @@ TINY_ENTRY = ModelEntry(
 )
 
 
+class TinySegmenter(nnx.Module):
+    """The least that gives two maps of logits in training mode, with batch statistics and dropout."""
+
+    def __init__(self, *, num_classes: int, in_channels: int, width: int = 4, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(in_channels, width, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
+        self.drop = nnx.Dropout(0.1, rngs=rngs)
+        self.head = nnx.Conv(width, num_classes, (3, 3), rngs=rngs)
+        self.auxiliary = nnx.Conv(width, num_classes, (1, 1), rngs=rngs)
+        self.deterministic = False
+
+    def __call__(self, images: jax.Array) -> jax.Array | tuple[jax.Array, jax.Array]:
+        maps = nnx.relu(self.norm(self.conv(images)))
+        logits = self.head(self.drop(maps))
+        return logits if self.deterministic else (logits, self.auxiliary(maps))
+
+
+TINY_SEGMENTER = ModelEntry(
+    name="tiny_segmenter_for_tests",
+    builder=TinySegmenter,
+    config={},
+    num_classes=3,
+    input_size=(12, 16, 3),
+    paper="none",
+    task="segmentation",
+)
+
+
 def register_tiny() -> None:
-    """Makes the tiny model known in a process of its own; within the tests a fixture does."""
+    """Makes the tiny models known in a process of its own; within the tests a fixture does."""
     register_model(TINY_ENTRY)
+    register_model(TINY_SEGMENTER)
 
 
 # 1163 images in batches of 240: 5 steps an epoch, 10 in all. The batch divides by 4 devices, the
 # validation split (270) and the test split (364) do not divide by the batch.
 TINY: dict[str, Any] = {
+    "data": {
+        "source": "digits",
+        "augment": {"warp": {"shift": 1.0, "rotation": 10.0, "scale": 0.1}},
+        "threads": 2,
+    },
+    "model": {"name": "tiny_for_tests", "kwargs": {"width": 8}, "conv": "", "conv_kwargs": {}, "convs": {}},
+    "optimizer": {
+        "learning_rate": 0.1,
+        "warmup_epochs": 0.5,
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 5e-4,
+    },
+    "task": {"label_smoothing": 0.1},
     "seed": 0,
-    "source": "digits",
-    "model": "tiny_for_tests",
-    "model_kwargs": {"width": 8},
-    "conv": "",
-    "conv_kwargs": {},
-    "convs": {},
-    "augment": {"warp": {"shift": 1.0, "rotation": 10.0, "scale": 0.1}},
     "epochs": 2,
     "batch_size": 240,
-    "learning_rate": 0.1,
-    "warmup_epochs": 0.5,
-    "momentum": 0.9,
-    "nesterov": True,
-    "weight_decay": 5e-4,
-    "label_smoothing": 0.1,
     "checkpoint_every": 2,
-    "data_threads": 2,
 }
 
 
-def tiny(**changes: Any) -> Config:
-    return Config(**{**TINY, **changes})
+def tiny_values(changes: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """The values of `tiny`, nested and unchecked, for what a config file would hold."""
+    return merged(TINY, {**(changes or {}), **more}, Config)
+
+
+def tiny(changes: Mapping[str, Any] | None = None, **more: Any) -> Config:
+    """The config of a run that takes seconds, with changes.
+
+    `changes` are by dotted names, `tiny({"optimizer.learning_rate": 0.5})`, or nested,
+    `tiny({"optimizer": {"learning_rate": 0.5}})`; settings of no section may be arguments, `tiny(epochs=3)`, and
+    sections too, `tiny(optimizer={"learning_rate": 0.5})`. A dictionary changes some settings of a section, but is the
+    whole value of a setting: `tiny({"model.kwargs": {}})` has no width. `tiny(task={"name": "segmentation"})` leaves
+    the settings of classification out.
+    """
+    return checked(tiny_values(changes, **more))
 
 
 def normalised(images: np.ndarray, source: Source) -> np.ndarray:
@@ -88,15 +133,41 @@ def normalised(images: np.ndarray, source: Source) -> np.ndarray:
     return ((np.asarray(images, np.float64) / 255 - source.mean) / source.std).astype(np.float32)
 
 
-def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python in the repository, with warnings of our own code as errors."""
+class Start(NamedTuple):
+    """A run before its first step; `batches` are those of the first steps, on the devices."""
+
+    state: TrainState
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    batches: list[Batch]
+    model: SplitModel
+    task: Task
+
+
+def start(config: Config, kind: type[Task] = Classification, steps: int = 2) -> Start:
+    """Builds all that the first steps of a run need, on the devices of this process; an epoch has 5 steps."""
+    source, mesh = load_source(config, kind.needs), create_mesh(config.compute.shards)
+    task = kind(config, source)
+    model, params, rest = split_model(task.create(), config.model.frozen)
+    optimiser, _ = create_optimiser(config, steps_per_epoch=5)
+    create = functools.partial(
+        create_state, optimiser=optimiser, terms=task.terms, ema_decay=config.optimizer.ema_decay
+    )
+    shardings = state_shardings(jax.eval_shape(create, params, rest), mesh)
+    state = jax.jit(create, out_shardings=shardings)(*to_mesh((params, rest), mesh))
+    rows = train_batches(source, config, task.transform(training=True), 0, steps)
+    train_step = create_train_step(model, task, optimiser, config, mesh, shardings)
+    return Start(state, train_step, [to_devices(batch, mesh) for batch in rows], model, task)
+
+
+def run_python(*arguments: str, limit: int = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in the repository, for at most `limit` seconds."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=limit,
         check=False,
     )
 
@@ -118,9 +189,9 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def processes(
-    workdir: Path, count: int, devices: int, *arguments: str, before: str = ""
+    workdir: Path, count: int, devices: int, *arguments: str, before: str = "", config: Path = TINY_CONFIG
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Starts processes that train the tiny network together; none outlives the block.
+    """Starts processes that train a network together; none outlives the block.
 
     Args:
         workdir: the folder of the run.
@@ -128,6 +199,7 @@ def processes(
         devices: CPU devices of each.
         arguments: further flags.
         before: a program that each runs before it trains.
+        config: the config file.
     """
     coordinator = f"127.0.0.1:{free_port()}"
     started = []
@@ -135,7 +207,7 @@ def processes(
         for number in range(count):
             place = [f"--coordinator={coordinator}", f"--num_processes={count}", f"--process_id={number}"]
             program = TRAIN_TINY.format(before=before)
-            flags = [f"--config={TINY_CONFIG}", f"--workdir={workdir}", *(place if count > 1 else []), *arguments]
+            flags = [f"--config={config}", f"--workdir={workdir}", *(place if count > 1 else []), *arguments]
             started.append(
                 subprocess.Popen(
                     [sys.executable, "-c", program, *flags],
@@ -154,7 +226,7 @@ def processes(
             process.stdout.close()
 
 
-def endings(started: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:
+def endings(started: list[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str]]:
     """Waits for processes; gives the exit status and the output of each."""
     outputs = [process.communicate(timeout=seconds)[0] for process in started]
     return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
@@ -162,9 +234,10 @@ def endings(started: list[subprocess.Popen[str]], seconds: float = 120) -> list[
 
 def stored_arrays(workdir: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of the latest checkpoint of a tiny run."""
-    source, optimiser = load_source(tiny()), create_optimiser(tiny(), steps_per_epoch=5)[0]
-    _, params, rest = split_shapes(tiny(), source)
-    template = jax.eval_shape(lambda p, r: create_state(p, r, optimiser), params, rest)
+    task = Classification(tiny(), load_source(tiny()))
+    optimiser, _ = create_optimiser(tiny(), steps_per_epoch=5)
+    _, params, rest = split_shapes(task.create)
+    template = jax.eval_shape(lambda p, r: create_state(p, r, optimiser, task.terms), params, rest)
     intact, _ = intact_checkpoints(workdir / "checkpoints")
     state = restore(intact[-1], template, replicate(create_mesh()))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}

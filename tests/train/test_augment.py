@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from tests.train.helpers import tiny
-from train.data.augment import TRANSFORMS, colours, create_augmentation, trivial
-from train.data.augment.colours import ColorJitter, Lighting
-from train.data.augment.crops import Flip, PadCrop, RandomResizedCrop
-from train.data.augment.erasing import RandomErasing
-from train.data.augment.trivial import TrivialAugment
+from tests.train.rows import data_config
 from train.data.images import decode
 from train.data.resizing import resize, resize_shorter
-from train.data.sources import Source
+from train.data.sample import Sample
+from train.data.source import Source
+from train.data.transforms import TRANSFORMS, check_equal_sizes, colours, create_augmentation, trivial
+from train.data.transforms.colours import ColorJitter, Lighting
+from train.data.transforms.crops import Flip, PadCrop, RandomResizedCrop
+from train.data.transforms.erasing import RandomErasing
+from train.data.transforms.trivial import TrivialAugment
 from train.errors import UserError
 
 SHAPE = (32, 40, 3)
@@ -33,7 +34,12 @@ def source(shape=SHAPE, is_sized=True):
 
 
 def augmentation(is_sized=True, shape=SHAPE, **augment):
-    return create_augmentation(tiny(augment=augment), source(shape, is_sized))
+    return of_images(create_augmentation(augment, source(shape, is_sized)))
+
+
+def of_images(transform):
+    """From an image to an image, the same one if the sample stays."""
+    return lambda image, rng: transform(Sample(image=image), rng).image
 
 
 IMAGE = picture()
@@ -88,7 +94,7 @@ def affine(matrix):
     ],
 )
 def test_movements_are_pillows_but_for_the_edge(name, strength, expected):
-    moved, reference = trivial.OPERATIONS[name][0](IMAGE, strength), expected()
+    moved, reference = trivial.apply(Sample(image=IMAGE), name, strength).pixels, expected()
     # Where black enters, the two interpolate differently.
     inside = np.asarray(Image.fromarray((reference.max(2) > 0).astype(np.uint8) * 255)) > 0
     inside[1:-1, 1:-1] &= inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
@@ -98,7 +104,8 @@ def test_movements_are_pillows_but_for_the_edge(name, strength, expected):
 
 
 def test_the_strengths_of_trivial_augment_are_torchvisions():
-    largest = {name: (strength, signed) for name, (_, strength, signed) in trivial.OPERATIONS.items()}
+    largest = trivial.STRENGTHS
+    assert largest.keys() == trivial.MOVEMENTS.keys() | trivial.COLOURS.keys()
     assert len(largest) == 14
     for name in ("shear_x", "shear_y", "brightness", "color", "contrast", "sharpness"):
         assert largest[name] == (0.99, True)
@@ -108,7 +115,7 @@ def test_the_strengths_of_trivial_augment_are_torchvisions():
     kept = [8 - round(6 * bin / 30) for bin in range(31)]
     assert (kept[0], kept[30], sorted(set(kept))) == (8, 2, [2, 3, 4, 5, 6, 7, 8])
     assert all(
-        distance(trivial.OPERATIONS[n][0](IMAGE, 0), IMAGE) == 0
+        distance(trivial.apply(Sample(image=IMAGE), n, 0).pixels, IMAGE) == 0
         for n in largest
         if n not in ("autocontrast", "equalize")
     )
@@ -116,15 +123,11 @@ def test_the_strengths_of_trivial_augment_are_torchvisions():
 
 def test_trivial_augment_draws_every_operation(monkeypatch):
     drawn = []
-    spies = {
-        name: (lambda image, by, name=name: drawn.append((name, by)) or image, largest, signed)
-        for name, (_, largest, signed) in trivial.OPERATIONS.items()
-    }
-    monkeypatch.setattr(trivial, "OPERATIONS", spies)
+    monkeypatch.setattr(trivial, "apply", lambda sample, name, by: drawn.append((name, by)) or sample)
     rng = np.random.default_rng(0)
     for _ in range(2800):
-        TrivialAugment()(IMAGE, rng)
-    for name, (_, largest, signed) in spies.items():
+        TrivialAugment()(Sample(image=IMAGE), rng)
+    for name, (largest, signed) in trivial.STRENGTHS.items():
         strengths = [by for drawn_name, by in drawn if drawn_name == name]
         assert 140 < len(strengths) < 260
         assert max(strengths) <= largest
@@ -167,8 +170,8 @@ def test_a_file_is_cropped_like_its_pixels():
     data = jpeg(picture(100, 140))
     for seed in range(5):
         crop = RandomResizedCrop((64, 64, 3))
-        of_file = crop(data, np.random.default_rng(seed))
-        of_pixels = crop(decode(data, 3), np.random.default_rng(seed))
+        of_file = of_images(crop)(data, np.random.default_rng(seed))
+        of_pixels = of_images(crop)(decode(data, 3), np.random.default_rng(seed))
         np.testing.assert_array_equal(of_file, of_pixels)
 
 
@@ -176,8 +179,8 @@ def test_a_large_part_is_decoded_small():
     data = jpeg(resize(picture(20, 30), 400, 600))
     crop = RandomResizedCrop((20, 24, 3), area=(0.8, 0.9))
     for seed in range(5):
-        of_file = crop(data, np.random.default_rng(seed)).astype(int)
-        of_pixels = crop(decode(data, 3), np.random.default_rng(seed)).astype(int)
+        of_file = of_images(crop)(data, np.random.default_rng(seed)).astype(int)
+        of_pixels = of_images(crop)(decode(data, 3), np.random.default_rng(seed)).astype(int)
         assert of_file.shape == (20, 24, 3)
         assert np.abs(of_file - of_pixels).mean() < 8  # half a pixel of the small image to and fro
 
@@ -196,7 +199,7 @@ def test_shrinking_takes_means_and_enlarging_interpolates():
 
 def test_padding_is_black_and_shifts_are_uniform():
     image, rng = np.full((8, 8, 1), 255, np.uint8), np.random.default_rng(0)
-    crops = [PadCrop(padding=2)(image, rng) for _ in range(500)]
+    crops = [of_images(PadCrop(padding=2))(image, rng) for _ in range(500)]
     assert all(c.shape == (8, 8, 1) for c in crops)
     tops = [int((c[:, 4, 0] == 0).sum()) for c in crops]
     assert set(tops) == {0, 1, 2}
@@ -205,36 +208,36 @@ def test_padding_is_black_and_shifts_are_uniform():
 
 def test_flips_come_as_often_as_said():
     rng = np.random.default_rng(0)
-    flipped = [not np.array_equal(Flip(0.3)(IMAGE, rng), IMAGE) for _ in range(1000)]
+    flipped = [not np.array_equal(of_images(Flip(0.3))(IMAGE, rng), IMAGE) for _ in range(1000)]
     assert sum(flipped) == pytest.approx(300, abs=45)
-    np.testing.assert_array_equal(Flip(1.0)(IMAGE, rng), IMAGE[:, ::-1])
-    assert Flip(1.0)(IMAGE, rng).flags.c_contiguous  # or batches are slow to make
-    assert Flip(0.0)(IMAGE, rng) is IMAGE
+    np.testing.assert_array_equal(of_images(Flip(1.0))(IMAGE, rng), IMAGE[:, ::-1])
+    assert of_images(Flip(1.0))(IMAGE, rng).flags.c_contiguous  # or batches are slow to make
+    assert of_images(Flip(0.0))(IMAGE, rng) is IMAGE
 
 
 def test_jitter_of_no_strength_changes_nothing_and_orders_differ():
     rng = np.random.default_rng(0)
-    assert ColorJitter(SHAPE)(IMAGE, rng) is IMAGE
-    jitter = ColorJitter(SHAPE, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    assert of_images(ColorJitter(SHAPE))(IMAGE, rng) is IMAGE
+    jitter = of_images(ColorJitter(SHAPE, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1))
     assert len({jitter(IMAGE, rng).tobytes() for _ in range(20)}) == 20
-    bright = [ColorJitter(SHAPE, brightness=0.5)(IMAGE, rng).mean() / IMAGE.mean() for _ in range(200)]
+    bright = [of_images(ColorJitter(SHAPE, brightness=0.5))(IMAGE, rng).mean() / IMAGE.mean() for _ in range(200)]
     assert 0.49 < min(bright) < 0.55
     assert max(bright) > 1.2  # above it clips
-    grey = ColorJitter((8, 8, 1), brightness=0.5, contrast=0.5)(picture(8, 8, 1), rng)
+    grey = of_images(ColorJitter((8, 8, 1), brightness=0.5, contrast=0.5))(picture(8, 8, 1), rng)
     assert grey.shape == (8, 8, 1)
 
 
 def test_lighting_has_the_covariance_of_imagenet():
     rng = np.random.default_rng(0)
     middle = np.full((1, 1, 3), 128, np.uint8)
-    shifts = np.array([Lighting((1, 1, 3), std=0.1)(middle, rng)[0, 0] for _ in range(4000)], float) - 128
+    shifts = np.array([of_images(Lighting((1, 1, 3), std=0.1))(middle, rng)[0, 0] for _ in range(4000)], float) - 128
     values = np.sqrt(np.linalg.eigvalsh(np.cov(shifts.T)))[::-1]
     np.testing.assert_allclose(values, np.hypot(25.5 * np.array([0.2175, 0.0188, 0.0045]), 12**-0.5), rtol=0.08)
 
 
 def test_erasing_paints_the_mean_over_an_area_of_the_range():
     rng, image = np.random.default_rng(0), np.zeros((50, 60, 3), np.uint8)
-    erasing = RandomErasing(mean=(0.2, 0.4, 0.6), probability=1.0)
+    erasing = of_images(RandomErasing(mean=(0.2, 0.4, 0.6), probability=1.0))
     shares = []
     for _ in range(300):
         erased = erasing(image, rng)
@@ -246,7 +249,7 @@ def test_erasing_paints_the_mean_over_an_area_of_the_range():
         shares.append(mask.mean())
     assert 0.015 < min(shares) < 0.04
     assert 0.29 < max(shares) < 0.34
-    never = RandomErasing(mean=(0.0,) * 3, probability=0.0)
+    never = of_images(RandomErasing(mean=(0.0,) * 3, probability=0.0))
     assert never(image, rng) is image
     assert not image.any()
 
@@ -265,7 +268,7 @@ EVERYTHING = {
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (2, 3), (300, 200)])
 def test_any_size_passes_all_transforms(size):
-    assert EVERYTHING.keys() == TRANSFORMS.keys()
+    assert EVERYTHING.keys() == TRANSFORMS.keys() - {"random_scale", "random_rotation", "blur"}
     augment = augmentation(is_sized=False, **EVERYTHING)
     for seed in range(25):
         for image in (picture(*size), jpeg(picture(*size))):
@@ -306,7 +309,7 @@ def test_files_are_decoded_where_nothing_crops_them():
     ],
 )
 def test_arguments_that_are_refused(name, arguments, message):
-    with pytest.raises(UserError, match=rf"config\.augment\.{name}.*{message}"):
+    with pytest.raises(UserError, match=rf"config\.data\.augment\.{name}.*{message}"):
         augmentation(**{name: arguments})
 
 
@@ -318,7 +321,9 @@ def test_colours_need_three_channels():
 
 def test_varying_sizes_need_a_crop():
     with pytest.raises(UserError, match=r"vary in size; add 'random_resized_crop': \{\}"):
-        augmentation(is_sized=False, flip={})
+        check_equal_sizes(data_config("miniature", augment={"flip": {}}).data, source(is_sized=False))
+    check_equal_sizes(data_config("miniature", augment={"random_resized_crop": {}}).data, source(is_sized=False))
+    check_equal_sizes(data_config("miniature32", augment={"flip": {}}).data, source())
 
 
 def test_transforms_come_in_the_order_of_the_table_whatever_the_order_of_the_config():

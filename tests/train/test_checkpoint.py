@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 
 from tests.train.helpers import run_python
-from train.checkpoint import CheckpointWriter, agreed_checkpoint, best_of, intact_checkpoints, latest_of, restore
+from train.engine.checkpoint import (
+    CheckpointWriter,
+    best_of,
+    choose_checkpoint,
+    intact_checkpoints,
+    latest_of,
+    restore,
+)
+from train.engine.mesh import create_mesh, replicate
 from train.errors import UserError
-from train.mesh import create_mesh, replicate
+from train.task import Metric
 
 SHARDING = replicate(create_mesh())
+BEST = Metric("accuracy")
 
 
 def state_of(step):
@@ -20,11 +29,16 @@ def state_of(step):
     }
 
 
-def write(directory, scores):
-    """Writes a checkpoint for each accuracy, at steps 10, 20, ..."""
-    writer = CheckpointWriter(directory, resume="again")
-    for number, accuracy in enumerate(scores, start=1):
-        writer.save(10 * number, state_of(10 * number), accuracy)
+def result(value):
+    """Results of a validation split; their names tell nothing of their order."""
+    return {"a": 0.0, BEST.name: value, "z": 9.0}
+
+
+def write(directory, scores, best=BEST):
+    """Writes a checkpoint for each score, at steps 10, 20, ..."""
+    writer = CheckpointWriter(directory, best, resume="again")
+    for number, score in enumerate(scores, start=1):
+        writer.save(10 * number, state_of(10 * number), None if score is None else result(score))
     writer.wait()
     writer.close()
 
@@ -38,14 +52,15 @@ def three(tmp_path_factory):
 
 def read(directory):
     intact, _ = intact_checkpoints(directory)
-    return [(checkpoint.step, checkpoint.accuracy) for checkpoint in intact]
+    return [(checkpoint.step, checkpoint.metrics and checkpoint.metrics[BEST.name]) for checkpoint in intact]
 
 
 def test_arrays_come_back_from_latest_and_best(three):
     intact, damaged = intact_checkpoints(three)
     assert not damaged
     assert read(three) == [(10, 0.9), (20, 0.5), (30, None)]
-    assert best_of(intact).step == 10
+    assert intact[0].metrics == result(0.9)
+    assert best_of(intact, BEST).step == 10
     template = jax.eval_shape(lambda: state_of(0))
     for checkpoint in intact:
         state = restore(checkpoint, template, SHARDING)
@@ -68,15 +83,25 @@ def test_the_best_and_the_two_latest_are_kept(tmp_path, scores, kept, best):
     write(tmp_path, scores)
     intact, _ = intact_checkpoints(tmp_path)
     assert [checkpoint.step for checkpoint in intact] == kept
-    found = best_of(intact)
+    found = best_of(intact, BEST)
     assert (found.step if found else None) == best
+
+
+def test_the_best_is_the_smallest_where_the_metric_says_so(tmp_path):
+    error = Metric(BEST.name, larger_is_better=False)
+    write(tmp_path, [0.9, 0.1, 0.1, 0.3, None, 0.5], error)
+    intact, _ = intact_checkpoints(tmp_path)
+    assert [checkpoint.step for checkpoint in intact] == [30, 50, 60]  # of equals, the later
+    assert best_of(intact, error).step == 30
+    assert best_of(intact, BEST).step == 60
+    assert best_of(intact, Metric("another")) is None
 
 
 def test_a_saved_state_may_be_used_up_at_once(tmp_path):
     overwrite = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf * 0 - 1, tree), donate_argnums=0)
     state = {"kernel": jnp.full((1000, 1000), 7.0)}
-    writer = CheckpointWriter(tmp_path, resume="again")
-    writer.save(1, state, 0.5)
+    writer = CheckpointWriter(tmp_path, BEST, resume="again")
+    writer.save(1, state, result(0.5))
     jax.block_until_ready(overwrite(state))
     writer.wait()
     writer.close()
@@ -122,7 +147,7 @@ def test_orbaxs_own_notes_do_not_matter(three, tmp_path):
     intact, _ = intact_checkpoints(copy)
     state = restore(intact[-1], jax.eval_shape(lambda: state_of(0)), SHARDING)
     assert int(state["step"]) == 30
-    writer = CheckpointWriter(copy, resume="again")
+    writer = CheckpointWriter(copy, BEST, resume="again")
     writer.save(40, state_of(40), None)
     writer.wait()
     writer.close()
@@ -161,16 +186,16 @@ def test_the_choice_is_made_among_the_intact(three, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(three, copy)
     (copy / "30" / "manifest.json").unlink()
-    assert agreed_checkpoint(copy, latest_of).step == 20
+    assert choose_checkpoint(copy, latest_of).step == 20
     assert (copy / "30").exists()
-    assert agreed_checkpoint(copy, best_of, repair=True).step == 10
+    assert choose_checkpoint(copy, lambda found: best_of(found, BEST), repair=True).step == 10
     assert not (copy / "30").exists()
     assert "ANEW" not in capsys.readouterr().err
     for step in ("10", "20"):
         (copy / step / "manifest.json").write_text("{}")
-    assert agreed_checkpoint(copy, latest_of, repair=True) is None
+    assert choose_checkpoint(copy, latest_of, repair=True) is None
     assert f"no intact checkpoint is left in {copy}: training starts ANEW, from step 0" in capsys.readouterr().err
-    assert agreed_checkpoint(copy, latest_of, repair=True) is None
+    assert choose_checkpoint(copy, latest_of, repair=True) is None
     assert capsys.readouterr().err == ""
 
 
@@ -206,8 +231,8 @@ def test_temporary_folders_of_a_killed_save_are_removed(three, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(three, copy)
     (copy / "40.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
-    writer = CheckpointWriter(copy, resume="again")
-    writer.save(40, state_of(40), 0.1)
+    writer = CheckpointWriter(copy, BEST, resume="again")
+    writer.save(40, state_of(40), result(0.1))
     writer.wait()
     writer.close()
     assert sorted(path.name for path in copy.iterdir()) == ["10", "30", "40"]
@@ -228,19 +253,20 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 import jax
-from train.checkpoint import CheckpointWriter
+from train.engine.checkpoint import CheckpointWriter
 from train.errors import run_program
+from train.task import Metric
 
 def main(argv):
     state = {"kernel": jax.random.normal(jax.random.key(0), (400, 1000))}
-    writer = CheckpointWriter(Path(argv[1]), resume="the same command")
-    writer.save(1, state, 0.5)
+    writer = CheckpointWriter(Path(argv[1]), Metric("accuracy"), resume="the same command")
+    writer.save(1, state, {"accuracy": 0.5})
     writer.wait()
     # No file may grow beyond this: writing fails as on a full disk (EFBIG for ENOSPC).
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
-        writer.save(2, state, 0.6)
-        writer.save(3, state, 0.7)
+        writer.save(2, state, {"accuracy": 0.6})
+        writer.save(3, state, {"accuracy": 0.7})
     finally:
         writer.close()
     return 0
@@ -264,9 +290,9 @@ def test_a_disk_without_space_for_the_manifest(tmp_path, monkeypatch):
     def no_space(folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train.checkpoint._digests", no_space)
-    writer = CheckpointWriter(tmp_path, resume="again")
-    writer.save(1, state_of(1), 0.5)
+    monkeypatch.setattr("train.engine.checkpoint._digests", no_space)
+    writer = CheckpointWriter(tmp_path, BEST, resume="again")
+    writer.save(1, state_of(1), result(0.5))
     with pytest.raises(UserError, match=r"step 1 cannot be written.*No space left"):
         writer.wait()
     writer.close()

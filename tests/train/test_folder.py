@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from tests.train.helpers import tiny
+from tests.train.rows import data_config, evaluation_rows, training_rows
 from train.data import evaluation_batches, load_source, train_batches
-from train.data.folder import printable
 from train.data.images import decode
+from train.data.readers.files import printable
+from train.engine.loop import train
 from train.errors import UserError
-from train.loop import train
+from train.tasks import Classification
 
 CROP = {"random_resized_crop": {}}
 
@@ -32,7 +34,7 @@ def fill(folder, classes=("cat", "dog"), count=12, seed=0):
 
 
 def load(folder, **changes):
-    return load_source(tiny(source="folder", data_dir=str(folder), image_size=16, augment=CROP, **changes))
+    return load_source(data_config("folder", dir=str(folder), image_size=16, augment=CROP, **changes))
 
 
 @pytest.fixture
@@ -50,9 +52,9 @@ def test_folders_of_splits(pictures):
     for split, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
         records = source.splits[split]
         assert len(records) == 24
-        assert [record["label"] for record in records] == 12 * [0] + 12 * [1]
-        assert records[12]["image"] == (pictures / folder / "dog" / "000.jpg").read_bytes()
-        assert records[-1]["file"] == str(pictures / folder / "dog" / "011.jpg")
+        assert [record.label for record in records] == 12 * [0] + 12 * [1]
+        assert records[12].image == (pictures / folder / "dog" / "000.jpg").read_bytes()
+        assert records[-1].file == str(pictures / folder / "dog" / "011.jpg")
     first, *rest = source.report.splitlines()
     assert (
         first
@@ -67,7 +69,7 @@ def test_the_config_names_the_splits(pictures):
     named = {"train": "learn", "validation": "val", "test": "held back"}
     source = load(pictures, splits=named)
     assert {split: len(records) for split, records in source.splits.items()} == dict.fromkeys(named, 24)
-    assert source.splits["test"][0]["file"].endswith("held back/cat/000.jpg")
+    assert source.splits["test"][0].file.endswith("held back/cat/000.jpg")
     with pytest.raises(UserError, match=r"names 'best' for test but .* it has held back, learn, val"):
         load(pictures, splits={**named, "test": "best"})
 
@@ -81,11 +83,11 @@ def test_without_folders_of_splits_the_contents_decide(tmp_path):
     assert 55 < sizes["validation"] < 105
     assert 55 < sizes["test"] < 105
     for split in ("validation", "test"):
-        of_class = Counter(record["label"] for record in source.splits[split])
+        of_class = Counter(record.label for record in source.splits[split])
         assert min(of_class.values()) > 20
 
     # Neither more pictures, nor other names, nor copies move a picture.
-    where = {record["image"]: split for split, records in source.splits.items() for record in records}
+    where = {record.image: split for split, records in source.splits.items() for record in records}
     other = tmp_path / "more"
     fill(other, count=400)
     fill(other / "..", classes=("owl",), count=30, seed=9)
@@ -94,10 +96,10 @@ def test_without_folders_of_splits_the_contents_decide(tmp_path):
         (other / "cat" / f"{n:03}.jpg").rename(other / "cat" / f"renamed {n}.jpg")
         (other / "cat" / f"copy {n}.jpg").write_bytes((other / "cat" / f"{n + 1:03}.jpg").read_bytes())
     again = load(other)
-    found = {record["image"]: split for split, records in again.splits.items() for record in records}
+    found = {record.image: split for split, records in again.splits.items() for record in records}
     assert {image: found[image] for image in where} == where
     assert sum(map(len, again.splits.values())) == 870
-    contents = [{record["image"] for record in records} for records in again.splits.values()]
+    contents = [{record.image for record in records} for records in again.splits.values()]
     assert len(set.union(*contents)) == sum(map(len, contents))
 
 
@@ -113,7 +115,7 @@ def test_missing_splits_are_taken_from_the_others(tmp_path):
     fill(tmp_path / "second" / "train")
     fill(tmp_path / "second" / "validation", seed=1)
     source = load(tmp_path / "second")
-    assert [r["file"] for r in source.splits["test"]] == [r["file"] for r in source.splits["validation"]]
+    assert [r.file for r in source.splits["test"]] == [r.file for r in source.splits["validation"]]
     assert "the validation pictures are the test too" in source.report
 
 
@@ -186,16 +188,17 @@ def test_a_bad_folder_is_reported(pictures):
     assert "Class 'bat' has nothing to train on: 1 pictures of validation left out." in lines
     first = f"{24 + added} train, 24 validation, 24 test images of 2 classes; 15 entries left out, 7 of them damaged"
     assert lines[0] == f"{pictures}: {first}"
-    names = {record["file"].rpartition("/")[2] for record in source.splits["train"]}
+    names = {record.file.rpartition("/")[2] for record in source.splits["train"]}
     assert {"one.png", "odd 猫\\n'\"; $(x) é.jpg", "\\udcff\\udcfe.jpg", "palette.gif", "filled.jpg"} <= names
 
 
 @pytest.mark.slow
 def test_a_bad_folder_is_trained_on(pictures, tmp_path, capfd):
     spoil(pictures)
-    changes = {"source": "folder", "data_dir": str(pictures), "image_size": 8, "epochs": 1, "batch_size": 8}
-    config = tiny(**changes, augment=CROP, pixel_mean=[0.5] * 3, pixel_std=[0.2] * 3, warmup_epochs=0.0)
-    assert train(config, tmp_path / "run", command="again") == 0
+    data = {"source": "folder", "dir": str(pictures), "image_size": 8, "augment": CROP}
+    data |= {"pixel_mean": [0.5] * 3, "pixel_std": [0.2] * 3}
+    config = tiny({"data": data, "epochs": 1, "batch_size": 8, "optimizer.warmup_epochs": 0.0})
+    assert train(config, Classification, tmp_path / "run", command="again") == 0
     report = (tmp_path / "run" / "images.txt").read_text(encoding="utf-8")
     assert report == load_source(config).report
     assert report.splitlines()[0] in capfd.readouterr().out
@@ -214,14 +217,14 @@ def test_strict_minds_neither_hidden_files_nor_folders(pictures):
 
 
 def test_a_file_that_goes_bad_or_away_later_is_named(pictures):
-    config = tiny(source="folder", data_dir=str(pictures), image_size=16, augment=CROP, batch_size=24)
+    config = data_config("folder", dir=str(pictures), image_size=16, augment=CROP, batch_size=24)
     source = load_source(config)
     (pictures / "train" / "dog" / "003.jpg").write_bytes(b"\xff\xd8 no more")
     (pictures / "val" / "dog" / "004.jpg").unlink()
     with pytest.raises(UserError, match=r"train/dog/003.jpg: not an image, or a damaged one; repair or remove"):
-        list(train_batches(source, config, 0, 1))
+        list(train_batches(source, config, training_rows(source, config), 0, 1))
     with pytest.raises(UserError, match=r"val/dog/004.jpg can no longer be read \(No such file"):
-        list(evaluation_batches(source, "validation", config))
+        list(evaluation_batches(source, "validation", config, evaluation_rows(source)))
 
 
 def test_a_file_without_permission(pictures):
@@ -247,8 +250,8 @@ def test_folders_that_are_no_data_set(tmp_path, make, message):
 
 
 def test_the_folder_must_be_named():
-    with pytest.raises(UserError, match=r"config\.data_dir is ''"):
-        load_source(tiny(source="folder", augment=CROP))
+    with pytest.raises(UserError, match=r"config\.data\.dir is ''"):
+        load_source(data_config("folder", augment=CROP))
 
 
 def test_printable():

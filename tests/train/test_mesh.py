@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.train.helpers import run_python
+from train.engine.mesh import create_mesh, replicate, state_shardings, to_mesh
 from train.errors import UserError
-from train.mesh import create_mesh, replicate, state_shardings, to_mesh
 
 
 def test_one_device_holds_everything():
@@ -23,7 +23,7 @@ def test_one_device_holds_everything():
 
 def test_shards_must_divide_the_devices():
     too_many = jax.device_count() + 1
-    with pytest.raises(UserError, match=f"config.shards is {too_many} but must divide the number of devices"):
+    with pytest.raises(UserError, match=f"config.compute.shards is {too_many} but must divide the number of devices"):
         create_mesh(too_many)
 
 
@@ -47,41 +47,32 @@ def test_the_shape_alone_decides_how_an_array_lies(shape, spec):
 
 
 SHARDED_STEPS = """
-import functools, json, warnings, jax, numpy as np
-from tests.train.helpers import register_tiny, tiny
+import json, jax, numpy as np
+from tests.train.helpers import register_tiny, start, tiny
 from train.data import load_source, train_batches
-from train.mesh import create_mesh, state_shardings, to_devices, to_mesh
-from train.network import create_network, split_model
-from train.optim import create_optimiser
-from train.step import create_state, create_train_step
 register_tiny()
+optimizer = {"accumulation_steps": 2, "ema_decay": 0.9}
 answers = []
 for shards in (1, 2, 4):
-    config = tiny(shards=shards, accumulation_steps=2, ema_decay=0.9, mixup_alpha=0.2)
-    source = load_source(config)
-    model, params, rest = split_model(create_network(config, source), source)
-    optimiser, _ = create_optimiser(config, 5)
-    mesh = create_mesh(shards)
-    create = functools.partial(create_state, optimiser=optimiser, ema_decay=config.ema_decay)
-    shardings = state_shardings(jax.eval_shape(create, params, rest), mesh)
-    state = jax.jit(create, out_shardings=shardings)(*to_mesh((params, rest), mesh))
-    train_step = create_train_step(model, optimiser, config, mesh, len(source.classes), shardings)
+    config = tiny({"compute.shards": shards, "optimizer": optimizer, "task.mixup_alpha": 0.2})
+    state, train_step, batches, _, task = start(config, steps=3)
     losses = []
-    for batch in train_batches(source, config, 0, 3):
-        state, sums = train_step(state, to_devices(batch, mesh))
-        losses.append(float(sums["loss"]) / config.batch_size)
+    for batch in batches:
+        state, report = train_step(state, batch)
+        losses.append(float(report["loss"]))
     large = state.params, state.opt_state, state.average
     held = jax.tree.map(lambda leaf: leaf.addressable_shards[0].data.nbytes, large)
     whole = jax.tree.map(lambda leaf: leaf.nbytes, large)
-    images = to_devices(batch, mesh)["image"]
-    blocks = [np.asarray(s.data) for s in sorted(images.addressable_shards, key=lambda s: s.device.id)]
+    *_, rows = train_batches(load_source(config), config, task.transform(training=True), 0, 3)
+    shards_of_batch = sorted(batch["image"].addressable_shards, key=lambda s: s.device.id)
+    blocks = [np.asarray(s.data) for s in shards_of_batch]
     answers.append({
         "losses": losses,
         "compiled": train_step._cache_size(),
         "held": sum(jax.tree.leaves(held)),
         "whole": sum(jax.tree.leaves(whole)),
         "heads": [a.addressable_shards[0].data.shape for a in jax.tree.leaves(state) if a.shape == (128, 10)],
-        "in order": bool(np.array_equal(np.concatenate(blocks), batch["image"])),
+        "in order": bool(np.array_equal(np.concatenate(blocks), rows["image"])),
     })
 print(json.dumps(answers))
 """
@@ -103,27 +94,17 @@ def test_divided_parameters_train_like_whole_ones():
 
 
 COLLECTIVES = """
-import functools, json, re, jax
-from tests.train.helpers import tiny
-from train.data import load_source, train_batches
-from train.mesh import create_mesh, state_shardings, to_devices, to_mesh
-from train.network import create_network, split_model
-from train.optim import create_optimiser
-from train.step import create_state, create_train_step
+import json, re, jax
+from tests.train.helpers import start, tiny
 jax.config.update("jax_disable_most_optimizations", True)  # of single devices; what they exchange stays the same
-network = {"model": "resnet8", "model_kwargs": {"width": 16}}
-mixing = {"mixup_alpha": 0.2, "accumulation_steps": 2, "ema_decay": 0.9, "gradient_clip_norm": 1.0}
-config = tiny(shards=2, batch_size=64, **network, **mixing)
-source = load_source(config)
-model, params, rest = split_model(create_network(config, source), source)
-optimiser, _ = create_optimiser(config, 5)
-mesh = create_mesh(2)
-create = functools.partial(create_state, optimiser=optimiser, ema_decay=config.ema_decay)
-shapes = jax.eval_shape(create, params, rest)
-shardings = state_shardings(shapes, mesh)
-state = jax.jit(create, out_shardings=shardings)(*to_mesh((params, rest), mesh))
-train_step = create_train_step(model, optimiser, config, mesh, len(source.classes), shardings)
-batch = to_devices(next(iter(train_batches(source, config, 0, 1))), mesh)
+config = tiny({
+    "compute.shards": 2,
+    "batch_size": 64,
+    "model": {"name": "resnet8", "kwargs": {"width": 16}},
+    "optimizer": {"accumulation_steps": 2, "ema_decay": 0.9, "gradient_clip_norm": 1.0},
+    "task.mixup_alpha": 0.2,
+})
+state, train_step, (batch,), *_ = start(config, steps=1)
 program = train_step.lower(state, batch).compile().as_text()
 kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 moved = [
@@ -131,8 +112,9 @@ moved = [
     for result, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\\(", program)
     for lengths in re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", result)
 ]
-divided = [leaf.shape for leaf, where in zip(*map(jax.tree.leaves, (params, shardings.params))) if where.spec]
-print(json.dumps({"moved": moved, "divided": divided, "shapes": [leaf.shape for leaf in jax.tree.leaves(params)]}))
+leaves = jax.tree.leaves(state.params)
+divided = [leaf.shape for leaf in leaves if leaf.sharding.spec]
+print(json.dumps({"moved": moved, "divided": divided, "shapes": [leaf.shape for leaf in leaves]}))
 """
 
 

@@ -5,7 +5,10 @@ import cv2
 import pytest
 from rich.console import Console
 
-from train.metrics import MetricsLog, ProgressReport, draw_curves, read_metrics
+from train.engine.log import MetricsLog, ProgressReport, draw_curves, read_metrics
+from train.task import Metric
+
+BEST = Metric("accuracy")
 
 
 def record(step):
@@ -25,12 +28,12 @@ def steps_in(path):
 
 
 def test_lines_after_the_restored_step_are_dropped(tmp_path):
-    log = MetricsLog(tmp_path, 0)
+    log = MetricsLog(tmp_path, 0, BEST)
     for step in (5, 10, 15):
         log.write(record(step))
     log.close()
     assert steps_in(log.path) == [5, 10, 15]
-    again = MetricsLog(tmp_path, 12)
+    again = MetricsLog(tmp_path, 12, BEST)
     assert steps_in(again.path) == [5, 10]
     again.write(record(15))
     again.close()
@@ -42,12 +45,12 @@ def test_what_a_crash_left_of_a_line_is_dropped(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(json.dumps(record(5)).encode() + b"\n" + tail)
     assert read_metrics(path, 100) == [record(5)]
-    MetricsLog(tmp_path, 100).close()
+    MetricsLog(tmp_path, 100, BEST).close()
     assert steps_in(path) == [5]
 
 
 def test_tensorboard_files_hold_the_scalars(tmp_path):
-    log = MetricsLog(tmp_path, 0)
+    log = MetricsLog(tmp_path, 0, BEST)
     log.write(record(5))
     log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
@@ -57,14 +60,14 @@ def test_tensorboard_files_hold_the_scalars(tmp_path):
 
 
 def test_a_silent_log_writes_nothing(tmp_path):
-    log = MetricsLog(tmp_path, 0, enabled=False)
+    log = MetricsLog(tmp_path, 0, BEST, enabled=False)
     log.write(record(5))
     log.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_curves_are_a_picture_with_both_lines(tmp_path):
-    draw_curves([record(5), record(10)], tmp_path / "curves.png")
+    draw_curves([record(5), record(10)], BEST, tmp_path / "curves.png")
     picture = cv2.imread(str(tmp_path / "curves.png"))
     assert picture.shape == (480, 1200, 3)
     colours = {tuple(pixel) for pixel in picture.reshape(-1, 3)}
@@ -72,11 +75,35 @@ def test_curves_are_a_picture_with_both_lines(tmp_path):
     assert (14, 127, 255) in colours
 
 
+def test_curves_have_a_panel_for_every_quantity(tmp_path):
+    """Whatever a task measures: three panels stand beside each other, and those of one split alone have one line."""
+    records = [{"step": 5 * n, "epoch": n, "train_error": 1 / n, "validation_error": 2 / n} for n in (1, 2)]
+    for number, quantities in enumerate([(), ("mean_iou", "pixel_accuracy", "boundary_f")]):
+        path = tmp_path / f"{number}.png"
+        more = {f"validation_{name}": 0.5 for name in quantities}
+        draw_curves([{**record, **more} for record in records], Metric("error", larger_is_better=False), path)
+        rows, columns = ((1, 1), (2, 3))[number]
+        assert cv2.imread(str(path)).shape == (pytest.approx(120 * (3.6 * rows + 0.4), abs=1), 600 * columns, 3)
+
+
+def titles_of(monkeypatch, tmp_path, best):
+    titles = []
+    monkeypatch.setattr("train.engine.log.Figure.suptitle", lambda self, text, **_: titles.append(text))
+    draw_curves([record(5), {**record(10), "validation_accuracy": 0.75}], best, tmp_path / "curves.png")
+    return titles[0].splitlines()[0]
+
+
+def test_the_title_names_the_best_by_the_metric_of_the_task(monkeypatch, tmp_path):
+    assert titles_of(monkeypatch, tmp_path, BEST) == "best validation accuracy 0.7500 at epoch 2"
+    smallest = Metric("accuracy", larger_is_better=False)
+    assert titles_of(monkeypatch, tmp_path, smallest) == "best validation accuracy 0.2500 at epoch 1"
+
+
 def report(is_terminal):
     console = Console(file=io.StringIO(), force_terminal=is_terminal, width=120)
     with ProgressReport(20, 5, console) as progress:
         if progress.is_due():
-            progress.step(10, 0.5, 0.75, 1000.0)
+            progress.step(10, {"loss": 0.5, "accuracy": 0.75}, 1000.0)
         progress.epoch(record(10), 4, 1000.0)
     return console.file.getvalue()
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tests.train.helpers import tiny
-from train import mixing
+from train.data import load_source
 from train.errors import UserError
-from train.mixing import mix, mix_batch, outside_box
+from train.tasks import Classification
+from train.tasks.mixing import mix, neighbours, outside_box
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(4, 6, 9, 2)).astype(np.float32)
@@ -77,34 +78,22 @@ def test_box_is_timms():
     assert columns == {tuple(range(max(c - 3, 0), min(c + 3, 12))) for c in range(12)}
 
 
-def test_what_is_random_depends_on_seed_and_step(monkeypatch):
-    monkeypatch.setattr(mixing, "mix", lambda images, targets, key, *_: (images, jax.random.key_data(key)))
-
-    def key_of(seed, step):
-        config = tiny(seed=seed, cutmix_alpha=1.0)
-        return tuple(mix_batch(jnp.asarray(IMAGES), jnp.asarray(TARGETS), jnp.int32(step), config)[1].tolist())
-
-    assert key_of(3, 7) == key_of(3, 7)
-    assert len({key_of(seed, step) for seed in (3, 4) for step in (7, 8)}) == 4
-
-
 def test_neighbours_change_places():
-    np.testing.assert_array_equal(mixing.neighbours(jnp.asarray(IMAGES)), IMAGES[PARTNERS])
-
-
-def test_without_either_nothing_changes():
-    images, targets = mix_batch(jnp.asarray(IMAGES), jnp.asarray(TARGETS), jnp.int32(0), tiny())
-    np.testing.assert_array_equal(images, IMAGES)
-    np.testing.assert_array_equal(targets, TARGETS)
+    np.testing.assert_array_equal(neighbours(jnp.asarray(IMAGES)), IMAGES[PARTNERS])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mixup_alpha": 0.2, "batch_size": 15}, "batch_size is 15 but must be even.*16 would do"),
-        ({"mix_probability": 0.5}, "mix_probability is 0.5 but nothing is mixed"),
+        ({"task.mix_probability": 0.5}, "config.task.mix_probability is 0.5 but nothing is mixed"),
     ],
 )
 def test_contradictions_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        tiny(**changes)
+        tiny(changes)
+
+
+def test_batches_without_pairs_are_refused():
+    config = tiny({"task.mixup_alpha": 0.2, "batch_size": 15})
+    with pytest.raises(UserError, match=r"batch_size is 15 but must be even.*16 would do"):
+        Classification(config, load_source(config))

@@ -7,16 +7,29 @@ import optax
 import pytest
 
 from tests.train.helpers import tiny
-from train.data import load_source
+from train.engine.network import split_shapes
+from train.engine.optim import create_optimiser, decay_mask, learning_rate, path_mask, weight_decay
 from train.errors import UserError
-from train.network import split_shapes
-from train.optim import cosine_schedule, create_optimiser, decay_mask, learning_rate, weight_decay
+from train.tasks.network import create_network
+
+
+def settings(**changes):
+    """The tiny config with other settings of the optimiser, and of `epochs`."""
+    more = {"epochs": changes.pop("epochs")} if "epochs" in changes else {}
+    return tiny(optimizer=changes, **more)
+
+
+def rates(steps, steps_per_epoch, epochs=2, **changes):
+    """The learning rate at some steps."""
+    config = settings(epochs=epochs, **changes)
+    rate = learning_rate(config.optimizer, config.epochs, steps_per_epoch)
+    return [float(rate(step)) for step in steps]
 
 
 @pytest.mark.parametrize("model", ["resnet8", "ps_resnet8"])
 def test_decay_is_for_the_kernels_of_a_network_alone(model):
-    config = tiny(model=model, model_kwargs={"width": 8})
-    _, params, _ = split_shapes(config, load_source(config))
+    config = tiny({"model.name": model, "model.kwargs": {"width": 8}})
+    _, params, _ = split_shapes(lambda: create_network(config, 10, 1))
     decayed = {True: set(), False: set()}
     for path, is_decayed in jax.tree.leaves_with_path(decay_mask(params)):
         decayed[is_decayed].add(jax.tree_util.keystr(path[-1:], simple=True))
@@ -35,8 +48,7 @@ def test_decay_mask_goes_by_name_and_dimensions():
 
 
 def test_schedule_rises_to_the_peak_and_falls_to_zero():
-    rate = cosine_schedule(0.4, warmup_steps=4, total_steps=14)
-    values = [float(rate(step)) for step in range(15)]
+    values = rates(range(15), 7, learning_rate=0.4, warmup_epochs=4 / 7)
     np.testing.assert_allclose(values[:5], [0.1, 0.2, 0.3, 0.4, 0.4], rtol=1e-6)
     np.testing.assert_allclose(values[9], 0.2, rtol=1e-6)  # halfway down
     assert all(a > b for a, b in itertools.pairwise(values[4:]))
@@ -45,12 +57,23 @@ def test_schedule_rises_to_the_peak_and_falls_to_zero():
 
 
 def test_schedule_without_warm_up_starts_at_the_peak():
-    assert float(cosine_schedule(0.4, 0, 10)(0)) == pytest.approx(0.4)
+    assert rates([0], 5, learning_rate=0.4, warmup_epochs=0.0) == [pytest.approx(0.4)]
+
+
+def test_poly_schedule_is_a_power_of_what_is_left():
+    """As the public semantic segmentation recipes: the first step has the full rate, step i (1 - i / total)^0.9."""
+    found = rates(range(21), 10, learning_rate=0.01, warmup_epochs=0.0, schedule="poly")
+    np.testing.assert_allclose(found, 0.01 * (1 - np.arange(21) / 20) ** 0.9, rtol=1e-5, atol=1e-9)
+    assert found[0] == pytest.approx(0.01, rel=1e-7)
+    squared = rates([5], 5, learning_rate=1.0, warmup_epochs=0.0, schedule="poly", schedule_power=2.0)
+    assert squared == [pytest.approx(0.25)]
+    warm = rates([0, 1, 2, 3, 4], 3, learning_rate=1.0, warmup_epochs=2 / 3, schedule="poly")
+    np.testing.assert_allclose(warm, [0.5, 1.0, 1.0, 0.75**0.9, 0.5**0.9], rtol=1e-6)
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_updates_are_those_of_pytorchs_sgd(nesterov):
-    config = tiny(nesterov=nesterov, weight_decay=0.01, momentum=0.8, learning_rate=0.5)
+    config = settings(nesterov=nesterov, weight_decay=0.01, momentum=0.8, learning_rate=0.5)
     optimiser, learning_rate = create_optimiser(config, steps_per_epoch=5)
     params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
     state = optimiser.init(params)
@@ -96,8 +119,8 @@ GRADIENTS = [{name: RNG.normal(size=p.shape).astype(np.float32) for name, p in P
 @pytest.mark.parametrize("decay_all", [False, True])
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
 def test_updates_are_those_of_adamw_and_lamb(optimizer, decay_all):
-    config = tiny(
-        optimizer=optimizer,
+    config = settings(
+        name=optimizer,
         nesterov=False,
         schedule="constant",
         warmup_epochs=0.0,
@@ -127,7 +150,7 @@ def test_updates_are_those_of_adamw_and_lamb(optimizer, decay_all):
 
 
 def test_decay_of_all_parameters_and_its_growth():
-    config = tiny(
+    config = settings(
         learning_rate=0.5, momentum=0.0, nesterov=False, schedule="constant", warmup_epochs=0.0, epochs=3,
         weight_decay=0.01, decay_all=True, decay_growth=3.0, decay_growth_epochs=1.0,
     )  # fmt: skip
@@ -141,13 +164,13 @@ def test_decay_of_all_parameters_and_its_growth():
 
 
 def test_decay_of_acnet_grows_by_a_fifth_every_30_epochs():
-    decay = weight_decay(tiny(epochs=120, weight_decay=1e-4, decay_growth=1.2, decay_growth_epochs=30.0), 5000)
+    decay = weight_decay(settings(weight_decay=1e-4, decay_growth=1.2, decay_growth_epochs=30.0).optimizer, 5000)
     steps = [0, 149_999, 150_000, 299_999, 300_000, 599_999]
     np.testing.assert_allclose([decay(step) for step in steps], 1e-4 * 1.2 ** np.array([0, 0, 1, 1, 2, 3]), rtol=1e-6)
 
 
 def test_gradients_are_clipped_by_their_global_norm_before_anything_else():
-    config = tiny(
+    config = settings(
         learning_rate=1.0, momentum=0.0, nesterov=False, schedule="constant", warmup_epochs=0.0, weight_decay=0.5,
         gradient_clip_norm=2.0,
     )  # fmt: skip
@@ -162,39 +185,81 @@ def test_gradients_are_clipped_by_their_global_norm_before_anything_else():
 
 
 def test_schedule_of_steps_falls_from_the_epoch_on():
-    config = tiny(
-        epochs=9, learning_rate=0.4, warmup_epochs=1.0, schedule="steps", schedule_epochs=[3, 4.5], schedule_factor=0.2
-    )
-    rate = learning_rate(config, steps_per_epoch=4)
     steps = [0, 3, 4, 11, 12, 17, 18, 35]
-    np.testing.assert_allclose(
-        [rate(step) for step in steps], [0.1, 0.4, 0.4, 0.4, 0.08, 0.08, 0.016, 0.016], rtol=1e-5
-    )
+    falls = {"schedule": "steps", "schedule_epochs": [3, 4.5], "schedule_factor": 0.2}
+    found = rates(steps, 4, epochs=9, learning_rate=0.4, warmup_epochs=1.0, **falls)
+    np.testing.assert_allclose(found, [0.1, 0.4, 0.4, 0.4, 0.08, 0.08, 0.016, 0.016], rtol=1e-5)
 
 
 def test_constant_schedule_is_constant_after_its_warm_up():
-    rate = learning_rate(tiny(epochs=9, learning_rate=0.3, warmup_epochs=1.5, schedule="constant"), steps_per_epoch=2)
-    np.testing.assert_allclose([rate(step) for step in (0, 1, 2, 3, 17)], [0.1, 0.2, 0.3, 0.3, 0.3], rtol=1e-6)
+    found = rates((0, 1, 2, 3, 17), 2, epochs=9, learning_rate=0.3, warmup_epochs=1.5, schedule="constant")
+    np.testing.assert_allclose(found, [0.1, 0.2, 0.3, 0.3, 0.3], rtol=1e-6)
+
+
+TREE = {"head": PARAMS, "layer1": {0: PARAMS, 1: PARAMS}, "layer10": {0: PARAMS}}
+TREE_GRADIENTS = {"head": GRADIENTS[0], "layer1": {0: GRADIENTS[1], 1: GRADIENTS[2]}, "layer10": {0: GRADIENTS[3]}}
+SGD = {"learning_rate": 0.1, "schedule": "constant", "warmup_epochs": 0.0, "weight_decay": 0.1}
+
+
+def test_paths_choose_whole_names():
+    chosen = path_mask("layer1.0", "head.bias")(TREE)
+    leaf = {"kernel": False, "bias": False}
+    assert chosen == {
+        "head": {"kernel": False, "bias": True},
+        "layer1": {0: {"kernel": True, "bias": True}, 1: leaf},
+        "layer10": {0: leaf},
+    }
+
+
+@pytest.mark.parametrize("more", [{}, {"gradient_clip_norm": 0.5}, {"name": "adamw", "nesterov": False}])
+def test_a_multiplier_scales_the_updates_of_its_path_and_of_no_other(more):
+    first = []
+    for multipliers in ({}, {"layer1.0": 10.0, "head.kernel": 0.5}):
+        (params,) = take_steps(settings(**SGD, **more, multipliers=multipliers), TREE, [TREE_GRADIENTS])
+        first.append(jax.tree.map(lambda after, before: np.asarray(after - before), params, TREE))
+    plain, scaled = first
+    expected = jax.tree.map(np.copy, plain)
+    expected["layer1"][0] = jax.tree.map(lambda update: 10 * update, plain["layer1"][0])
+    expected["head"]["kernel"] = 0.5 * plain["head"]["kernel"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), scaled, expected)
+
+
+def test_multipliers_go_on_with_the_momentum():
+    """The rate is scaled, not what is remembered of the gradients: every step is as with a rate of ten times."""
+    gradients = GRADIENTS[:3]
+    tenfold = take_steps(settings(**SGD, multipliers={"kernel": 10.0}), PARAMS, gradients)
+    expected = take_steps(settings(**{**SGD, "learning_rate": 1.0}), PARAMS, gradients)
+    for found, wanted in zip(tenfold, expected, strict=True):
+        np.testing.assert_allclose(found["kernel"], wanted["kernel"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schedule": "steps"}, r"schedule_epochs is \[\]"),
-        ({"schedule_epochs": [1.0]}, "schedule is 'cosine', which has no use"),
-        ({"schedule": "constant", "schedule_epochs": [1.0]}, "schedule is 'constant', which has no use"),
-        ({"schedule": "steps", "schedule_epochs": [1.0, 2.0]}, "to below config.epochs, 2"),
-        ({"schedule": "steps", "schedule_epochs": [1.5, 1.0]}, "must rise"),
-        ({"schedule": "steps", "schedule_epochs": [1.0, 1.0]}, "must rise"),
-        ({"schedule": "steps", "schedule_epochs": [0.4]}, "from config.warmup_epochs, 0.5"),
-        ({"decay_growth": 1.2}, "set both"),
-        ({"decay_growth_epochs": 1.0}, "set both"),
-        ({"decay_growth": 1.2, "decay_growth_epochs": 1.0, "weight_decay": 0.0}, "weight_decay is 0"),
-        ({"optimizer": "adamw"}, "nesterov is True but config.optimizer is 'adamw'"),
-        ({"momentum": 0.0}, "set config.nesterov=False"),
-        ({"batch_norm": "device", "shards": 2}, "config.shards is 2"),
+        ({"optimizer.schedule": "steps"}, r"schedule_epochs is \[\]"),
+        ({"optimizer.schedule_epochs": [1.0]}, "schedule is 'cosine' and"),
+        (
+            {"optimizer.schedule": "constant", "optimizer.schedule_epochs": [1.0]},
+            "schedule is 'constant' and",
+        ),
+        ({"optimizer.schedule": "steps", "optimizer.schedule_epochs": [1.0, 2.0]}, "to below config.epochs, 2"),
+        ({"optimizer.schedule": "steps", "optimizer.schedule_epochs": [1.5, 1.0]}, "must rise"),
+        ({"optimizer.schedule": "steps", "optimizer.schedule_epochs": [1.0, 1.0]}, "must rise"),
+        (
+            {"optimizer.schedule": "steps", "optimizer.schedule_epochs": [0.4]},
+            "from config.optimizer.warmup_epochs, 0.5",
+        ),
+        ({"optimizer.decay_growth": 1.2}, "set all three"),
+        ({"optimizer.decay_growth_epochs": 1.0}, "set all three"),
+        (
+            {"optimizer.decay_growth": 1.2, "optimizer.decay_growth_epochs": 1.0, "optimizer.weight_decay": 0.0},
+            "weight_decay is 0.0",
+        ),
+        ({"optimizer.name": "adamw"}, "nesterov is True but config.optimizer.name is 'adamw'"),
+        ({"optimizer.momentum": 0.0}, "set config.optimizer.nesterov=False"),
+        ({"compute": {"batch_norm": "device", "shards": 2}}, "config.compute.shards is 2"),
     ],
 )
 def test_contradictions_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        tiny(**changes)
+        tiny(changes)

@@ -1,16 +1,22 @@
 import re
 import zlib
+from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
 
-from tests.train.helpers import tiny
+from tests.train.helpers import run_python, tiny
 from train import predict
 from train.data import evaluation_batches, load_source
+from train.engine.mesh import create_mesh
+from train.engine.network import split_model
+from train.engine.results import write_samples
+from train.engine.trained import Scorer
 from train.errors import UserError
-from train.predict import read_image
-from train.results import write_samples
+from train.predict import picture_name, read_image
+from train.tasks import Classification
 
 
 @pytest.fixture(scope="module")
@@ -18,19 +24,32 @@ def source():
     return load_source(tiny())
 
 
+def seen_by_the_network(config, image):
+    """What the network is given of an image."""
+    seen = []
+
+    def predict(images):
+        seen.append(images)
+        return {"probabilities": np.zeros((1, 10))}
+
+    Classification(config, load_source(config)).predict_image(predict, image)
+    ((prepared,),) = seen
+    return prepared
+
+
 def test_samples_give_back_the_pixels_they_were_made_from(finished_run, source):
     for digit in range(10):
-        record = next(r for r in source.splits["validation"] if r["label"] == digit)
-        image = read_image(finished_run / "samples" / f"{digit}.png", tiny(), source)
-        np.testing.assert_array_equal(image, record["image"])
+        sample = next(s for s in source.splits["validation"] if s.label == digit)
+        image = seen_by_the_network(tiny(), read_image(finished_run / "samples" / f"{digit}.png", 1))
+        np.testing.assert_array_equal(image, sample.image)
         enlarged = cv2.imread(str(finished_run / "samples" / f"{digit}.png"))
         assert enlarged.shape == (128, 128, 3)
 
 
-def test_colour_and_any_size_become_the_input_of_the_model(tmp_path, source):
+def test_colour_and_any_size_become_the_input_of_the_model(tmp_path):
     path = tmp_path / "colour.png"
     cv2.imwrite(str(path), np.full((31, 57, 3), 128, np.uint8))
-    image = read_image(path, tiny(), source)
+    image = seen_by_the_network(tiny(), read_image(path, 1))
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, np.full((8, 8, 1), 128))
 
@@ -62,9 +81,9 @@ def bad_files(tmp_path, finished_run):
         ("bomb.png", "it has too many pixels"),
     ],
 )
-def test_files_that_are_no_images(bad_files, source, name, reason):
+def test_files_that_are_no_images(bad_files, name, reason):
     with pytest.raises(UserError, match=reason) as caught:
-        read_image(bad_files / name, tiny(), source)
+        read_image(bad_files / name, 1)
     assert str(caught.value).startswith(str(bad_files / name))
 
 
@@ -101,14 +120,21 @@ def test_probabilities_are_sorted_and_sum_to_one(finished_run, capfd):
     assert line.startswith(short)
 
 
-def test_of_few_classes_all_are_printed(finished_run, capfd, monkeypatch):
-    trained = predict.load_best(finished_run)
-    source = trained.source._replace(classes=trained.source.classes[:2])  # of which there are two
-    monkeypatch.setattr(predict, "load_best", lambda workdir: trained._replace(source=source))
-    monkeypatch.setattr(predict, "create_predict_step", lambda model: lambda *_: np.array([[0.25, 0.75]]))
-    status, (line,), _ = run(capfd, f"--workdir={finished_run}", finished_run / "samples" / "1.png")
-    assert status == 0
-    assert line.endswith("1.png: 1 75.0%, 0 25.0%")
+def test_of_few_classes_all_are_named(source):
+    few = source._replace(classes=("0", "1"))
+    line, picture = Classification(tiny(), few).show(
+        np.zeros((8, 8, 1), np.uint8), {"probabilities": np.array([0.25, 0.75])}, None
+    )
+    assert (line, picture) == ("1 75.0%, 0 25.0%", None)
+
+
+def test_pictures_of_images_with_the_same_name_have_different_names():
+    used = set()
+    paths = ["a/street 1.jpg", "b/street 1.png", "c/street_1_2.jpg", "d/Straße.jpg", f"{'x' * 200}.jpg"]
+    names = [picture_name(Path(path), used) for path in [*paths, paths[-1]]]
+    assert names[:4] == ["street_1.png", "street_1_2.png", "street_1_2_2.png", "Straße.png"]
+    assert len(set(names)) == len(names)
+    assert max(map(len, names)) <= 100
 
 
 @pytest.mark.parametrize(
@@ -130,16 +156,54 @@ def test_wrong_command_lines(finished_run, arguments, message):
 
 
 def test_images_of_any_size_are_cropped_as_in_the_evaluation(tmp_path):
-    config = tiny(source="miniature", augment={"random_resized_crop": {}}, eval_crops=10)
+    augment = {"random_resized_crop": {}}
+    config = tiny({"data": {"source": "miniature", "augment": augment}, "task.eval_crops": 10})
     source = load_source(config)
-    batch, *_ = evaluation_batches(source, "test", config)
+    transform = Classification(config, source).transform(training=False)
+    batch, *_ = evaluation_batches(source, "test", config, transform)
     for n in range(3):
-        (tmp_path / "x.jpg").write_bytes(source.splits["test"][n]["image"])
-        np.testing.assert_array_equal(read_image(tmp_path / "x.jpg", config, source), batch["image"][n])
+        (tmp_path / "x.jpg").write_bytes(source.splits["test"][n].image)
+        np.testing.assert_array_equal(seen_by_the_network(config, read_image(tmp_path / "x.jpg", 3)), batch["image"][n])
 
 
-def test_samples_are_of_the_classes_that_the_split_has(source, tmp_path):
-    few = [record for record in source.splits["validation"] if record["label"] != 9]
-    written = write_samples(source._replace(splits={**source.splits, "validation": few}), tmp_path / "samples")
-    assert set(written) == set(range(9))
+def test_samples_are_files_of_safe_names(tmp_path):
+    images = {"a/b c": np.zeros((8, 8, 1), np.uint8), "Ä": np.zeros((200, 300, 3), np.uint8)}
+    written = write_samples(images, tmp_path / "samples")
+    assert {name: path.name for name, path in written.items()} == {"a/b c": "a_b_c.png", "Ä": "Ä.png"}
     assert set(written.values()) == set((tmp_path / "samples").iterdir())
+
+
+def scorer(config):
+    """A scorer of a fresh tiny network, and the network's arrays."""
+    source = load_source(config)
+    task = Classification(config, source)
+    model, params, rest = split_model(task.create())
+    return Scorer(config, source, task, create_mesh(), model), params, rest
+
+
+def check_padding():
+    """Predictions for some images are those for each by itself, whatever the batch is padded to."""
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1)).astype(np.uint8)
+    one, params, rest = scorer(tiny(batch_size=4))  # so that 5 and 9 images are several batches
+    alone = [one.predict(params, rest, image[None])["probabilities"] for image in images]
+    assert {values.shape for values in alone} == {(1, 10)}
+    assert len({values.tobytes() for values in alone}) == len(images)
+    for count in (1, 2, 3, 5, 9):
+        found = one.predict(params, rest, images[:count])["probabilities"]
+        np.testing.assert_allclose(found, np.concatenate(alone[:count]), rtol=1e-5, atol=1e-7)
+    return jax.device_count()
+
+
+def test_a_padded_batch_gives_what_each_image_gives():
+    assert check_padding() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", ["3", "4"])
+def test_several_devices_predict_for_any_number_of_images(devices):
+    program = (
+        "from tests.train.helpers import register_tiny; from tests.train.test_predict import check_padding\n"
+        "register_tiny(); print(check_padding())"
+    )
+    run = run_python("-c", program, JAX_NUM_CPU_DEVICES=devices)
+    assert (run.returncode, run.stdout) == (0, devices + "\n"), run.stderr

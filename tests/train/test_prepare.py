@@ -20,9 +20,8 @@ from tests.train.test_tfds import (
     relabel,
     train_without_tensorflow,
 )
-from train import prepare
-from train.data import load_source
-from train.data.tfds import find_prepared
+from train.data import load_source, prepare
+from train.data.readers.tfds import find_prepared
 from train.errors import UserError
 
 needs_tensorflow = pytest.mark.skipif(
@@ -65,7 +64,8 @@ def test_what_is_prepared_is_read_again(capsys):
         f"cifar10 is already prepared in {PREPARED}/cifar10/3.0.2; reading it ...",
         f"train: {CIFAR_TRAIN} records, all read; labels among 10 classes",
         f"test: {CIFAR_TEST} records, all read; labels among 10 classes",
-        f"whole, in {PREPARED}/cifar10/3.0.2; train on it with --config.source=cifar10 --config.data_dir={PREPARED}",
+        f"whole, in {PREPARED}/cifar10/3.0.2; train on it with --config.data.source=cifar10 "
+        f"--config.data.dir={PREPARED}",
     ]
 
 
@@ -93,7 +93,7 @@ def no_image(features):
 
 def large_image(features):
     features["image"].bytes_list.value[:] = [
-        load_source(config("imagenet2012")).splits["train"][0]["image"],
+        load_source(config("imagenet2012")).splits["train"][0].image,
     ]
 
 
@@ -137,7 +137,7 @@ def test_command_lines(arguments, message):
 
 def test_tensorflow_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_has_tensorflow", lambda: False)
-    with pytest.raises(UserError, match=r"not installed; install it with pip install -e '.\[prepare\]'"):
+    with pytest.raises(UserError, match=r"not installed; install it with pip install 'msconv_jax\[prepare\]'"):
         main("--dataset=cifar10", f"--data_dir={tmp_path}")
     assert not list(tmp_path.iterdir())
 
@@ -147,7 +147,7 @@ def test_tensorflow_is_missing(tmp_path, monkeypatch):
     [
         ("imagnet2012", "--dataset is 'imagnet2012', which does not exist; did you mean 'imagenet2012'"),
         ("imagenette/no_such_config", "which tfds cannot make: .*BuilderConfig no_such_config not found"),
-        ("imdb_reviews", "no image classification data set: it has 0 features that are images and 1 that"),
+        ("imdb_reviews", "no data set for classification or segmentation: it has 0 features that are images, 1 that"),
         (
             "imagenet2012",
             "the files ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar are not in .*manual; put .*register",
@@ -212,7 +212,7 @@ def test_prepared_by_tfds_and_trained_without_tensorflow(name, data_dir, tmp_pat
     assert f"{name} is already prepared" in again.stdout
 
     size = 64 if name == "imagenet2012" else 0
-    trained = train_without_tensorflow(tmp_path, source=name, data_dir=str(data_dir), image_size=size)
+    trained = train_without_tensorflow(tmp_path, source=name, dir=str(data_dir), image_size=size)
     assert trained.returncode == 0, trained.stderr
     assert "test accuracy" in trained.stdout
 
@@ -220,7 +220,7 @@ def test_prepared_by_tfds_and_trained_without_tensorflow(name, data_dir, tmp_pat
 STOPPED = """
 import os, signal, sys
 import tensorflow_datasets as tfds
-from train import prepare
+from train.data import prepare
 from train.errors import run_program
 builder = tfds.builder_cls("cifar10")
 generate = builder._generate_examples

@@ -1,13 +1,14 @@
+import numpy as np
 import pytest
 
+from studies.cost import cost, cost_line
+from studies.cost import main as cost_main
+from studies.edo import SearchConfig
 from tests.train.helpers import ROOT, TINY_CONFIG
 from train import __main__ as program
-from train import cost as cost_program
-from train.config import parse_command_line
-from train.cost import cost, cost_line
-from train.edo import SEARCH
+from train.config import changed, parse_command_line
+from train.engine.optim import create_optimiser
 from train.errors import UserError
-from train.optim import create_optimiser
 
 RECIPES = sorted(path for path in (ROOT / "configs").glob("*.py") if not path.name.startswith(("edo_", "compare_")))
 by_name = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -29,6 +30,8 @@ def test_the_cost_in_the_header_is_the_one_counted(path):
     if path.stem not in (
         "ps_resnet_digits",
         "scaled_digits",
+        "segment_scaled_digits",
+        "masks",
         "pictures",
     ):  # a time on a CPU; what it costs depends on the pictures
         assert f"Cost: {cost_line(cost(read(path)))}\n" in path.read_text()
@@ -41,7 +44,7 @@ def test_cost_counts_what_the_paper_counts(capsys):
     assert found.images == 120 * 1_281_167
     # Three times two operations at a fifth of 312e12 a second.
     assert found.hours == pytest.approx(6 * found.macs * found.images / 62.4e12 / 3600)
-    assert cost_program.main(["cost", f"--config={ROOT / 'configs/ps_resnet_digits.py'}"]) == 0
+    assert cost_main(["cost", f"--config={ROOT / 'configs/ps_resnet_digits.py'}"]) == 0
     assert "0.1 M parameters, 0.00 G multiply-accumulates an image" in capsys.readouterr().out
 
 
@@ -49,7 +52,9 @@ def test_cost_counts_what_the_paper_counts(capsys):
 def test_optimiser_of_a_recipe_can_be_built(path):
     config = read(path)
     _, learning_rate = create_optimiser(config, steps_per_epoch=10)
-    assert 0 < float(learning_rate(10 * round(config.warmup_epochs))) <= config.learning_rate * 1.001
+    assert (
+        0 < float(learning_rate(10 * round(config.optimizer.warmup_epochs))) <= config.optimizer.learning_rate * 1.001
+    )
 
 
 @by_name
@@ -57,20 +62,47 @@ def test_smoke_keeps_what_a_recipe_is_about(path):
     whole, small = read(path), read(f"{path}:smoke")
     assert small.epochs == 2
     assert small.batch_size <= 32
-    for name in ("model", "conv", "optimizer", "schedule", "augment", "mixup_alpha", "cutmix_alpha", "compute_dtype"):
-        assert getattr(small, name) == getattr(whole, name)
-    assert [epoch / small.epochs for epoch in small.schedule_epochs] == pytest.approx(
-        [epoch / whole.epochs for epoch in whole.schedule_epochs]
-    )
-    assert small.source in ("digits", "miniature", "miniature32")
+    assert (small.model.name, small.model.conv) == (whole.model.name, whole.model.conv)
+    assert (small.optimizer.name, small.optimizer.schedule) == (whole.optimizer.name, whole.optimizer.schedule)
+    assert (small.data.augment, small.compute) == (whole.data.augment, whole.compute)
+    assert small.data.source in ("digits", "miniature", "miniature32")
+    per_image = whole.optimizer.learning_rate / whole.batch_size
+    assert small.optimizer.learning_rate / small.batch_size == pytest.approx(per_image)
+    for counted in ("warmup_epochs", "decay_growth_epochs", "schedule_epochs"):
+        share = np.array(getattr(whole.optimizer, counted)) / whole.epochs
+        np.testing.assert_allclose(np.array(getattr(small.optimizer, counted)) / small.epochs, share)
+    # All else is the recipe's.
+    kept = {"data.source": whole.data.source, "data.dir": whole.data.dir, "data.threads": whole.data.threads}
+    kept |= {"data.splits": whole.data.splits, "data.image_size": whole.data.image_size}
+    kept |= {"model.kwargs": whole.model.kwargs, "optimizer": whole.optimizer.model_dump()}
+    kept |= {"task": whole.task.model_dump()}
+    kept |= {name: getattr(whole, name) for name in ("epochs", "batch_size", "checkpoint_every")}
+    assert changed(small, kept) == whole
+
+
+def test_smoke_makes_a_recipe_small_in_the_way_of_recorded_runs():
+    small = read(f"{ROOT / 'configs/modern_imagenet.py'}:smoke")
+    assert small.data.source == "miniature"
+    assert (small.data.image_size, small.data.splits, small.data.dir, small.data.threads) == (32, {}, "", 2)
+    assert small.model.kwargs == {"layers": [1, 1, 1, 1], "width": 8}
+    assert (small.epochs, small.batch_size, small.checkpoint_every) == (2, 32, 0)
+    assert small.optimizer.learning_rate == 0.5 * 32 / 1024
+    assert small.optimizer.warmup_epochs == 5.0 * (2 / 600)
+    assert (small.task.eval_size, small.task.eval_resize) == (0, 0)
+    assert read(f"{ROOT / 'configs/ps_cifar100.py'}:smoke").optimizer.schedule_epochs == [1.0, 1.5]
+    stem = read(f"{ROOT / 'configs/scaled_digits.py'}:smoke").model.kwargs["stem"]
+    assert stem == {"kernel_size": 3, "strides": 2, "max_pool": False}
 
 
 def test_smoke_can_be_overridden_and_searches_have_it_too():
-    assert read(f"{ROOT / 'configs/ps_imagenet.py'}:smoke", "--config.epochs=1", "--config.model=resnet18").epochs == 1
+    assert (
+        read(f"{ROOT / 'configs/ps_imagenet.py'}:smoke", "--config.epochs=1", "--config.model.name=resnet18").epochs
+        == 1
+    )
     argv = ["train.edo", f"--config={ROOT / 'configs/edo_digits.py'}:smoke"]
-    small, _ = parse_command_line(argv, None, SEARCH, needs_workdir=False)
+    small, _ = parse_command_line(argv, None, SearchConfig, needs_workdir=False)
     assert small.seeds == [0]
-    assert small.plain(0).epochs == 2
+    assert small.training.epochs == 2
 
 
 @pytest.mark.parametrize(
@@ -93,5 +125,6 @@ def test_every_recipe_trains_when_shrunken(path, tmp_path, capsys, quick_compila
     """In one process, which is started once and finds the compiled parts that recipes share."""
     status = program.main(["train", f"--config={path}:smoke", f"--workdir={tmp_path / 'run'}"])
     assert status == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("test accuracy ")
+    result = "mean IoU" if path.stem in ("segment_scaled_digits", "masks") else "accuracy"
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"test {result} ")
     assert (tmp_path / "run" / "report.html").is_file()

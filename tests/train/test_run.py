@@ -20,15 +20,16 @@ from tests.train.helpers import (
     tiny,
 )
 from train import __main__ as program
-from train import evaluate, loop
-from train.checkpoint import intact_checkpoints
-from train.config import write_config
+from train import evaluate
+from train.config import changed, write_config
+from train.engine import loop, trained
+from train.engine.checkpoint import intact_checkpoints
+from train.engine.loop import train
+from train.engine.profiling import StepProfiler
+from train.engine.results import read_arrays
+from train.engine.trained import Scorer, load_best, score
 from train.errors import UserError, run_program
-from train.evaluate import load_best
-from train.loop import train
-from train.profiling import StepProfiler
-from train.results import read_answers
-from train.step import create_eval_step
+from train.tasks import Classification, task_kind
 
 
 def lines(workdir):
@@ -42,16 +43,19 @@ def assert_same_runs(workdir, finished_run):
 
 
 def test_the_answers_of_a_run_give_its_accuracy(finished_run):
-    answers, result = read_answers(finished_run), json.loads((finished_run / "result.json").read_text())
-    assert answers.accuracy == result["test_accuracy"]
-    assert answers.loss == pytest.approx(result["test_loss"])
+    answers, result = read_arrays(finished_run), json.loads((finished_run / "result.json").read_text())
+    assert set(answers) == {"labels", "predicted", "losses", "ranks"}
+    assert {len(values) for values in answers.values()} == {364}
+    assert (answers["labels"] == answers["predicted"]).mean() == result["test_accuracy"]
+    assert (answers["ranks"] == 0).mean() == pytest.approx(result["test_accuracy"], abs=0.01)
+    assert answers["losses"].mean() == pytest.approx(result["test_loss"])
 
 
 def test_damaged_answers_are_called_so(tmp_path):
     (tmp_path / "test_answers.npz").write_bytes(b"PK nothing")
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match=r"test_answers.npz is missing or damaged .*; remove .*result.json"):
-            read_answers(folder)
+            read_arrays(folder)
 
 
 def test_a_run_leaves_its_files(finished_run):
@@ -84,7 +88,7 @@ def test_a_run_leaves_its_files(finished_run):
 
 def test_a_finished_run_says_so_and_repeats_its_result(finished_run, capsys, monkeypatch):
     monkeypatch.setattr(loop, "load_source", None)  # whatever trains needs it
-    assert train(tiny(), finished_run, command="again") == 0
+    assert train(tiny(), Classification, finished_run, command="again") == 0
     output = capsys.readouterr().out.splitlines()
     result = json.loads((finished_run / "result.json").read_text())
     assert "this run is finished" in output[0]
@@ -94,7 +98,7 @@ def test_a_finished_run_says_so_and_repeats_its_result(finished_run, capsys, mon
 
 
 def test_evaluate_prints_what_training_printed(finished_run, capsys):
-    train(tiny(), finished_run, command="again")
+    train(tiny(), Classification, finished_run, command="again")
     expected = capsys.readouterr().out.splitlines()[-1]
     assert evaluate.main(["evaluate", f"--workdir={finished_run}"]) == 0
     assert capsys.readouterr().out == expected + "\n"
@@ -102,14 +106,14 @@ def test_evaluate_prints_what_training_printed(finished_run, capsys):
 
 def test_the_test_split_is_looked_at_once_and_at_the_end(tmp_path, monkeypatch):
     looked = []
-    original = evaluate.evaluation_batches
+    original = trained.evaluation_batches
 
     def watch(source, split, *rest, **named):
         looked.append(split)
         return original(source, split, *rest, **named)
 
-    monkeypatch.setattr(evaluate, "evaluation_batches", watch)
-    train(tiny(checkpoint_every=0), tmp_path / "run", command="again")
+    monkeypatch.setattr(trained, "evaluation_batches", watch)
+    train(tiny(checkpoint_every=0), Classification, tmp_path / "run", command="again")
     assert looked == ["validation", "validation", "test"]
 
 
@@ -139,14 +143,14 @@ def test_a_stopped_run_goes_on_to_the_same_end(number, stop_at, finished_run, tm
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "create_train_step", create_stopping_step)
-        assert train(tiny(), tmp_path, command="the same command") == 128 + number
+        assert train(tiny(), Classification, tmp_path, command="the same command") == 128 + number
     output = capsys.readouterr().out
     assert f"stopped by {number.name} after step {stop_at} of 10; go on with\n" in output
     assert output.endswith("the same command\n")
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert intact_checkpoints(tmp_path / "checkpoints")[0][-1].step == stop_at
 
-    assert train(tiny(), tmp_path, command="again") == 0
+    assert train(tiny(), Classification, tmp_path, command="again") == 0
     assert f"going on from the checkpoint of step {stop_at} of 10" in capsys.readouterr().out
     assert_same_runs(tmp_path, finished_run)
 
@@ -155,7 +159,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.train.helpers import register_tiny, tiny
-from train import checkpoint, loop
+from train.engine import checkpoint, loop
+from train.tasks import Classification
 register_tiny()
 where, count, workdir = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 module, name = {"save": (checkpoint, "_digests"), "step": (loop, "to_devices")}[where]
@@ -167,7 +172,7 @@ def deadly(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments)
 setattr(module, name, deadly)
-loop.train(tiny(), workdir, command="again")
+loop.train(tiny(), Classification, workdir, command="again")
 """
 
 
@@ -178,7 +183,7 @@ def test_kill_9_at_any_time_changes_nothing(where, count, resumed_from, finished
     run = run_python("-c", KILLED, where, str(count), str(tmp_path))
     assert run.returncode == -signal.SIGKILL, run.stderr
     capfd.readouterr()
-    assert train(tiny(), tmp_path, command="again") == 0
+    assert train(tiny(), Classification, tmp_path, command="again") == 0
     output, errors = capfd.readouterr()
     if where == "save":
         assert f"going on from the checkpoint of step {resumed_from} of 10" in output
@@ -197,7 +202,7 @@ def test_a_flipped_byte_costs_a_step_back_and_no_more(finished_run, tmp_path, ca
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    assert train(tiny(), workdir, command="again") == 0
+    assert train(tiny(), Classification, workdir, command="again") == 0
     output, errors = capsys.readouterr()
     assert f"checkpoint {workdir / 'checkpoints' / '10'} is damaged and not used" in errors
     assert "going on from the checkpoint of step 8 of 10" in output
@@ -210,7 +215,7 @@ def test_a_run_with_only_damaged_checkpoints_starts_anew_and_says_so(finished_ru
     (workdir / "result.json").unlink()
     for folder in (workdir / "checkpoints").iterdir():
         (folder / "manifest.json").write_text("{")
-    assert train(tiny(), workdir, command="again") == 0
+    assert train(tiny(), Classification, workdir, command="again") == 0
     output, errors = capsys.readouterr()
     assert errors.count("is damaged and not used: its manifest.json cannot be read") == 2
     assert f"no intact checkpoint is left in {workdir / 'checkpoints'}: training starts ANEW, from step 0" in errors
@@ -223,7 +228,8 @@ import os, signal, sys, threading
 from pathlib import Path
 import grain, matplotlib.figure, PIL.Image, rich.progress  # here, so that no life spends its time on it
 from tests.train.helpers import register_tiny, tiny
-from train import loop
+from train.engine import loop
+from train.tasks import Classification
 register_tiny()
 
 def live(seconds, workdir):
@@ -237,7 +243,7 @@ def live(seconds, workdir):
             threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
         return original(*arguments)
     loop.to_devices = deadly
-    return loop.train(tiny(epochs=6, checkpoint_every=1), workdir, command="again")
+    return loop.train(tiny(epochs=6, checkpoint_every=1), Classification, workdir, command="again")
 
 lives = [(0, sys.argv[1])] + [(float(seconds), sys.argv[2]) for seconds in sys.argv[3:]]
 for seconds, workdir in lives:
@@ -306,12 +312,14 @@ runpy.run_module("train", run_name="__main__")
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("train.loop", "write_config"),
-        ("train.checkpoint", "CheckpointWriter.save"),
-        ("train.metrics", "MetricsLog.write"),
-        ("train.metrics", "draw_curves"),
-        ("train.loop", "write_samples"),
-        ("train.loop", "write_text"),  # result.json
+        ("train.engine.loop", "write_config"),
+        ("train.engine.checkpoint", "CheckpointWriter.save"),
+        ("train.engine.log", "MetricsLog.write"),
+        ("train.engine.log", "draw_curves"),
+        ("train.engine.results", "write_samples"),
+        ("train.engine.results", "write_page"),
+        ("train.engine.results", "write_arrays"),
+        ("train.engine.results", "write_text"),  # result.json
     ],
 )
 def test_a_full_disk_at_any_write_ends_in_a_sentence_and_the_run_goes_on_later(module, name, finished_run, tmp_path):
@@ -325,7 +333,7 @@ def test_a_full_disk_at_any_write_ends_in_a_sentence_and_the_run_goes_on_later(m
         assert "No space left on device" in run.stderr
         assert "make room" in run.stderr
         (disk / "filler").unlink()
-        assert train(tiny(), disk / "run", command="again") == 0
+        assert train(tiny(), Classification, disk / "run", command="again") == 0
         assert_same_runs(disk / "run", finished_run)
 
 
@@ -370,7 +378,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_later(finished_run, 
     assert run.stderr.count("\n") == 1
     assert "python -m train --config=" in run.stderr
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
-    assert train(tiny(), tmp_path / "run", command="again") == 0
+    assert train(tiny(), Classification, tmp_path / "run", command="again") == 0
     assert_same_runs(tmp_path / "run", finished_run)
 
 
@@ -382,15 +390,15 @@ def test_the_three_commands(tmp_path):
         "train",
         f"--config={TINY_CONFIG}",
         f"--workdir={workdir}",
-        "--config.model=resnet8",  # the tiny model is known to the tests alone
-        "--config.model_kwargs.width=4",
+        "--config.model.name=resnet8",  # the tiny model is known to the tests alone
+        "--config.model.kwargs.width=4",
         "--config.epochs=1",
         "--config.checkpoint_every=0",
     )
     assert (run.returncode, run.stderr) == (0, "")
     output = run.stdout.splitlines()
     assert any(line.startswith("epoch 1/1  train loss ") for line in output)
-    (command,) = [line for line in output if line.startswith("classify an image with: ")]
+    (command,) = [line for line in output if line.startswith("predict for an image with: ")]
     assert command.endswith(f"--workdir='{workdir}' '{workdir}/samples/9.png'")
     result = json.loads((workdir / "result.json").read_text())
     assert output[-1] == (f"test accuracy {result['test_accuracy']:.4f} (step 5, best of validation)")
@@ -420,10 +428,12 @@ def fail(main, monkeypatch, capsys, *arguments):
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("model=ps_resnet9", "ps_resnet8"),
-        ("source=digit", "did you mean 'digits'"),
+        ("model.name=ps_resnet9", "ps_resnet8"),
+        ("data.source=digit", "did you mean 'digits'"),
         ("batch_size=2000", "only 1163 images"),
-        ("augment.warp.shift=99", "a number from 0 to 4"),
+        ("model.frozen=('conv','nrm')", "config.model.frozen names 'nrm', but no parameter's path begins so"),
+        ("optimizer.multipliers={'heads': 10.0}", "config.optimizer.multipliers names 'heads'"),
+        ("data.augment.warp.shift=99", "a number from 0 to 4"),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_written(override, part, tmp_path, monkeypatch, capsys):
@@ -452,17 +462,19 @@ def assert_finite_checkpoints(workdir, steps):
 
 @pytest.mark.parametrize("checkpoint_every", [0, 1])
 def test_a_diverging_run_says_so(checkpoint_every, tmp_path):
-    config = tiny(learning_rate=1e30, warmup_epochs=0.0, checkpoint_every=checkpoint_every)
-    message = r"training loss is .* gradient \S+ at step 2, so training cannot go on; lower config.learning_rate"
+    config = tiny(optimizer={"learning_rate": 1e30, "warmup_epochs": 0.0}, checkpoint_every=checkpoint_every)
+    message = (
+        r"training loss is .* gradient \S+ at step 2, so training cannot go on; lower config.optimizer.learning_rate"
+    )
     with pytest.raises(UserError, match=message):
-        train(config, tmp_path, command="again")
+        train(config, Classification, tmp_path, command="again")
     assert_finite_checkpoints(tmp_path, [1] if checkpoint_every else [])
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
-    config = tiny(learning_rate=1e38, weight_decay=1000.0, warmup_epochs=0.0, checkpoint_every=1)
+    config = tiny(optimizer={"learning_rate": 1e38, "weight_decay": 1000.0, "warmup_epochs": 0.0}, checkpoint_every=1)
     with pytest.raises(UserError, match="parameters are not finite after step 1, so it is not saved"):
-        train(config, tmp_path, command="again")
+        train(config, Classification, tmp_path, command="again")
     assert_finite_checkpoints(tmp_path, [])
 
 
@@ -480,34 +492,53 @@ def test_an_image_that_is_not_finite_stops_the_run(bad_step, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(loop, "to_devices", spoil)
         with pytest.raises(UserError, match=rf"training loss is nan .* at step {bad_step}, .* images that are damaged"):
-            train(tiny(), tmp_path, command="again")
+            train(tiny(), Classification, tmp_path, command="again")
     assert len(calls) <= bad_step + 1
     assert_finite_checkpoints(tmp_path, [2])
 
 
 def test_averages_are_what_is_evaluated_and_kept(tmp_path, monkeypatch):
-    config = tiny(ema_decay=0.9, epochs=1, checkpoint_every=0)
+    config = tiny({"optimizer.ema_decay": 0.9}, epochs=1, checkpoint_every=0)
     seen = []
-    original = loop.evaluate_split
+    original = Scorer.score
 
-    def watch(eval_step, params, rest, *others):
-        seen.append(jax.tree.map(np.array, (params, rest)))
-        return original(eval_step, params, rest, *others)
+    def watch(self, params, rest, split):
+        seen.append((split, jax.tree.map(np.array, (params, rest))))
+        return original(self, params, rest, split)
 
-    monkeypatch.setattr(loop, "evaluate_split", watch)
-    assert train(config, tmp_path, command="again") == 0
-    trained = load_best(tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, (trained.params, trained.rest), seen[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", watch)
+        assert train(config, Classification, tmp_path, command="again") == 0
+    assert [split for split, _ in seen] == ["validation", "test"]
+    best = load_best(tmp_path, task_kind)
+    jax.tree.map(np.testing.assert_array_equal, (best.params, best.rest), seen[0][1])
     (checkpoint,) = intact_checkpoints(tmp_path / "checkpoints")[0]
     assert {"params.head.kernel", "average.params.head.kernel", "average.rest.norm.mean"} <= checkpoint.arrays.keys()
-    own = create_eval_step(trained.model, trained.mesh)
-    answers = original(own, trained.params, trained.rest, trained.source, "validation", config, trained.mesh)
-    assert json.loads(lines(tmp_path))["validation_loss"] == pytest.approx(answers.loss, rel=1e-6)
+    assert {"terms.loss.0", "terms.loss.1", "terms.accuracy.0"} <= checkpoint.arrays.keys()
+    loss = score(best, "validation").result()["loss"]
+    assert json.loads(lines(tmp_path))["validation_loss"] == pytest.approx(loss, rel=1e-6)
+    assert checkpoint.metrics == {
+        "loss": pytest.approx(loss),
+        "accuracy": json.loads(lines(tmp_path))["validation_accuracy"],
+    }
+
+
+def test_what_is_frozen_goes_through_a_run(tmp_path):
+    """The config's paths come to the optimiser, the network and the checkpoint, from which a run goes on."""
+    config = tiny({"model.frozen": ["conv", "norm"], "optimizer.multipliers": {"head": 2.0}}, epochs=1)
+    assert train(config, Classification, tmp_path, command="again") == 0
+    best = load_best(tmp_path, task_kind)
+    fresh = Classification(config, best.source).create()
+    np.testing.assert_array_equal(best.params["conv"]["kernel"], fresh.conv.kernel[...])
+    np.testing.assert_array_equal(best.rest["norm"]["mean"], np.zeros(8))
+    assert not np.array_equal(best.params["head"]["kernel"], fresh.head.kernel[...])
+    with pytest.raises(UserError, match=r"differs in model\.frozen"):
+        train(changed(config, {"model.frozen": []}), Classification, tmp_path, command="again")
 
 
 @pytest.mark.slow
 def test_a_profiled_run_is_the_same_and_leaves_a_trace(finished_run, tmp_path):
-    assert train(tiny(profile=True), tmp_path, command="again") == 0
+    assert train(tiny(profile=True), Classification, tmp_path, command="again") == 0
     assert_same_runs(tmp_path, finished_run)
     (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 1000
@@ -531,9 +562,10 @@ def test_which_steps_are_profiled(steps, traced, tmp_path, monkeypatch):
 
 def test_a_damaged_result_is_not_repeated(finished_run, tmp_path):
     write_config(tmp_path, tiny())
-    (tmp_path / "result.json").write_text('{"step": 10}')
-    with pytest.raises(UserError, match=r"result.json is damaged; remove it"):
-        train(tiny(), tmp_path, command="again")
+    for content in ('{"step": 10}', '{"test_accuracy": 0.5}', '{"step": "ten"}', "[]", "{"):
+        (tmp_path / "result.json").write_text(content)
+        with pytest.raises(UserError, match=r"result.json is damaged; remove it"):
+            train(tiny(), Classification, tmp_path, command="again")
 
 
 def test_folders_without_a_trained_network(tmp_path, monkeypatch, capsys):

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from train.data import scaled_digits
+from tests.train.rows import data_config
 from train.data.images import as_pixels
 from train.data.loading import load_source
 from train.data.opencv import cv2
-from train.data.scaled_digits import LARGEST, PARTS, SIDE, examples
+from train.data.readers import scaled_digits
+from train.data.readers.scaled_digits import LARGEST, PARTS, SIDE, examples
 from train.errors import UserError
-from train.settings import checked
-
-CONFIG = {"source": "scaled_digits", "model": "resnet8", "epochs": 1, "batch_size": 8, "learning_rate": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +94,7 @@ def test_images_are_always_the_same():
 
 def test_it_must_be_prepared_first(tmp_path):
     with pytest.raises(UserError, match="--dataset=scaled_digits --data_dir="):
-        load_source(checked({**CONFIG, "data_dir": str(tmp_path)}))
+        load_source(data_config("scaled_digits", dir=str(tmp_path)))
 
 
 @pytest.mark.slow
@@ -107,17 +105,33 @@ def test_what_is_prepared_without_tensorflow_is_what_was_drawn(tmp_path):
         assert done.returncode == 0, done.stderr
         assert "train: 6942 records" in done.stdout
         assert "test: 1910 records" in done.stdout
-    source = load_source(checked({**CONFIG, "data_dir": str(tmp_path)}))
+    config = data_config("scaled_digits", dir=str(tmp_path))
+    source = load_source(config)
     assert source.image_shape == (64, 64, 3)
     assert source.is_sized
     assert not source.note
-    train = np.stack([as_pixels(record["image"], 3) for record in source.splits["train"]]) / 255
+    train = np.stack([as_pixels(record.image, 3) for record in source.splits["train"]]) / 255
     np.testing.assert_allclose(train.mean(axis=(0, 1, 2)), scaled_digits.MEAN, atol=5e-4)
     np.testing.assert_allclose(train.std(axis=(0, 1, 2)), scaled_digits.STD, atol=5e-4)
-    records = {(r["digit"], round(r["scale"], 4)): r for r in source.splits["test"]}
+    records = {(r.numbers["digit"], round(r.numbers["scale"], 4)): r for r in source.splits["test"]}
     drawn = list(examples("test"))
     assert len(records) == len(drawn)
     for example in drawn[::7]:
         record = records[example.digit, round(example.scale, 4)]
-        assert (as_pixels(record["image"], 3) == example.image).all()
-        assert record["label"] == example.label
+        assert (as_pixels(record.image, 3) == example.image).all()
+        assert record.label == example.label
+        assert record.segmentation is None
+        assert record.boxes is None
+    assert source.classes == tuple("0123456789")
+
+    needs = frozenset({"label", "segmentation", "boxes", "labels"})
+    dense = load_source(config, needs)
+    assert dense.fields == needs
+    assert dense.segmentation_classes == ("background", *"0123456789")
+    samples = {(s.numbers["digit"], round(s.numbers["scale"], 4)): s for s in dense.splits["test"]}
+    for example in drawn[::7]:
+        sample = samples[example.digit, round(example.scale, 4)]
+        np.testing.assert_array_equal(sample.segmentation, np.where(example.mask, example.label + 1, 0))
+        top, left, bottom, right = example.box
+        np.testing.assert_array_equal(sample.boxes, [[left, top, right, bottom]])
+        assert sample.labels.tolist() == [example.label]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tests.train.helpers import ROOT, run_python, tiny
+from tests.train.helpers import ROOT, run_python
 from tests.train.miniatures import (
     CIFAR10_CLASSES,
     CIFAR_TEST,
@@ -20,10 +21,13 @@ from tests.train.miniatures import (
     IMAGENET_VALIDATION,
     PNG_NAME,
     cifar_records,
+    encode,
     imagenet_files,
+    picture,
 )
+from tests.train.rows import data_config, evaluation_rows, training_rows
 from train.data import evaluation_batches, load_source, train_batches
-from train.data import tfds as module
+from train.data.readers import tfds as module
 from train.errors import UserError
 
 PREPARED = ROOT / "tests" / "data" / "tfds"
@@ -31,16 +35,14 @@ PREPARED = ROOT / "tests" / "data" / "tfds"
 VALIDATION_CLASSES = ["n01751748", "n09193705", "n02105855", "n04263257"]
 
 
-def config(source="cifar10", data_dir=PREPARED, **changes):
-    return tiny(
-        **{
-            "source": source,
-            "data_dir": str(data_dir),
-            "augment": {"random_resized_crop": {}},
-            "batch_size": 4,
-            **changes,
-        }
+def config(source="cifar10", folder=PREPARED, **changes):
+    return data_config(
+        source, **{"dir": str(folder), "augment": {"random_resized_crop": {}}, "batch_size": 4, **changes}
     )
+
+
+def first_batches(source, settings, steps):
+    return list(train_batches(source, settings, training_rows(source, settings), 0, steps))
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ def assert_holds_cifar(records, count, first, classes=10):
     images, labels = cifar_records(count, classes, first)
     expected = {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
     assert len(expected) == len(records) == count
-    assert {decoded(record["image"]).tobytes(): record["label"] for record in records} == expected
+    assert {decoded(record.image).tobytes(): record.label for record in records} == expected
 
 
 def assert_holds_imagenet(source):
@@ -92,13 +94,13 @@ def assert_holds_imagenet(source):
         left = {name: wnid for wnid, names in by_class.items() for name in names}
         assert len(source.splits[split]) == len(left)
         for record in source.splits[split]:
-            image = decoded(record["image"]).astype(int)
+            image = decoded(record.image).astype(int)
             distance = {name: np.abs(decoded(files[name]) - image).mean() for name in left}
             name = min(distance, key=lambda name: distance[name])
             # tfds wrote two files anew; CMYK has been through other colours.
             tolerance = {PNG_NAME: 3, CMYK_NAME: 6}.get(name, 0)
             assert distance[name] <= tolerance
-            assert source.classes[record["label"]] == left.pop(name)
+            assert source.classes[record.label] == left.pop(name)
         assert not left
 
 
@@ -140,11 +142,11 @@ def test_grey_images_and_classes_without_names(copy):
 
     edit_json(copy / "cifar10" / "3.0.2" / "features.json", make_grey)
     (copy / "cifar10" / "3.0.2" / "label.labels.txt").unlink()
-    source = load_source(config(data_dir=copy))
+    source = load_source(config(folder=copy))
     assert source.image_shape == (32, 32, 1)
     assert source.classes == tuple("0123456789")
     assert source.mean == pytest.approx((0.47337,), abs=1e-4)
-    (batch,) = train_batches(source, config(), 0, 1)
+    (batch,) = first_batches(source, config(), 1)
     assert batch["image"].shape == (4, 32, 32, 1)
 
 
@@ -178,7 +180,7 @@ def test_an_unlabelled_split_is_never_used(copy):
     edit_json(folder / "dataset_info.json", add_split)
     source = load_source(config("imagenet2012", copy))
     assert "'validation' of imagenet2012 is used for validation and for test" in source.note
-    assert all(record["label"] >= 0 for record in source.splits["test"])
+    assert all(record.label >= 0 for record in source.splits["test"])
     with pytest.raises(UserError, match="test is 'test', which has no labels"):
         load_source(config("imagenet2012", copy, splits={"test": "test"}))
 
@@ -190,7 +192,7 @@ def test_an_unlabelled_split_is_never_used(copy):
         ({"train": "train[:"}, "cannot be had"),
         ({"test": "test[:0%]"}, "'test\\[:0%\\]' of 'cifar10' holds no images"),
         ({"validation": "train[90%:]"}, "'train' and the validation split 'train\\[90%:\\]' .* share images"),
-        ({"train": "train+test"}, "share images; divide them by config.splits"),
+        ({"train": "train+test"}, "share images; divide them by config.data.splits"),
     ],
 )
 def test_splits_that_do_not_do(splits, message):
@@ -202,8 +204,8 @@ def test_a_data_set_without_a_second_split_has_to_be_divided(copy):
     folder = copy / "cifar10" / "3.0.2"
     edit_json(folder / "dataset_info.json", lambda info: info["splits"].pop())
     with pytest.raises(UserError, match=r"has the splits train, none with labels .* example \{'train': 'train\[:90%\]"):
-        load_source(config(data_dir=copy))
-    source = load_source(config(data_dir=copy, splits={"train": "train[:15]", "validation": "train[15:]"}))
+        load_source(config(folder=copy))
+    source = load_source(config(folder=copy, splits={"train": "train[:15]", "validation": "train[15:]"}))
     assert len(source.splits["test"]) == 5
     assert "is used for validation and for test" in source.note
 
@@ -226,7 +228,7 @@ def test_names_that_are_not_there(name, message):
 
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=f"'cifar10', which is not prepared in {tmp_path}/none; .*train.prepare"):
-        load_source(config(data_dir=tmp_path / "none"))
+        load_source(config(folder=tmp_path / "none"))
 
 
 def test_another_file_format(copy):
@@ -235,16 +237,16 @@ def test_another_file_format(copy):
     with pytest.raises(
         UserError, match=r"as tfrecord, which .*tfds convert_format .*--dataset=cifar10 --data_dir=FOLDER"
     ):
-        load_source(config(data_dir=copy))
+        load_source(config(folder=copy))
     edit_json(info, lambda values: values.update(alternativeFileFormats=["array_record"]))
-    assert_holds_cifar(load_source(config(data_dir=copy)).splits["train"], CIFAR_TRAIN, first=0)
+    assert_holds_cifar(load_source(config(folder=copy)).splits["train"], CIFAR_TRAIN, first=0)
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
 def test_a_damaged_description(copy, file):
     (copy / "cifar10" / "3.0.2" / file).write_text("{")
     with pytest.raises(UserError, match=r"prepared files of 'cifar10' in .* cannot be opened"):
-        load_source(config(data_dir=copy))
+        load_source(config(folder=copy))
 
 
 def test_data_sets_of_other_things(copy):
@@ -257,12 +259,14 @@ def test_data_sets_of_other_things(copy):
     path = copy / "cifar10" / "3.0.2" / "features.json"
     before = path.read_text()
     edit_json(path, without_label)
-    with pytest.raises(UserError, match=r"no image classification data set: it has 1 .* images and 0 that are classes"):
-        load_source(config(data_dir=copy))
+    with pytest.raises(
+        UserError, match=r"no data set for classification or segmentation: it has 1 .* images, 0 that are classes and 0"
+    ):
+        load_source(config(folder=copy))
     path.write_text(before)
     edit_json(path, of_floats)
     with pytest.raises(UserError, match="3 channels of uint16, but"):
-        load_source(config(data_dir=copy))
+        load_source(config(folder=copy))
 
 
 @pytest.mark.parametrize("kept", [0, 60_000, 65_536, 131_071])
@@ -272,14 +276,14 @@ def test_a_shard_that_lost_its_end(copy, kept):
     with pytest.raises(
         UserError, match=f"{path} is incomplete or damaged: 0 of its 20 .*remove .* and prepare it again"
     ):
-        load_source(config(data_dir=copy))
+        load_source(config(folder=copy))
 
 
 def test_a_shard_that_is_missing(copy):
     path = the_file(copy, "cifar10-test*")
     path.unlink()
     with pytest.raises(UserError, match=f"{path} is missing: 0 of its 10 records"):
-        load_source(config(data_dir=copy))
+        load_source(config(folder=copy))
 
 
 @pytest.mark.parametrize("threads", [0, 2])
@@ -288,13 +292,13 @@ def test_damage_within_a_shard_is_found_when_it_is_read(copy, threads):
     data = bytearray(path.read_bytes())
     data[8000] ^= 1
     path.write_bytes(data)
-    source = load_source(config(data_dir=copy))
+    source = load_source(config(folder=copy))
     with pytest.raises(UserError, match=f"{path} is damaged, record 8 of the split cannot be read .*hash mismatch"):
-        list(train_batches(source, config(data_threads=threads), 0, 10))
+        first_batches(source, config(threads=threads), 10)
 
 
 def test_a_shard_that_is_emptied_under_way(copy):
-    source = load_source(config(data_dir=copy))
+    source = load_source(config(folder=copy))
     path = the_file(copy, "cifar10-train*")
     path.write_bytes(b"")
     with pytest.raises(UserError, match=f"{path} is damaged"):
@@ -305,7 +309,7 @@ def test_labels_that_are_no_class(copy):
     path = the_file(copy, "cifar10-train*")
     relabel(path, 10)
     with pytest.raises(UserError, match=r"record 3 .* has the label 10, but labels are 0 to 9"):
-        load_source(config(data_dir=copy)).splits["train"][3]
+        load_source(config(folder=copy)).splits["train"][3]
 
 
 def test_positions():
@@ -329,19 +333,68 @@ def test_threads_read_what_one_does():
 
 def test_batches_are_the_pictures():
     source = load_source(config("imagenet2012", image_size=64))
-    settings = config("imagenet2012", image_size=64, eval_resize=64)
-    (batch,) = evaluation_batches(source, "validation", settings)
+    settings, rows = config("imagenet2012", image_size=64), evaluation_rows(source, eval_resize=64)
+    (batch,) = evaluation_batches(source, "validation", settings, rows)
     records = list(source.splits["validation"])
-    assert batch["label"].tolist() == [record["label"] for record in records]
+    assert batch["label"].tolist() == [record.label for record in records]
     shown = batch["image"].astype(int)
     assert shown.shape == (4, 64, 64, 3)
     # Decoders may differ in the last bits.
-    assert max(np.abs(shown[i] - decoded(records[i]["image"])).mean() for i in range(4)) < 1.5
-    first = list(train_batches(source, config(data_threads=0), 0, 6))
-    again = list(train_batches(source, config(data_threads=3), 0, 6))
+    assert max(np.abs(shown[i] - decoded(records[i].image)).mean() for i in range(4)) < 1.5
+    first = first_batches(source, config(threads=0), 6)
+    again = first_batches(source, config(threads=3), 6)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
         np.testing.assert_array_equal(one["label"], other["label"])
+
+
+class Rooms(tfds.core.GeneratorBasedBuilder):
+    """Images with the class of every pixel and no label, of sizes that vary."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    CLASSES = ("floor", "wall", "door")
+
+    def _info(self):
+        features = {
+            "photo": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "areas": tfds.features.LabeledImage(
+                shape=(None, None, 1), labels=list(self.CLASSES), encoding_format="png"
+            ),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(seed) for seed, split in enumerate(("train", "validation", "test"))}
+
+    def _generate_examples(self, seed):
+        for key in range(3):
+            image, areas = self.example(seed, key)
+            yield key, {"photo": encode(image, "PNG"), "areas": encode(areas, "PNG", "L")}
+
+    @staticmethod
+    def example(seed, key):
+        areas = np.random.default_rng((seed, key)).integers(0, 3 + (seed == 2), (20 + key, 30)).astype(np.uint8)
+        areas[0, 0] = 255
+        return picture(10 * seed + key, 20 + key, 30), areas
+
+
+def test_a_labeled_image_is_a_segmentation(tmp_path):
+    builder = Rooms(data_dir=str(tmp_path), file_format="array_record")
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    settings = data_config("rooms", dir=str(tmp_path))
+    source = load_source(settings, frozenset({"segmentation"}))
+    assert (source.fields, source.classes) == ({"segmentation"}, ())
+    assert source.segmentation_classes == Rooms.CLASSES
+    assert (source.image_shape, source.is_sized) == ((224, 224, 3), False)
+    expected = {image.tobytes(): areas for image, areas in (Rooms.example(0, key) for key in range(3))}
+    for sample in source.splits["train"]:
+        np.testing.assert_array_equal(sample.segmentation, expected.pop(sample.decoded(3).pixels.tobytes()))
+        assert sample.label is None
+    assert not expected
+    with pytest.raises(UserError, match="'rooms', which has no label; it has segmentation"):
+        load_source(settings)
+    with pytest.raises(UserError, match=r"record 0 .* has pixels of the class 3, but classes are 0 to 2, or 255"):
+        source.splits["test"][0]
 
 
 def test_as_many_files_may_be_open_as_the_data_needs(monkeypatch):
@@ -365,16 +418,14 @@ def get_config():
 """
 
 
-def train_without_tensorflow(folder, **changes):
+def train_without_tensorflow(folder, **data):
     """Trains a small network in a process that cannot import TensorFlow."""
     values = {
-        "model": "resnet8",
-        "model_kwargs": {"width": 4},
+        "data": {"augment": {"random_resized_crop": {}}, **data},
+        "model": {"name": "resnet8", "kwargs": {"width": 4}},
+        "optimizer": {"learning_rate": 0.05},
         "epochs": 2,
         "batch_size": 4,
-        "learning_rate": 0.05,
-        "augment": {"random_resized_crop": {}},
-        **changes,
     }
     (folder / "run.py").write_text(RUN.format(values=values))
     return run_python(
@@ -385,7 +436,7 @@ def train_without_tensorflow(folder, **changes):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("cifar10", 0), ("imagenet2012", 64)])
 def test_training_needs_no_tensorflow(tmp_path, name, size):
-    done = train_without_tensorflow(tmp_path, source=name, data_dir=str(PREPARED), image_size=size)
+    done = train_without_tensorflow(tmp_path, source=name, dir=str(PREPARED), image_size=size)
     assert done.returncode == 0, done.stderr
     assert f"of {name} is used for validation and for test" in done.stdout
     assert "test accuracy" in done.stdout
@@ -394,9 +445,9 @@ def test_training_needs_no_tensorflow(tmp_path, name, size):
 def test_reading_needs_no_tensorflow():
     program = (
         "import sys; from tests.train.without_tensorflow import Barrier; sys.meta_path.insert(0, Barrier())\n"
-        "from tests.train.test_tfds import config; from train.data import load_source, train_batches\n"
+        "from tests.train.test_tfds import config, first_batches; from train.data import load_source\n"
         "source = load_source(config())\n"
-        "print(sum(len(b['label']) for b in train_batches(source, config(), 0, 5)), 'tensorflow' in sys.modules)\n"
+        "print(sum(len(b['label']) for b in first_batches(source, config(), 5)), 'tensorflow' in sys.modules)\n"
     )
     done = run_python("-c", program)
     assert done.stdout == "20 False\n", done.stderr

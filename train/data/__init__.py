@@ -1,11 +1,12 @@
-"""Data sources, and the pipeline that makes batches of them.
+"""Data sources, and the batches that are made of them.
 
-``sources`` says what a source is, ``digits`` and its neighbours are some, ``loading`` finds them by name; ``augment``
-holds the transforms, and ``pipeline`` puts all together.
+``sample`` and ``source`` say what a source gives, ``readers`` are sources, ``loading`` finds them by name;
+``transforms`` holds the augmentation, and ``batches`` puts all together.
 """
 
+from train.data.batches import evaluation_batches, train_batches
 from train.data.loading import load_source
-from train.data.pipeline import evaluation_batches, train_batches
-from train.data.sources import Batch, Record, Source, Split
+from train.data.sample import Sample
+from train.data.source import Source
 
-__all__ = ["Batch", "Record", "Source", "Split", "evaluation_batches", "load_source", "train_batches"]
+__all__ = ["Sample", "Source", "evaluation_batches", "load_source", "train_batches"]

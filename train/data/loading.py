@@ -1,56 +1,66 @@
-"""From the name of a source to its records."""
+"""From the name of a source to its samples."""
 
 from collections.abc import Callable
 
-from train.data.augment import create_augmentation
-from train.data.digits import digits
-from train.data.evaluation import create_evaluation
-from train.data.folder import folder
-from train.data.miniature import miniature, miniature32
-from train.data.sources import Source
+from train.config.schema import Config
+from train.data.readers.digits import digits
+from train.data.readers.folder import folder
+from train.data.readers.masks import masks
+from train.data.readers.miniature import miniature, miniature32
+from train.data.source import Source
 from train.errors import UserError
-from train.settings import Config
 
 SOURCES: dict[str, Callable[[Config], Source]] = {
     "digits": digits,
     "folder": folder,
+    "masks": masks,
     "miniature": miniature,
     "miniature32": miniature32,
 }
+_LABEL = frozenset({"label"})
 
 
-def load_source(config: Config) -> Source:
-    """Builds the source that a config names, and checks the config's augmentation and evaluation.
+def load_source(config: Config, needs: frozenset[str] = _LABEL) -> Source:
+    """Builds the source that a config names.
 
     A name that is not in SOURCES is a prepared data set's of TensorFlow Datasets.
 
-    Raises:
-        UserError: for an image size that the source does not have, and what the source, `create_augmentation` and
-            `create_evaluation` refuse.
-    """
-    if config.source in SOURCES:
-        source = SOURCES[config.source](config)
-    else:
-        from train.data.tfds import tfds_source  # takes a second, for which other sources do not wait
+    Args:
+        config: a checked config.
+        needs: the fields of `Sample`, beside the image, that its samples must have, `Task.needs`. What else there is
+            need not be read.
 
-        source = tfds_source(config, SOURCES)
-    side = source.image_shape[0]
-    if config.image_size not in (0, side):
+    Raises:
+        UserError: for a field or an image size that the source does not have, statistics of another number of
+            channels, and what the source refuses.
+    """
+    name = config.data.source
+    if name in SOURCES:
+        source = SOURCES[name](config)
+    else:
+        from train.data.readers.tfds import tfds_source  # takes a second, for which other sources do not wait
+
+        source = tfds_source(config, needs, SOURCES)
+    if missing := needs - source.fields:
         raise UserError(
-            f"config.image_size is {config.image_size} but the images of {config.source!r} have {side} pixels a side; "
+            f"config.data.source is {name!r}, which has no {' and no '.join(sorted(missing))}; it has "
+            f"{' and '.join(sorted(source.fields))}; choose another source or another config.task.name"
+        )
+    side = source.image_shape[0]
+    if config.data.image_size not in (0, side):
+        raise UserError(
+            f"config.data.image_size is {config.data.image_size} but the images of {name!r} have {side} pixels a side; "
             "leave it 0"
         )
-    if config.pixel_mean:
-        source = source._replace(mean=tuple(config.pixel_mean))
-    if config.pixel_std:
-        source = source._replace(std=tuple(config.pixel_std))
-    for name in ("mean", "std"):
-        values = getattr(source, name)
+    if config.data.pixel_mean:
+        source = source._replace(mean=tuple(config.data.pixel_mean))
+    if config.data.pixel_std:
+        source = source._replace(std=tuple(config.data.pixel_std))
+    for statistic in ("mean", "std"):
+        values = getattr(source, statistic)
         if len(values) != source.image_shape[-1]:
             raise UserError(
-                f"config.pixel_{name} is {list(values)} but must have a number for each of the "
+                f"config.data.pixel_{statistic} is {list(values)} but must have a number for each of the "
                 f"{source.image_shape[-1]} channels"
             )
-    create_augmentation(config, source)
-    create_evaluation(config, source)
     return source

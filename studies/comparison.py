@@ -1,0 +1,180 @@
+"""What a comparison of networks found: its rows, its table and its picture."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import NamedTuple
+
+import numpy as np
+from flax import nnx
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from msconv_jax.counting import count_parameters, layer_macs
+from train.config import read_config
+from train.data import Source, load_source
+from train.engine.results import read_arrays
+from train.errors import UserError
+from train.tasks.network import create_network
+
+
+class Row(NamedTuple):
+    """A network of a comparison.
+
+    Attributes:
+        title: what it is called.
+        seeds: those of its trainings.
+        accuracies: of each training the test accuracy, 0..1.
+        by_scale: of each training the test accuracies between the edges of the scales, 0..1.
+        parameters: their number.
+        macs: multiply-accumulates for one image.
+        step_seconds: how long a training step takes.
+    """
+
+    title: str
+    seeds: list[int]
+    accuracies: list[float]
+    by_scale: list[list[float]]
+    parameters: int
+    macs: int
+    step_seconds: float
+
+
+def read_row(title: str, folder: Path, seeds: Sequence[int], edges: Sequence[float], step_seconds: float) -> Row:
+    """Gathers what the finished trainings of a network left, in ``seed0/run`` and so on.
+
+    Raises:
+        UserError: if one is not finished, or there are edges and the data do not say the scale of each image, or no
+            image has one between two of them.
+    """
+    runs = [folder / f"seed{seed}" / "run" for seed in seeds]
+    config = read_config(runs[0])
+    source = load_source(config)
+    scales = scales_of_test(source) if edges else np.empty(0)
+    found = [read_arrays(run) for run in runs]
+    right = [arrays["predicted"] == arrays["labels"] for arrays in found]
+    network = nnx.eval_shape(lambda: create_network(config, len(source.classes), source.image_shape[-1]))
+    return Row(
+        title=title,
+        seeds=list(seeds),
+        accuracies=[float(is_right.mean()) for is_right in right],
+        by_scale=[accuracy_by(scales, is_right, edges) for is_right in right],
+        parameters=count_parameters(network),
+        macs=sum(layer_macs(network, source.image_shape).values()),
+        step_seconds=step_seconds,
+    )
+
+
+def scales_of_test(source: Source) -> np.ndarray:
+    """The scale of each test image.
+
+    Raises:
+        UserError: if the data do not say it.
+    """
+    samples = source.splits["test"]
+    if "scale" not in samples[0].numbers:
+        raise UserError(
+            "config.scale_edges is set but the data do not say the scale of an image; take "
+            "config.training.data.source='scaled_digits', or set config.scale_edges=()"
+        )
+    return np.array([sample.numbers["scale"] for sample in samples])
+
+
+def accuracy_by(values: np.ndarray, right: np.ndarray, edges: Sequence[float]) -> list[float]:
+    """The share of right answers among those whose value is from one edge to below the next.
+
+    Args:
+        values: (n,) what is told apart, such as scales.
+        right: (n,) bool.
+        edges: rising numbers.
+
+    Returns:
+        A share between each two edges.
+
+    Raises:
+        UserError: if there are no values between two.
+
+    Example:
+        >>> accuracy_by(np.array([1.0, 1.5, 3.0]), np.array([True, False, True]), (1, 2, 4))
+        [0.5, 1.0]
+    """
+    shares = []
+    for low, high in itertools.pairwise(edges):
+        own = (low <= values) & (values < high)
+        if not own.any():
+            raise UserError(f"config.scale_edges has {low:g} and {high:g}, but no test image's scale is between them")
+        shares.append(float(right[own].mean()))
+    return shares
+
+
+def gains(row: Row, baseline: Row) -> list[float]:
+    """By how much each training is better than the baseline's of the same seed, 0..1."""
+    theirs = dict(zip(baseline.seeds, baseline.accuracies, strict=True))
+    return [a - theirs[seed] for seed, a in zip(row.seeds, row.accuracies, strict=True) if seed in theirs]
+
+
+def table(rows: Sequence[Row], baseline: int, edges: Sequence[float]) -> str:
+    """The comparison in Markdown: accuracies in per cent, mean and standard deviation over the seeds."""
+    plain = rows[baseline]
+    spans = [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
+    heads = ["network", "seeds", "test accuracy", f"over {plain.title}", *spans]
+    heads += ["parameters", "million MACs", "step, ms", f"step over {plain.title}"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    for row in rows:
+        scales = np.mean(row.by_scale, axis=0) if edges else []
+        gain = "" if row is plain else with_spread(gains(row, plain), sign="+")
+        cells = [row.title, str(len(row.seeds)), with_spread(row.accuracies), gain, *(f"{100 * s:.1f}" for s in scales)]
+        cells += [f"{row.parameters:,}", f"{row.macs / 1e6:.2f}", f"{1e3 * row.step_seconds:.1f}"]
+        cells += [f"{row.step_seconds / plain.step_seconds:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_spread(shares: Sequence[float], sign: str = "") -> str:
+    """Shares in per cent: their mean and, of several, their standard deviation.
+
+    Example:
+        >>> with_spread([0.25, 0.26, 0.27]), with_spread([0.5], sign="+"), with_spread([])
+        ('26.0 ± 1.0', '+50.0', '-')
+    """
+    if not shares:
+        return "-"
+    spread = f" ± {100 * stdev(shares):.1f}" if len(shares) > 1 else ""
+    return f"{100 * mean(shares):{sign}.1f}{spread}"
+
+
+def draw(rows: Sequence[Row], baseline: int, edges: Sequence[float], path: Path) -> None:
+    """Draws accuracies with their spread, and by how much each network is better at each scale, as a PNG file."""
+    figure = Figure(figsize=(10 if edges else 7, 1.4 + 0.32 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2), squeeze=False) if edges else None
+    left = figure.subplots() if panels is None else panels[0, 0]
+    plain = rows[baseline]
+    for place, row in enumerate(rows):
+        own = 100 * np.array(row.accuracies)
+        left.plot(own, np.full(len(own), place), ".", color="tab:gray", markersize=5)
+        spread = own.std(ddof=1) if len(own) > 1 else 0.0
+        left.errorbar(own.mean(), place, xerr=spread, fmt="D", color="tab:blue", markersize=5, capsize=3)
+    left.axvline(100 * mean(plain.accuracies), color="tab:gray", linewidth=1, linestyle="--")
+    left.set(xlabel="test accuracy, per cent: each seed, their mean and standard deviation", yticks=range(len(rows)))
+    left.set_yticklabels([row.title for row in rows])
+    left.invert_yaxis()
+    left.grid(axis="x", alpha=0.3)
+    if panels is not None:
+        _draw_gains(panels[0, 1], rows, baseline, edges)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_gains(axes: Axes, rows: Sequence[Row], baseline: int, edges: Sequence[float]) -> None:
+    """For each network and each range of scales the points above the baseline."""
+    theirs = np.mean(rows[baseline].by_scale, axis=0)
+    better = 100 * np.array([np.mean(row.by_scale, axis=0) - theirs for row in rows])
+    largest = max(float(np.abs(better).max()), 1e-9)
+    axes.imshow(better, cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
+    for (place, span), value in np.ndenumerate(better):
+        colour = "white" if abs(value) > 0.6 * largest else "black"
+        text = "" if place == baseline else f"{value:+.1f}"
+        axes.text(span, place, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set(xticks=range(len(edges) - 1), xlabel=f"scale of the digit; points above {rows[baseline].title}")
+    axes.set_xticklabels([f"{low:.3g}x to\n{high:.3g}x" for low, high in itertools.pairwise(edges)], fontsize=8)
+    axes.tick_params(axis="y", length=0)

@@ -1,0 +1,9 @@
+"""The settings of a run: their schema, and how they are read from files, the command line and the folder of a run."""
+
+from train.config.checking import changed, checked, flatten, merged
+from train.config.command_line import parse_command_line
+from train.config.schema import Config, Settings, Split
+from train.config.stored import check_workdir, read_config, write_config, write_text
+
+__all__ = ["Config", "Settings", "Split", "changed", "check_workdir", "checked", "flatten", "merged"]
+__all__ += ["parse_command_line", "read_config", "write_config", "write_text"]

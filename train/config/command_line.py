@@ -1,0 +1,139 @@
+"""The command line of a program: a config file, settings that override it, and the folder of the run.
+
+A config file gives an `ml_collections.ConfigDict`; what it does not set has the default of `train.config.schema`.
+"""
+
+import ast
+import re
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_origin
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs.base.smoke import smoke
+from train.config.checking import checked, fields
+from train.config.schema import Config, Settings
+from train.errors import UserError, parse_flags, required, suggest
+
+C = TypeVar("C", bound=Settings)
+
+BESIDE = Path(__file__).parents[2]  # the folder of train, where configs is too
+_SWITCHES = {"true": True, "1": True, "false": False, "0": False}
+
+
+def parse_command_line(
+    argv: Sequence[str],
+    description: str | None,
+    kind: type[C] = Config,
+    values: flags.FlagValues | None = None,
+    *,
+    needs_workdir: bool = True,
+) -> tuple[C, Path]:
+    """Reads ``--config=FILE --config.section.key=value --workdir=FOLDER``.
+
+    The program's name comes first in `argv`; `description` is the text of ``--help``, `kind` the schema of the config.
+    `values` holds further flags of the program, which are read along. Without `needs_workdir` the work folder may be
+    missing and is then the present one.
+
+    Raises:
+        UserError: for missing or unknown flags, a missing config file, and unknown or old keys, wrong
+            types or values out of range in the config.
+    """
+    values = flags.FlagValues() if values is None else values
+    flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
+    flags.DEFINE_string("config", None, "Python file with get_config(), or FILE.py:smoke", flag_values=values)
+    flags.DEFINE_string("config.KEY", None, "a setting that overrides the file's", flag_values=values)
+    settings, others = _take_settings(argv, kind)
+    arguments = parse_flags(values, others, description)
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}; every setting is a --flag=value")
+    config = load_config(required(values, "config", "configs/ps_resnet_digits.py"))
+    with config.unlocked(), config.ignore_type():  # types are checked below
+        for name, text in settings:
+            _override(config, name, text, kind)
+    config = checked(config.to_dict(), kind)
+    workdir = required(values, "workdir", "runs/digits") if needs_workdir else values["workdir"].value or ""
+    return config, Path(workdir)
+
+
+def _take_settings(argv: Sequence[str], kind: type[Settings]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Takes ``--config.key=value``, ``--config.key value``, ``--config.switch`` and ``--noconfig.switch`` out."""
+    found, others, arguments = [], [], iter(argv)
+    for argument in arguments:
+        match = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        if not match:
+            others.append(argument)
+            continue
+        no, name, value = match.groups()
+        if value is None:
+            is_switch = name in fields(kind) and fields(kind)[name].annotation is bool
+            value = "false" if no else "true" if is_switch else next(arguments, None)
+        if value is None:
+            raise UserError(f"--config.{name} has no value; give one, --config.{name}=...")
+        found.append((name, value))
+    return found, others
+
+
+def _override(config: ConfigDict, name: str, text: str, kind: type[Settings]) -> None:
+    place: Any = config
+    *sections, key = name.split(".")
+    for section in sections:
+        if not isinstance(place.get(section), ConfigDict):
+            place[section] = ConfigDict()
+        place = place[section]
+    field = fields(kind).get(name)
+    place[key] = _value(text, field.annotation if field else type(place.get(key)))
+
+
+def _value(text: str, annotation: Any) -> Any:
+    """Reads a value as the setting needs it: text as it is, all else as Python writes it."""
+    if annotation is str:
+        return text
+    if annotation is bool and text.lower() in _SWITCHES:
+        return _SWITCHES[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return (value,) if get_origin(annotation) is list and not isinstance(value, list | tuple) else value
+
+
+def load_config(name: str) -> ConfigDict:
+    """Reads a config file, ``FILE.py`` or ``FILE.py:smoke`` for what `configs.base.smoke` makes of it.
+
+    A relative path that is not in the present folder is looked for beside the programs.
+
+    Raises:
+        UserError: if there is no such file or variant, or the file lacks a usable ``get_config``.
+    """
+    path, colon, variant = name.rpartition(":")
+    if not colon or Path(name).is_file() or not path.endswith(".py"):
+        return load_config_file(Path(name))
+    if variant != "smoke":
+        raise UserError(f"--config={name} asks for the variant {variant!r}; {suggest(variant, ['smoke'])}")
+    try:
+        return smoke(load_config_file(Path(path)))
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"--config={name}: {path} has no {variant} variant: {error}") from error
+
+
+def load_config_file(path: Path) -> ConfigDict:
+    """Runs a config file and returns what its ``get_config()`` gives.
+
+    Raises:
+        UserError: if there is no such file or it lacks a usable ``get_config``.
+    """
+    found = next((place for place in (path, BESIDE / path) if place.is_file()), None)
+    if found is None:
+        folder = path.parent if path.parent.is_dir() else (BESIDE / path).parent
+        others = [str(path.with_name(other.name)) for other in folder.glob("*.py")]
+        hint = suggest(str(path), others) if others else "give the path of a Python file"
+        raise UserError(f"there is no config file {str(path)!r}; {hint}")
+    get_config = runpy.run_path(str(found)).get("get_config")
+    config = get_config() if callable(get_config) else None
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path} must define get_config() returning an ml_collections.ConfigDict")
+    return config

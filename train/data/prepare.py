@@ -1,0 +1,240 @@
+"""Prepares a data set of TensorFlow Datasets (tfds) for training: once, after which TensorFlow is not needed.
+
+    python -m train.prepare --dataset=cifar100 [--data_dir=FOLDER]
+    python -m train.prepare --dataset=imagenet2012 --manual_dir=FOLDER_OF_THE_ARCHIVES [--data_dir=FOLDER]
+
+downloads what may be downloaded, writes array_record files and reads every record of them again. Given once more, the
+command checks the files that are there. It takes TensorFlow: pip install 'msconv_jax[prepare]'.
+
+    python -m train.prepare --dataset=scaled_digits [--data_dir=FOLDER]
+
+makes the data set of train/data/readers/scaled_digits.py in seconds, without TensorFlow and without a network.
+"""
+
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import flags
+from absl import logging as absl_logging
+from rich.progress import track
+
+from train.data.readers.scaled_digits import ScaledDigits
+from train.data.readers.tfds import (
+    Records,
+    allow_open_files,
+    find_features,
+    find_prepared,
+    folder_of,
+    one_line,
+    open_records,
+    repair_advice,
+    unknown_name,
+)
+from train.errors import UserError, parse_flags, required
+
+# What must be there by hand, where tfds would go on with half of it, and the number of images that makes.
+MANUAL_FILES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
+FULL_COUNTS = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
+# Data sets of this project: their images are encoded already when tfds writes them.
+WITHOUT_TENSORFLOW = (ScaledDigits.name,)
+_BLOCK = 256  # records that a thread reads in one go
+
+
+def prepare(name: str, data_dir: str, manual_dir: str) -> None:
+    """Downloads a data set and writes its files; until all is written they lie in a folder named incomplete.
+
+    Args:
+        name: as tfds writes it.
+        data_dir: the folder of prepared data sets, or "" for tfds's own.
+        manual_dir: the folder of what has to be downloaded by hand, or "" for ``downloads/manual`` in data_dir.
+
+    Raises:
+        UserError: if TensorFlow or files are missing, there is no such data set, or tfds fails.
+    """
+    if re.split("[/:]", name)[0] not in WITHOUT_TENSORFLOW and not _has_tensorflow():
+        raise UserError(
+            "preparing a data set takes TensorFlow, which is not installed; install it with "
+            "pip install 'msconv_jax[prepare]' (training does not need it)"
+        )
+    # TensorFlow looks at these when it is loaded, which tfds does when it needs it.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announced on the screen if on; nothing is computed here
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # each retry of a download is a warning
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    folder = folder_of(data_dir)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of TensorFlow and what it loads; nothing of ours is called below
+        try:
+            builder: Any = tfds.builder(name, data_dir=folder, file_format="array_record")
+        except tfds.core.DatasetNotFoundError as error:
+            raise unknown_name("--dataset", name) from error
+        except Exception as error:
+            raise UserError(f"--dataset is {name!r}, which tfds cannot make: {one_line(error)}") from error
+        find_features(builder.info)
+        manual = Path(manual_dir or Path(folder, "downloads", "manual")).expanduser()
+        _check_manual_files(builder, manual, Path(folder))
+        for left_over in Path(builder.data_dir).parent.glob("incomplete.*"):
+            print(f"{left_over} is left from an interrupted preparation; remove it if none is running")
+        try:
+            builder.download_and_prepare(
+                file_format="array_record",
+                download_config=tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False),
+            )
+        except Exception as error:
+            if isinstance(error, OSError) and error.strerror:
+                raise  # names the file, or says that the disk is full
+            raise UserError(f"tfds could not prepare {name!r}: {one_line(error)}") from error
+
+
+def prepare_once(name: str, data_dir: str, manual_dir: str = "") -> bool:
+    """Prepares a data set unless its files are there, which are not read again.
+
+    Returns:
+        Whether it was prepared now.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    if find_prepared(name, data_dir) is not None:
+        return False
+    print(f"preparing {name} in {folder_of(data_dir)} ...", flush=True)
+    prepare(name, data_dir, manual_dir)
+    return True
+
+
+def _has_tensorflow() -> bool:
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def _check_manual_files(builder: Any, manual: Path, folder: Path) -> None:
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return
+    needed = [manual / file for file in MANUAL_FILES.get(builder.name, ())]
+    missing = [path.name for path in needed if not path.is_file()]
+    if missing or not manual.is_dir():
+        files = f"the files {' and '.join(missing)} are" if missing else "the folder is"
+        raise UserError(
+            f"{builder.name!r} has to be downloaded by hand, and {files} not in {manual}; put them there or name their "
+            f"folder by --manual_dir ({one_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)})"
+        )
+    size = sum(path.stat().st_size for path in needed)
+    exists = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(exists).free
+    if size > free:
+        raise UserError(
+            f"{builder.name!r} takes as much room as its archives, {size / 1e9:.1f} GB, but {exists} has "
+            f"{free / 1e9:.1f} GB left; make room, or name a folder on another disk by --data_dir"
+        )
+
+
+def verify(builder: Any, advice: str) -> dict[str, int]:
+    """Reads every record of a prepared data set and decodes the first and the last image of each split.
+
+    Args:
+        builder: what `find_prepared` gave.
+        advice: what to do about damaged files.
+
+    Returns:
+        The number of records of each split.
+
+    Raises:
+        UserError: if a file is missing or damaged, a number of records is not what it was when it was written, a label
+            is no class, or an image cannot be decoded.
+    """
+    counts = {}
+    allow_open_files(sum(len(info.shard_lengths) for info in builder.info.splits.values()))
+    for split, info in builder.info.splits.items():
+        if not info.num_examples:
+            continue
+        records = open_records(builder, split, advice)
+        if len(records) != info.num_examples:
+            raise UserError(f"{split} has {len(records)} records and should have {info.num_examples}; {advice}")
+        for position in (0, len(records) - 1):
+            _check_image(records, position, advice)
+        blocks = range(0, len(records), _BLOCK)
+        with ThreadPoolExecutor() as threads:
+            unlabelled = sum(
+                track(
+                    threads.map(lambda start, records=records: _read_block(records, start), blocks),
+                    description=f"reading {split}",
+                    total=len(blocks),
+                    disable=not sys.stdout.isatty(),
+                )
+            )
+        if 0 < unlabelled < len(records):
+            raise UserError(f"{unlabelled} of the {len(records)} records of {split} have no label; {advice}")
+        counts[split] = len(records)
+        names, segmentation = records.features.classes, records.features.segmentation
+        labels = f"labels among {len(names)} classes" if names or not segmentation else "no labels but segmentations"
+        labels = "no labels" if unlabelled else labels
+        print(f"{split}: {len(records)} records, all read; {labels}")
+    return counts
+
+
+def _read_block(records: Records, start: int) -> int:
+    """Reads a block of records and gives the number of those without a label."""
+    stop = min(start + _BLOCK, len(records))
+    return sum(records.read(position, unlabelled=True).label == -1 for position in range(start, stop))
+
+
+def _check_image(records: Records, position: int, advice: str) -> None:
+    height, width, channels = records.features.shape
+    try:
+        shape = records.read(position, unlabelled=True).decoded(channels).pixels.shape
+    except ValueError as error:
+        raise UserError(f"record {position} of {records.file_of(position)}: {error}; {advice}") from error
+    if (height or shape[0], width or shape[1], channels) != shape:
+        raise UserError(
+            f"record {position} of {records.file_of(position)} is an image of shape {shape} and should be "
+            f"{records.features.shape}; {advice}"
+        )
+
+
+def main(argv: list[str]) -> int:
+    """Runs the program; see the top of this file."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up as Ctrl-C does
+    values = flags.FlagValues()
+    flags.DEFINE_string("dataset", None, "name of the data set, as tfds writes it", flag_values=values)
+    flags.DEFINE_string("data_dir", "", "folder of prepared data sets, tfds's own by default", flag_values=values)
+    flags.DEFINE_string(
+        "manual_dir", "", "folder of files downloaded by hand, DATA_DIR/downloads/manual by default", flag_values=values
+    )
+    arguments = parse_flags(values, argv, __doc__)
+    if arguments:
+        raise UserError(f"unexpected argument {arguments[0]!r}; the data set is named by --dataset")
+    name, data_dir = required(values, "dataset", "imagenet2012"), str(values["data_dir"].value)
+
+    is_new = prepare_once(name, data_dir, str(values["manual_dir"].value))
+    builder = find_prepared(name, data_dir)
+    if builder is None:
+        raise UserError(f"tfds prepared {name!r} but no files of it are in {folder_of(data_dir)}")
+    if not is_new:
+        print(f"{name} is already prepared in {builder.data_dir}; reading it ...")
+    try:
+        counts = verify(builder, repair_advice(name, data_dir, builder))
+    except UserError as error:
+        if is_new:
+            builder.data_path.rmtree()
+            raise UserError(
+                f"what was written is not whole and was removed again; is the disk full? ({error})"
+            ) from error
+        raise
+    full = FULL_COUNTS.get(builder.name, {})
+    for split in full:
+        if counts.get(split) != full[split]:
+            print(f"note: the full {name} has {full[split]:,} images in {split}; were the archives complete?")
+    place = f" --config.data.dir={data_dir}" if data_dir else ""
+    print(f"whole, in {builder.data_dir}; train on it with --config.data.source={name}{place}")
+    return 0

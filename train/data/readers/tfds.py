@@ -1,0 +1,500 @@
+"""Data sets of TensorFlow Datasets (tfds), by name, read without TensorFlow.
+
+`python -m train.prepare` writes a data set once, which takes TensorFlow; from then on this file reads what was written:
+array_record files, which give any record by its number, and the json files that describe them.
+"""
+
+import bisect
+import contextlib
+import difflib
+import itertools
+import operator
+import os
+import re
+import resource
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
+from etils import epath
+from tensorflow_datasets.core import constants, naming, read_only_builder
+from tensorflow_datasets.core.file_adapters import FileFormat
+from tensorflow_datasets.core.utils.shard_utils import FileInstruction
+
+from msconv_jax.models.registry import CIFAR_10, CIFAR_100
+from train.config.schema import Config, Split
+from train.data.images import ImageError
+from train.data.indexed_png import read_indices
+from train.data.readers import scaled_digits  # tfds knows its name from here on
+from train.data.sample import IGNORED, Sample
+from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source
+from train.errors import UserError, program, suggest
+
+# Mean and standard deviation of each channel over the train split; all others are taken as photographs.
+_PIXELS = {
+    "cifar10": (CIFAR_10["mean"], CIFAR_10["std"]),
+    "cifar100": (CIFAR_100["mean"], CIFAR_100["std"]),
+    "scaled_digits": (scaled_digits.MEAN, scaled_digits.STD),
+}
+_LABEL = frozenset({"label"})
+_DEFAULT_SIDE = 224  # pixels, where the images' sizes vary
+_SPARE_FILES = 256  # what a process opens besides the data: libraries, checkpoints, sockets
+
+
+class Segmentation(NamedTuple):
+    """How the class of every pixel is found.
+
+    Attributes:
+        key: the feature that is read.
+        classes: the name of every class.
+        combine: from the indices of the feature's PNG file, (height, width) uint8, and the label of the image, or -1,
+            to the segmentation, alike.
+    """
+
+    key: str
+    classes: tuple[str, ...]
+    combine: Callable[[np.ndarray, int], np.ndarray]
+
+
+# Data sets whose segmentation takes more than reading a feature.
+_SEGMENTATIONS = {
+    "scaled_digits": Segmentation("mask", scaled_digits.SEGMENTATION_CLASSES, scaled_digits.segmentation),
+}
+
+
+def tfds_source(config: Config, needs: frozenset[str] = _LABEL, others: Iterable[str] = ()) -> Source:
+    """Any data set of images with labels or segmentations of tfds that was prepared.
+
+    ``config.data.source`` is its name as tfds writes it, ``"cifar10"``, ``"imagenette/320px-v2"`` or
+    ``"cifar10:3.0.2"``, ``config.data.dir`` the folder of prepared data sets, or "" for tfds's own:
+    ``~/tensorflow_datasets``, or what the environment variable TFDS_DATA_DIR names.
+
+    Splits: ``config.data.splits`` maps "train", "validation" and "test" to expressions of tfds, for example
+    ``"train[:95%]"``. What it leaves out is the data set's own split of that name. A data set with one labelled split
+    besides "train" uses it for validation and for test, and the source's note says so. Unlabelled splits, as the test
+    split of imagenet2012, are never used, and training images never evaluated.
+
+    Images: if all have one size, this is the model's input, unless ``config.data.image_size`` names another: then, and
+    if sizes vary, images are to be brought to ``config.data.image_size`` squared, 224 by default, and `Source.is_sized`
+    is False. Samples hold the encoded file's bytes, and what else is one number for each image in `Sample.numbers`.
+    Grey images are standardised by the mean of the colours' statistics.
+
+    Annotations: see `find_features`. Those that are not needed are not read.
+
+    Args:
+        config: a checked config.
+        needs: the fields of `Sample` that are read, where the data set has them.
+        others: names of other sources, for the advice about an unknown name.
+
+    Raises:
+        UserError: if the data set is unknown, not prepared, prepared in another format, incomplete or damaged, if it
+            lacks images with labels or segmentations, or if its splits do not do.
+    """
+    builder = open_prepared(config.data.source, config.data.dir, others)
+    features = find_features(builder.info)
+    advice = repair_advice(config.data.source, config.data.dir, builder)
+    chosen, note = _choose_splits(config, builder, advice)
+    for split in ("validation", "test"):
+        if _overlap(*(_instructions(builder, chosen[name]) for name in ("train", split))):
+            raise UserError(
+                f"the train split {chosen['train']!r} and the {split} split {chosen[split]!r} of "
+                f"{config.data.source!r} share images; divide them by config.data.splits, for example "
+                "{'train': 'train[:95%]', 'validation': 'train[95%:]'}"
+            )
+    allow_open_files(sum(len(_instructions(builder, expression)) for expression in chosen.values()))
+
+    height, width, channels = features.shape
+    side = config.data.image_size or _DEFAULT_SIDE
+    shape = (side, side, channels)
+    if height and width and not config.data.image_size:
+        shape = (height, width, channels)
+    mean, std = _PIXELS.get(builder.name, (IMAGENET_MEAN, IMAGENET_STD))
+    if channels == 1:
+        mean, std = ((sum(values) / 3,) for values in (mean, std))
+    return Source(
+        splits={split: open_records(builder, expression, advice, needs) for split, expression in chosen.items()},
+        classes=features.classes,
+        image_shape=shape,
+        is_sized=shape == features.shape,
+        mean=mean,
+        std=std,
+        fields=features.fields,
+        segmentation_classes=features.segmentation.classes if features.segmentation else (),
+        note=note,
+    )
+
+
+class Features(NamedTuple):
+    """Where a data set keeps its images and what it knows of them.
+
+    Attributes:
+        image: the key of the image.
+        label: the key of the label, or "".
+        segmentation: how the class of every pixel is found, or None.
+        box: the key of the box of the labelled object, or "".
+        shape: (height, width, channels) of every image; height and width are None if sizes vary.
+        classes: the name of every class.
+        numbers: the keys of what else is one number for each image, such as a second target.
+    """
+
+    image: str
+    label: str
+    segmentation: Segmentation | None
+    box: str
+    shape: tuple[int | None, int | None, int]
+    classes: tuple[str, ...]
+    numbers: tuple[str, ...]
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields of `Sample` that the data set has, beside the image."""
+        names = ["label"] * bool(self.label) + ["segmentation"] * bool(self.segmentation)
+        return frozenset(names + ["boxes", "labels"] * bool(self.box))
+
+
+def find_features(info: Any) -> Features:
+    """Finds images and annotations among the features of a data set.
+
+    Image and label are what tfds calls the supervised keys, or there is one Image and one ClassLabel. The segmentation
+    is the one LabeledImage, whose pixels are numbers of its classes, or what `_SEGMENTATIONS` says of the data set. A
+    BBoxFeature is the box of the labelled object, where all images have one size.
+
+    Raises:
+        UserError: if there is not one image with a label or a segmentation, or images have other pixels than 8-bit grey
+            or colour.
+    """
+    types: dict[str, Any] = dict(info.features) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    images, labels = (
+        [key for key, feature in types.items() if type(feature) is kind]
+        for kind in (tfds.features.Image, tfds.features.ClassLabel)
+    )
+    if isinstance(info.supervised_keys, tuple) and len(info.supervised_keys) == 2:
+        images = [key for key in images if key == info.supervised_keys[0]] or images
+        labels = [key for key in labels if key == info.supervised_keys[1]] or labels
+    maps = [
+        key for key, feature in types.items() if type(feature) is tfds.features.LabeledImage and feature.num_classes
+    ]
+    segmentation = _SEGMENTATIONS.get(info.name)
+    if segmentation is None and len(maps) == 1:
+        segmentation = Segmentation(maps[0], tuple(types[maps[0]].names), lambda indices, label: indices)
+    if len(images) != 1 or (len(labels) != 1 and not segmentation):
+        raise UserError(
+            f"config.data.source {info.name!r} is no data set for classification or segmentation: it has {len(images)} "
+            f"features that are images, {len(labels)} that are classes and {len(maps)} that are classes of pixels, and "
+            "needs one image, and one of the others; choose another data set"
+        )
+    image, label = types[images[0]], labels[0] if len(labels) == 1 else ""
+    height, width, channels = image.shape
+    channels = channels or 3  # a number that is not fixed
+    if channels not in (1, 3) or image.np_dtype != np.uint8:
+        raise UserError(
+            f"config.data.source {info.name!r} has images of {channels} channels of {np.dtype(image.np_dtype)}, but 1 "
+            "or 3 channels of uint8 are read; choose another data set, or another of its configs"
+        )
+    classes = tuple(types[label].int2str(number) for number in range(types[label].num_classes or 0)) if label else ()
+    boxes = [key for key, feature in types.items() if type(feature) is tfds.features.BBoxFeature]
+    box = boxes[0] if len(boxes) == 1 and label and height and width else ""
+    numbers = tuple(
+        key
+        for key, feature in types.items()
+        if key != label and feature.shape == () and np.issubdtype(feature.np_dtype, np.number)
+    )
+    return Features(images[0], label, segmentation, box, (height, width, channels), classes, numbers)
+
+
+class Records(Sequence[Sample]):
+    """The records of a split, read when they are asked for; threads may ask at the same time.
+
+    Args:
+        info: tfds's description of the data set.
+        instructions: the files of the split, and which part of each.
+        advice: what to do about a damaged file.
+        needs: the fields of `Sample` that are read.
+    """
+
+    def __init__(self, info: Any, instructions: Sequence[FileInstruction], advice: str, needs: frozenset[str]):
+        self.features = features = find_features(info)
+        self._segmentation = features.segmentation if "segmentation" in needs else None
+        self._box = features.box if {"boxes", "labels"} & needs else ""
+        files_of_pixels = [features.image, *([self._segmentation.key] if self._segmentation else [])]
+        keys = [*files_of_pixels, features.label, self._box, *features.numbers]
+        chosen: Any = tfds.features.FeaturesDict({key: info.features[key] for key in keys if key})
+        self._parse = chosen.deserialize_example_np
+        self._decoders = {key: tfds.decode.SkipDecoding() for key in files_of_pixels}
+        files: Any = list(instructions)
+        self._data = ArrayRecordDataSource(files)
+        self._files = [instruction.filename for instruction in instructions]
+        self._ends = list(itertools.accumulate(instruction.take for instruction in instructions))
+        self._advice = advice
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, position: Any) -> Any:
+        return self.read(operator.index(position))
+
+    def read(self, position: int, *, unlabelled: bool = False) -> Sample:
+        """Reads the record of a position.
+
+        Args:
+            position: from 0.
+            unlabelled: whether the label may be -1, which means that it is not known.
+
+        Raises:
+            UserError: if its file is damaged, or the label, or that of a pixel, is not the number of a class.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"there is no record {position} among {len(self)}")
+        try:
+            data = self._data[position]
+            if not data:  # so a file that lost its end since it was checked is read
+                raise ValueError("it is empty")
+            example = self._parse(data, decoders=self._decoders)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{self.file_of(position)} is damaged, record {position} of the split cannot be read ({error}); "
+                f"{self._advice}"
+            ) from error
+        features = self.features
+        label = int(example[features.label]) if features.label else -1
+        if features.label and not -unlabelled <= label < len(features.classes):
+            raise UserError(
+                f"record {position} of the split, in {self.file_of(position)}, has the label {label}, but labels are "
+                f"0 to {len(features.classes) - 1}; leave it out by config.data.splits"
+            )
+        numbers = {key: example[key] for key in features.numbers}
+        sample = Sample(image=example[features.image], label=label if features.label else None, numbers=numbers)
+        if self._segmentation:
+            indices = example[self._segmentation.key]
+            sample = sample.replace(segmentation=self._segment(self._segmentation, indices, label, position))
+        if self._box:
+            height, width, _ = features.shape
+            top, left, bottom, right = example[self._box] * np.array((height, width, height, width), np.float32)
+            box = np.array(((left, top, right, bottom),), np.float32)
+            sample = sample.replace(boxes=box, labels=np.array((label,), np.int32))
+        return sample
+
+    def _segment(self, segmentation: Segmentation, data: bytes, label: int, position: int) -> np.ndarray:
+        try:
+            found = segmentation.combine(read_indices(data), label)
+        except ImageError as error:
+            raise UserError(
+                f"{self.file_of(position)}: {segmentation.key!r} of record {position} of the split cannot be read: "
+                f"{error}; {self._advice}"
+            ) from error
+        wrong = found[(found >= len(segmentation.classes)) & (found != IGNORED)]
+        if wrong.size:
+            raise UserError(
+                f"record {position} of the split, in {self.file_of(position)}, has pixels of the class {wrong.max()}, "
+                f"but classes are 0 to {len(segmentation.classes) - 1}, or {IGNORED} for none; leave it out by "
+                "config.data.splits"
+            )
+        return found
+
+    def file_of(self, position: int) -> str:
+        """Names the file that holds the record of a position."""
+        return self._files[bisect.bisect_right(self._ends, position)]
+
+
+def open_records(builder: Any, expression: str, advice: str, needs: frozenset[str] = _LABEL) -> Records:
+    """Opens a split once all its files are found whole.
+
+    Args:
+        builder: what `find_prepared` gave.
+        expression: a split as tfds writes it.
+        advice: what to do about damaged files.
+        needs: the fields of `Sample` that are read.
+
+    Raises:
+        UserError: if there is no such split, it is empty, or a file is missing, incomplete or damaged.
+    """
+    instructions = _instructions(builder, expression)
+    # A reader of a file that is missing or cut off says nothing and has no records.
+    with ThreadPoolExecutor(16) as threads:
+        for instruction, found in zip(instructions, threads.map(_count_records, instructions), strict=True):
+            if found != instruction.examples_in_shard:
+                state = "is incomplete or damaged" if epath.Path(instruction.filename).exists() else "is missing"
+                raise UserError(
+                    f"{instruction.filename} {state}: {found} of its {instruction.examples_in_shard} records are "
+                    f"there; {advice}"
+                )
+    return Records(builder.info, instructions, advice, needs)
+
+
+def _instructions(builder: Any, expression: str) -> list[FileInstruction]:
+    try:
+        instructions = builder.info.splits[expression].file_instructions
+    except ValueError as error:
+        raise UserError(
+            f"the split {expression!r} of {builder.name!r} cannot be had: {one_line(error)}; its own splits are "
+            f"{', '.join(builder.info.splits)}"
+        ) from error
+    if not instructions:
+        raise UserError(f"the split {expression!r} of {builder.name!r} holds no images; choose a larger part")
+    return instructions
+
+
+def _count_records(instruction: FileInstruction) -> int:
+    # The options are those by which records are read later: with larger buffers, opening would read all of a file.
+    options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 2**15}
+    reader = ArrayRecordReader(instruction.filename, **options)
+    count = reader.num_records()
+    with contextlib.suppress(RuntimeError):  # tells only now that there was nothing to open
+        reader.close()
+    return count
+
+
+def allow_open_files(count: int) -> None:
+    """Lets this process open so many more files: ImageNet lies in 1,088, and they stay open; often 1,024 are allowed.
+
+    Raises:
+        UserError: if the system does not allow it.
+    """
+    open_now = len(os.listdir("/dev/fd"))
+    needed = open_now + count + _SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"a split lies in {count} files, which stay open, but a process may open {hard} files here; allow {needed} "
+            f"by ulimit -n {needed} or in /etc/security/limits.conf"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def find_prepared(name: str, data_dir: str) -> Any | None:
+    """Looks for the prepared files of a data set.
+
+    Args:
+        name: as tfds writes it.
+        data_dir: the folder of prepared data sets, or "" for tfds's own.
+
+    Returns:
+        tfds's builder for it, which needs none of the data set's own code; None if there are no such files.
+
+    Raises:
+        UserError: if the files are there but of another format, or what describes them is damaged, or if they cannot be
+            reached.
+    """
+    try:
+        naming.parse_builder_name_kwargs(name)
+    except ValueError:
+        return None  # no name that a data set could have
+    try:
+        builder = read_only_builder.builder_from_files(name, data_dir=os.path.expanduser(data_dir) or None)
+    except tfds.core.DatasetNotFoundError:
+        return None
+    except Exception as error:  # tfds has no error of its own for damaged descriptions
+        raise UserError(
+            f"the prepared files of {name!r} in {folder_of(data_dir)} cannot be opened: {one_line(error)}"
+        ) from error
+    wanted, formats = FileFormat.ARRAY_RECORD, builder.info.available_file_formats()
+    if wanted not in formats:
+        raise UserError(
+            f"{name!r} is prepared in {builder.data_dir} as {', '.join(sorted(f.value for f in formats))}, which "
+            f"cannot be read image by image; add array_record files with tfds convert_format --dataset_version_dir="
+            f"{shlex.quote(str(builder.data_dir))} --out_file_format=array_record, or prepare it in another folder: "
+            f"{prepare_command(name, 'FOLDER')}"
+        )
+    if builder.info.file_format != wanted:
+        builder.info.set_file_format(wanted, override=True, override_if_initialized=True)
+    return builder
+
+
+def open_prepared(name: str, data_dir: str, others: Iterable[str]) -> Any:
+    """Gives what `find_prepared` does, or says why there is nothing."""
+    builder = find_prepared(name, data_dir)
+    if builder is None:
+        if re.split("[/:]", name)[0] not in _known_names():
+            raise unknown_name("config.data.source", name, others)
+        raise UserError(
+            f"config.data.source is {name!r}, which is not prepared in {folder_of(data_dir)}; prepare it once with "
+            f"{prepare_command(name, data_dir)}, or set config.data.dir to the folder where it is"
+        )
+    return builder
+
+
+def unknown_name(setting: str, name: str, others: Iterable[str] = ()) -> UserError:
+    """Makes the error about a name that no data set has.
+
+    Args:
+        setting: where the name was given.
+        name: the name.
+        others: names that exist besides those of tfds.
+    """
+    close = difflib.get_close_matches(name, {*_known_names(), *others}, n=3, cutoff=0.5)
+    hint = suggest(name, close) if close else "www.tensorflow.org/datasets/catalog lists the data sets of tfds"
+    return UserError(f"{setting} is {name!r}, which does not exist; {hint}")
+
+
+def _known_names() -> list[str]:
+    return tfds.list_builders(with_community_datasets=False)
+
+
+def folder_of(data_dir: str) -> str:
+    """Names the folder of prepared data sets."""
+    return os.path.expanduser(data_dir or str(constants.DATA_DIR))
+
+
+def prepare_command(name: str, data_dir: str) -> str:
+    """Writes the command that prepares a data set."""
+    place = f" --data_dir={shlex.quote(data_dir)}" if data_dir else ""
+    return f"{program('train.prepare')} --dataset={shlex.quote(name)}{place}"
+
+
+def repair_advice(name: str, data_dir: str, builder: Any) -> str:
+    """Says how a data set is prepared anew."""
+    return f"remove {builder.data_dir} and prepare it again: {prepare_command(name, data_dir)}"
+
+
+def _choose_splits(config: Config, builder: Any, advice: str) -> tuple[dict[Split, str], str]:
+    """Gives the expression of each split, and a note if one serves for two."""
+    chosen: dict[Any, str] = {"train": "train", **config.data.splits}
+    own = {s: s for s in ("validation", "test") if s in builder.info.splits and _is_labelled(builder, s, advice)}
+    for split, other in (("validation", "test"), ("test", "validation")):
+        expression = chosen.get(split) or own.get(split) or own.get(other) or chosen.get(other)
+        if expression is None:
+            raise UserError(
+                f"{config.data.source!r} has the splits {', '.join(builder.info.splits)}, none with labels to validate "
+                f"on besides train; divide one by config.data.splits, for example "
+                "{'train': 'train[:90%]', 'validation': 'train[90%:95%]', 'test': 'train[95%:]'}"
+            )
+        chosen[split] = expression
+    for split, expression in config.data.splits.items():
+        if not _is_labelled(builder, expression, advice):
+            raise UserError(
+                f"config.data.splits.{split} is {expression!r}, which has no labels; choose a labelled split"
+            )
+    if chosen["validation"] == chosen["test"]:
+        note = f"the split {chosen['test']!r} of {config.data.source} is used for validation and for test"
+        return chosen, note
+    return chosen, ""
+
+
+def _is_labelled(builder: Any, expression: str, advice: str) -> bool:
+    label = open_records(builder, expression, advice).read(0, unlabelled=True).label
+    return label is None or label >= 0
+
+
+def _overlap(left: Sequence[FileInstruction], right: Sequence[FileInstruction]) -> bool:
+    """Tells whether two splits share records."""
+    parts = {}
+    for part in left:
+        parts.setdefault(part.filename, []).append(part)
+    return any(
+        part.skip < other.skip + other.take and other.skip < part.skip + part.take
+        for other in right
+        for part in parts.get(other.filename, [])
+    )
+
+
+def one_line(error: Exception) -> str:
+    """The message of somebody else's error, short enough for a sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else text[:500] + " ..."

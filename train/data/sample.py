@@ -1,0 +1,64 @@
+"""A sample: an image and whatever is known of it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from train.data.images import Image, as_pixels
+
+Generator = np.random.Generator
+IGNORED = 255  # the class of pixels of a segmentation that do not count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image with its annotations; a field that a source does not have is None.
+
+    Coordinates are continuous pixels of the image, (x, y): pixel i covers [i, i + 1).
+
+    Attributes:
+        image: (height, width, channels) uint8, or float32 of 0..255 between transforms; or the bytes of a file.
+        label: the class of the image.
+        segmentation: (height, width) uint8, the class of every pixel, 255 where it does not count.
+        boxes: (n, 4) float32, x0, y0, x1, y1 of each instance.
+        labels: (n,) int32, the class of each instance.
+        polygons: for each instance its outlines, (points, 2) float32.
+        masks: (n, height, width) bool, the pixels of each instance.
+        keypoints: (n, points, 3) float32: x, y and visibility (0 not labelled, 1 hidden, 2 visible) of each instance.
+        crowd: (n,) bool, whether an instance stands for many.
+        file: the name of the file of the image, or "".
+        numbers: further numbers of the image, under the names that the source gives them.
+    """
+
+    image: Image
+    label: int | None = None
+    segmentation: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    polygons: tuple[tuple[np.ndarray, ...], ...] | None = None
+    masks: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
+    crowd: np.ndarray | None = None
+    file: str = ""
+    numbers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The image of a decoded sample."""
+        if isinstance(self.image, bytes):
+            raise TypeError("the image is not decoded; call Sample.decoded first")
+        return self.image
+
+    def decoded(self, channels: int) -> "Sample":
+        """Gives the sample with its image decoded: 1 channel for grey, 3 for red, green, blue.
+
+        Raises:
+            ImageError: if the bytes are no image.
+        """
+        return self.replace(image=as_pixels(self.image, channels)) if isinstance(self.image, bytes) else self
+
+    def replace(self, **changes: Any) -> "Sample":
+        """Gives the sample with some fields changed."""
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,155 @@
+"""The transforms of PyConvSegNet's and PSPNet's public training, on samples.
+
+In the order of the table of `train.data.transforms`: scale, rotation, blur, flip; the segmentation task crops at the
+end. Images are float32 of 0..255 from the first of them on, so that nothing is rounded in between.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from train.data.sample import IGNORED, Generator, Sample
+from train.data.transforms import dense
+from train.data.transforms.checks import in_range
+from train.data.transforms.geometry import from_indices, move, scaling, translation
+
+_Operation = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomScale:
+    """Enlarges or shrinks the whole image by a uniform factor, without smoothing.
+
+    Args:
+        low: the least factor, 0.05 to 20.
+        high: the largest, not below `low`.
+    """
+
+    low: float = 0.5
+    high: float = 2.0
+
+    def __post_init__(self) -> None:
+        in_range(self, low=(0.05, 20), high=(0.05, 20))
+        if self.high < self.low:
+            raise ValueError(f"high is {self.high!r} but must not be below low, {self.low!r}")
+
+    def __call__(self, sample: Sample, rng: Generator) -> Sample:
+        """Maps a sample to one with a float32 image of another size."""
+        factor = self.low + (self.high - self.low) * rng.random()
+        return _moved(
+            sample,
+            _as_floats(sample.pixels),
+            scaling(factor, factor),
+            lambda image, classes: dense.rescale(image, classes, factor),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomRotation:
+    """Turns the image about its middle; the mean colour enters at the border.
+
+    Args:
+        mean: mean of each channel, 0..1, the source's.
+        degrees: the largest angle either way, 0 to 180.
+        probability: how often, 0 to 1.
+    """
+
+    mean: tuple[float, ...]
+    degrees: float = 10.0
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        in_range(self, degrees=(0, 180), probability=(0, 1))
+
+    def __call__(self, sample: Sample, rng: Generator) -> Sample:
+        """Maps a sample to one with a float32 image of the same shape."""
+        image = _as_floats(sample.pixels)
+        if rng.random() >= self.probability:
+            return sample.replace(image=image)
+        angle = -self.degrees + 2 * self.degrees * rng.random()
+        mean = [255 * value for value in self.mean]
+        return _moved(
+            sample,
+            image,
+            from_indices(dense.rotation_matrix(image.shape[0], image.shape[1], angle)),
+            lambda image, classes: dense.rotate(image, classes, angle, mean, IGNORED),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Blur:
+    """Smooths the image over 5 x 5 pixels.
+
+    Args:
+        probability: how often, 0 to 1.
+    """
+
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        in_range(self, probability=(0, 1))
+
+    def __call__(self, sample: Sample, rng: Generator) -> Sample:
+        """Maps a sample to one with a float32 image of the same shape."""
+        image = _as_floats(sample.pixels)
+        return sample.replace(image=dense.blur(image) if rng.random() < self.probability else image)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """Cuts out a part of fixed size at a random place, after the image is padded to at least that size.
+
+    The padding is half before, rounded down, and half after: the mean colour, which does not count as any class.
+
+    Args:
+        height: rows of the part.
+        width: columns of the part.
+        mean: mean of each channel, 0..1, the source's.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r} but must be a whole number of pixels above 0")
+
+    def __call__(self, sample: Sample, rng: Generator) -> Sample:
+        """Maps a sample to one with an image of `height` x `width` pixels, of the same type."""
+        height, width = sample.pixels.shape[:2]
+        top = int(rng.integers(0, max(height, self.height) - self.height + 1))
+        left = int(rng.integers(0, max(width, self.width) - self.width + 1))
+        return self._cropped(sample, top, left)
+
+    def centred(self, sample: Sample) -> Sample:
+        """Maps a sample to its centre, at places rounded down."""
+        height, width = sample.pixels.shape[:2]
+        return self._cropped(sample, max(height - self.height, 0) // 2, max(width - self.width, 0) // 2)
+
+    def _cropped(self, sample: Sample, top: int, left: int) -> Sample:
+        image = sample.pixels
+        size = (self.height, self.width)
+        before = [max(needed - side, 0) // 2 for needed, side in zip(size, image.shape, strict=False)]
+        mean = np.multiply(self.mean, 255)
+        mean = mean if image.dtype == np.float32 else np.rint(mean)
+        return _moved(
+            sample,
+            image,
+            translation(before[1] - left, before[0] - top),
+            lambda image, classes: dense.crop(image, classes, size, (top, left), list(mean), IGNORED),
+        )
+
+
+def _as_floats(image: np.ndarray) -> np.ndarray:
+    return image.astype(np.float32, copy=False)
+
+
+def _moved(sample: Sample, image: np.ndarray, matrix: np.ndarray, operation: _Operation) -> Sample:
+    """Moves image and segmentation by an operation on both, all else by its matrix."""
+    classes = sample.segmentation
+    moved, moved_classes = operation(image, np.zeros(image.shape[:2], np.uint8) if classes is None else classes)
+    return move(sample, moved, matrix, segmentation=None if classes is None else moved_classes)

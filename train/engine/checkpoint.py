@@ -1,0 +1,300 @@
+"""Checkpoints: written in the background by orbax, verified by checksum before they are read.
+
+A checkpoint is the folder ``checkpoints/<step>``. Orbax writes it under a temporary name and renames it when it is
+complete. Just before that the SHA-256 of every file goes into its ``manifest.json``: orbax alone would restore a
+flipped byte without a word. Kept are the two latest and the best by one metric of the validation split; of equals the
+later counts as the better. The others are moved into the folder ``removed`` and deleted there, so a folder named after
+a step is always complete.
+
+Of several processes each writes the parts of arrays that its devices hold, all into the same folder: it must be on
+storage that they share. Process 0 alone verifies and removes; which checkpoint is read, it tells the others.
+
+Checkpoints are data, never code: arrays and JSON, no pickle.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from train.engine.distributed import explain_lost, first_line, from_main
+from train.errors import UserError
+from train.task import Metric
+
+Tree = TypeVar("Tree")
+_MANIFEST = "manifest.json"
+# Orbax's notes of the folder, which it writes later and never reads for a restore: the time of the renaming, and the
+# mark of a complete checkpoint on storage that cannot rename.
+_NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")
+_REMOVED = "removed"  # the folder of checkpoints that are no longer kept
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint on disk whose files are as they were written."""
+
+    step: int  # training steps done
+    metrics: dict[str, float] | None  # results on the validation split; None within an epoch
+    arrays: dict[str, str]  # the names of its arrays, each with a word on dtype and shape
+    folder: Path
+
+
+def intact_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[Path]]:
+    """Gives the intact checkpoints by step, and the folders of damaged ones after a sentence about each on stderr."""
+    intact, damaged = [], []
+    folders = directory.iterdir() if directory.is_dir() else ()
+    # Orbax names complete checkpoints by their step and nothing else.
+    steps = sorted(int(f.name) for f in folders if f.name.isascii() and f.name.isdecimal())
+    for step in steps:
+        folder = directory / str(step)
+        if fault := _fault(folder):
+            print(f"checkpoint {folder} is damaged and not used: {fault}", file=sys.stderr)
+            damaged.append(folder)
+        else:
+            intact.append(_read_meta(folder))
+    return intact, damaged
+
+
+def latest_of(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """Picks the one of most steps; None if there is none."""
+    return max(checkpoints, key=lambda checkpoint: checkpoint.step, default=None)
+
+
+def best_of(checkpoints: list[Checkpoint], metric: Metric) -> Checkpoint | None:
+    """Picks the best by a metric, the later of equals; None if none has it."""
+    scored = [c for c in checkpoints if c.metrics is not None and metric.name in c.metrics]
+    return max(scored, key=lambda c: (metric.sign(c.metrics[metric.name]), c.step), default=None)  # pyright: ignore
+
+
+def choose_checkpoint(
+    directory: Path, choose: Callable[[list[Checkpoint]], Checkpoint | None], *, repair: bool = False
+) -> Checkpoint | None:
+    """Verifies the checkpoints and chooses one of the intact on process 0, and gives all processes what it chose.
+
+    With `repair` the folders of damaged ones are removed, as a run does that writes their steps again.
+    """
+    chosen = None
+    if jax.process_index() == 0:
+        intact, damaged = intact_checkpoints(directory)
+        chosen = choose(intact)
+        if repair:
+            for folder in damaged:
+                shutil.rmtree(folder)
+            if damaged and chosen is None:
+                news = f"no intact checkpoint is left in {directory}: training starts ANEW, from step 0"
+                print(news, file=sys.stderr)
+    step = from_main(-1 if chosen is None else chosen.step)
+    if chosen is not None or step < 0:
+        return chosen
+    folder = directory / str(step)
+    wait_until_shared(folder / _MANIFEST)
+    return _read_meta(folder)
+
+
+def wait_until_shared(path: Path) -> None:
+    """Waits until this host sees a file that process 0 has written; a minute later that is a `UserError`."""
+    latest = time.monotonic() + 60  # shared storage may show another host's files late
+    while not path.exists():
+        if time.monotonic() > latest:
+            raise UserError(
+                f"process {jax.process_index()} does not see {path}, which process 0 sees; --workdir must be on "
+                "storage that all hosts share, under the same path"
+            )
+        time.sleep(0.2)
+
+
+def _read_meta(folder: Path) -> Checkpoint:
+    # Not by orbax, which would wait for the other processes.
+    meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+    return Checkpoint(meta["step"], meta["metrics"], meta["arrays"], folder)
+
+
+def restore(checkpoint: Checkpoint, template: Tree, shardings: Any) -> Tree:
+    """Reads the arrays of an intact checkpoint; all processes must call this together.
+
+    The template is a tree of arrays, or of their shapes and dtypes, like the one that was saved. The shardings, a tree
+    like it or one for all, say where the arrays go, whatever devices they were saved from. Other arrays than the
+    template's are a `UserError`.
+    """
+    places = jax.tree.broadcast(shardings, template)
+    wanted = _named_leaves(
+        jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), template, places)
+    )
+    there, here = checkpoint.arrays, _describe(wanted)
+    if differing := there.items() ^ here.items():
+        name = min(differing)[0]
+        raise UserError(
+            f"checkpoint {checkpoint.folder} holds other arrays than the model of config.json: {name} is "
+            f"{there.get(name, 'missing')} there, {here.get(name, 'missing')} here; use the version of msconv_jax that "
+            "wrote it"
+        )
+    with ocp.StandardCheckpointer() as reader:
+        state = reader.restore(checkpoint.folder.absolute() / "state", wanted)
+    return jax.tree.unflatten(jax.tree.structure(template), [state[name] for name in wanted])
+
+
+class CheckpointWriter:
+    """Saves the state of a run in the background; all processes must save the same steps.
+
+    The folder is made if it does not exist. What a run left in it that was killed in a save, or while it removed an
+    old checkpoint, goes. Of the metric `best` the best checkpoint is kept; messages name the command `resume`, which
+    goes on with the run.
+    """
+
+    def __init__(self, directory: Path, best: Metric, resume: str):
+        self._directory = directory
+        self._resume = resume
+        self._step: int | None = None
+        self._failed = False
+        # The libraries below log failed writes with tracebacks; `_writing` reports them in a sentence.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._report_unraisable
+
+        def score(metrics: Any) -> float:
+            return best.sign(metrics[best.name])
+
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(
+                [LatestN(2), BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)]
+            ),
+            best_fn=score,
+            cleanup_tmp_directories=True,
+            todelete_subdir=_REMOVED,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+        )
+        with self._writing():
+            self._empty_removed()
+            self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def save(self, step: int, state: Any, metrics: dict[str, float] | None) -> None:
+        """Starts to save, once the save before is complete; the state, a tree of arrays, may be used up afterwards.
+
+        The metrics are the results on the validation split; None within an epoch. If this save, or the one before,
+        cannot be written, that is a `UserError`.
+        """
+        arrays = _named_leaves(state)
+        meta = {"step": step, "metrics": metrics, "arrays": _describe(arrays)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
+        self.wait()
+        self._step = step
+        with self._writing():
+            self._manager.save(step, args=args, metrics=metrics, force=True)
+
+    def wait(self) -> None:
+        """Waits until all is saved, and no more is there than is kept; a failed save is a `UserError`."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._empty_removed()
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # After a failure of one of several processes, saving would wait for the others, and they for this one.
+        if kind is None or jax.process_count() == 1:
+            self.close()
+
+    def close(self) -> None:
+        """Waits for what is being saved, frees what the writer holds, removes a failed save."""
+        self._manager.close()
+        if self._failed:
+            for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            sys.unraisablehook = self._hook
+
+    def _report_unraisable(self, unraisable: Any) -> None:
+        # After one write has failed, TensorStore still delivers the others' failures, to an event loop that orbax has
+        # closed, until the program ends.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._hook(unraisable)
+
+    def _empty_removed(self) -> None:
+        removed = self._directory / _REMOVED
+        if jax.process_index() == 0 and removed.exists():
+            shutil.rmtree(removed)
+
+    def _write_manifest(self) -> None:
+        # Orbax calls this in its own thread when all files are written, before the renaming.
+        if jax.process_index() == 0:
+            (folder,) = self._directory.glob(f"{self._step}.*tmp*")
+            manifest = {"step": self._step, "files": _digests(folder)}
+            (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        # A failed write reaches us as an OSError, or as TensorStore's ValueError, and orbax may wrap either; whatever
+        # it is, what matters is that no checkpoint came of it.
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            if explain_lost(error):
+                raise
+            what = "a checkpoint" if self._step is None else f"the checkpoint of step {self._step}"
+            # TensorStore hides the reason in many lines.
+            numbers = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)
+            reasons = [os.strerror(number) for number in numbers if os.strerror(number) in str(error)]
+            raise UserError(
+                f"{what} cannot be written to {self._directory} ({[*reasons, first_line(error)][0]}); earlier "
+                f"checkpoints are untouched: make room, then go on with {self._resume}"
+            ) from error
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """Gives the leaves of a tree by their paths in it, such as ``params.stem.conv.kernel``."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _describe(arrays: dict[str, Any]) -> dict[str, str]:
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Gives the SHA-256 of every file of a checkpoint but the manifest and `_NOTES`, by its path in the folder."""
+    left_out = {folder / name for name in (_MANIFEST, *_NOTES)}
+    digests = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in left_out:
+            with path.open("rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _fault(folder: Path) -> str | None:
+    """Says what is wrong with the files of a checkpoint, or None if nothing is."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        step, recorded = manifest["step"], {**manifest["files"]}
+    except FileNotFoundError:
+        return f"it has no {_MANIFEST}"
+    except (ValueError, KeyError, TypeError):
+        return f"its {_MANIFEST} cannot be read"
+    if str(step) != folder.name:
+        return f"it was written as step {step}"
+    if not recorded:
+        return f"its {_MANIFEST} lists no files"
+    found = _digests(folder)
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in found:
+            return f"the file {name} is missing"
+        if name not in recorded:
+            return f"the file {name} was not written with it"
+        if found[name] != recorded[name]:
+            return f"the file {name} has changed since it was written"
+    return None

@@ -1,0 +1,167 @@
+"""A network with its weights, ready to be scored and to predict."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+import msconv_jax
+from msconv_jax.models.registry import model_entry
+from train.config import Config, read_config
+from train.data import evaluation_batches, load_source
+from train.data.source import Source, Split
+from train.engine.checkpoint import best_of, choose_checkpoint, restore
+from train.engine.mesh import create_mesh, state_shardings, to_devices, to_mesh
+from train.engine.network import SplitModel, split_model, split_shapes
+from train.engine.optim import create_optimiser
+from train.engine.step import create_predict_step, create_score_step, create_state, evaluated
+from train.errors import UserError, program
+from train.task import Evaluator, Pixels, Predictions, Rows, Task
+
+
+class Trained(NamedTuple):
+    """A network with its weights, such as the best checkpoint of a run; with `ema_decay` the averages."""
+
+    config: Config
+    source: Source
+    task: Task
+    mesh: Mesh
+    model: SplitModel
+    params: dict
+    rest: dict  # the other variables of the network
+    step: int  # training steps done
+
+    def network(self) -> Any:
+        """Puts the network together, in evaluation mode."""
+        return self.model.merge(self.params, self.rest, 0, training=False)
+
+    def scorer(self) -> "Scorer":
+        """Makes the scorer of networks of this structure."""
+        return Scorer(self.config, self.source, self.task, self.mesh, self.model)
+
+
+def load_best(workdir: Path, kind: Callable[[Config], type[Task]]) -> Trained:
+    """Restores the best checkpoint of the run in a folder, for any number of devices.
+
+    Its arrays are divided over as many devices as config.compute.shards and their number allow. `kind` gives the task
+    of a config. Raises a `UserError` if the folder holds no config or no such checkpoint.
+    """
+    config = read_config(workdir)
+    metric = kind(config).best
+    best = choose_checkpoint(workdir / "checkpoints", lambda checkpoints: best_of(checkpoints, metric))
+    if best is None:
+        raise UserError(
+            f"{str(workdir)!r} holds no intact checkpoint of a finished epoch; train first, or "
+            f"on, with {program('train')} --config=... --workdir={workdir}"
+        )
+    source, task, mesh = _prepare(config, kind)
+    model, params, rest = split_shapes(task.create, config.model.frozen)
+    # A checkpoint is restored as a whole; the optimiser gives the names of its part.
+    optimiser, _ = create_optimiser(config, steps_per_epoch=1)
+    create = partial(create_state, optimiser=optimiser, terms=task.terms, ema_decay=config.optimizer.ema_decay)
+    template = jax.eval_shape(create, params, rest)
+    state = restore(best, template, state_shardings(template, mesh))
+    return Trained(config, source, task, mesh, model, *evaluated(state), best.step)
+
+
+def load_weights(config: Config, weights: Path, kind: Callable[[Config], type[Task]]) -> Trained:
+    """Builds the network of a config with the weights of a file, or of the best checkpoint of the run in a folder.
+
+    A file is PyTorch's or safetensors, as `msconv_jax.load_torch_checkpoint` reads it; images are then normalized as
+    the network's published weights ask for, unless the config says how. `kind` gives the task of a config. Raises a
+    `UserError` if there is no such file, or its weights are not those of the network.
+    """
+    source, task, mesh = _prepare(config, kind)
+    if weights.is_dir():
+        run = load_best(weights, kind)
+        model, *shapes = split_shapes(task.create)
+        if jax.tree.map(np.shape, shapes) != jax.tree.map(np.shape, [run.params, run.rest]):
+            raise UserError(
+                f"--weights={weights} is a run of config.model.name={run.config.model.name!r} on "
+                f"{run.config.data.source!r}, whose parameters are not those of config.model.name="
+                f"{config.model.name!r} on {config.data.source!r}; give the config of that run"
+            )
+        return run._replace(config=config, source=source, task=task, model=model)
+    network = task.create()
+    try:
+        msconv_jax.load_torch_checkpoint(network, weights)
+    except FileNotFoundError as error:
+        raise UserError(f"--weights={weights}: there is no such file; name a .pth or .safetensors file") from error
+    except ValueError as error:
+        raise UserError(f"--weights does not fit config.model.name={config.model.name!r}: {error}") from error
+    model, params, rest = split_model(network)
+    entry = model_entry(config.model.name)
+    if not config.data.pixel_mean and not config.data.pixel_std and len(entry.mean) == len(source.mean):
+        task.pixels = Pixels(entry.mean, entry.std, is_bgr=entry.channel_order == "BGR")
+    return Trained(config, source, task, mesh, model, *to_mesh((params, rest), mesh), step=0)
+
+
+def _prepare(config: Config, kind: Callable[[Config], type[Task]]) -> tuple[Source, Task, Mesh]:
+    task_type = kind(config)
+    source = load_source(config, task_type.needs)
+    return source, task_type(config, source), create_mesh(math.gcd(config.compute.shards, jax.device_count()))
+
+
+class Scorer:
+    """Scores networks of one structure on splits of a source, each sample once."""
+
+    def __init__(self, config: Config, source: Source, task: Task, mesh: Mesh, model: SplitModel):
+        self._config, self._source, self._task, self._mesh = config, source, task, mesh
+        self._score_step = create_score_step(model, task, mesh)
+        self._predict_step = create_predict_step(model, task, mesh)
+
+    def score(self, params: dict, rest: dict, split: Split) -> Evaluator:
+        """Scores a network on a split; every process gets everything."""
+        evaluator = self._task.evaluator(split)
+        rows = self._image_rows if self._task.scores_images(split) else self._batch_rows
+        for found in rows(params, rest, split):
+            evaluator.add(found)
+        return evaluator
+
+    def predict(self, params: dict, rest: dict, images: np.ndarray) -> Predictions:
+        """Predicts for any number of prepared images; all processes call this together, with the same images."""
+        size = self._config.batch_size
+        parts = [images[first : first + size] for first in range(0, len(images), size)]
+        found = [self._predict_part(params, rest, part) for part in parts]
+        return jax.tree.map(lambda *values: np.concatenate(values), *found)
+
+    def _predict_part(self, params: dict, rest: dict, images: np.ndarray) -> Predictions:
+        """Predicts for at most a batch of images, padded to one of few sizes so that little is compiled."""
+        power_of_2 = 1 << (len(images) - 1).bit_length()
+        size = math.ceil(power_of_2 / jax.device_count()) * jax.device_count()
+        padded = np.concatenate([images, np.repeat(images[:1], size - len(images), axis=0)])
+        here = np.split(padded, jax.process_count())[jax.process_index()]
+        on_devices = to_devices({"image": here}, self._mesh)["image"]
+        predictions = jax.device_get(self._predict_step(params, rest, on_devices))
+        return jax.tree.map(lambda values: values[: len(images)], predictions)
+
+    def _batch_rows(self, params: dict, rest: dict, split: Split) -> Iterator[Rows]:
+        transform = self._task.transform(training=False)
+        index, count = jax.process_index(), jax.process_count()
+        batches = evaluation_batches(
+            self._source, split, self._config, transform, process_index=index, process_count=count
+        )
+        on_devices = (self._score_step(params, rest, to_devices(batch, self._mesh)) for batch in batches)
+        # Pairs, to be one batch ahead of the device and no more: batches take memory.
+        for scores, _ in itertools.pairwise(itertools.chain(on_devices, [None])):
+            rows = jax.device_get(scores)
+            is_sample = rows.pop("weight") > 0  # the rest is padding
+            yield {name: np.asarray(values)[is_sample] for name, values in rows.items()}
+
+    def _image_rows(self, params: dict, rest: dict, split: Split) -> Iterator[Rows]:
+        predict = partial(self.predict, params, rest)
+        samples, channels = self._source.splits[split], self._source.image_shape[-1]
+        for place in range(len(samples)):
+            sample = samples[place].decoded(channels)
+            yield self._task.score_image(sample, self._task.predict_image(predict, sample.pixels))
+
+
+def score(trained: Trained, split: Split) -> Evaluator:
+    """Scores a network on a split of its source."""
+    return trained.scorer().score(trained.params, trained.rest, split)

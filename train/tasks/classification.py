@@ -1,0 +1,279 @@
+"""Classification: one label an image.
+
+The loss is the cross entropy in nats, with smoothed and mixed targets where the config asks for them. The best network
+is that of the highest accuracy.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+
+from train.config.schema import Classification as ClassificationSettings
+from train.config.schema import Config, Split
+from train.data.images import as_pixels
+from train.data.resizing import resize
+from train.data.sample import Generator, Sample
+from train.data.source import Source
+from train.data.transforms import check_equal_sizes, create_augmentation
+from train.data.transforms.evaluation import create_evaluation
+from train.errors import UserError
+from train.page import figure_png, thumbnail
+from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row, Rows, Section, Terms
+from train.tasks.mixing import mix
+from train.tasks.network import create_network
+
+_TOP_5_FROM = 11  # classes, from which on the top-5 accuracy is worth a look
+_MISTAKES = 24  # shown in the report
+_MOST_NAMED = 30  # classes whose names fit beside the confusion matrix
+
+
+class Classification:
+    """The task of giving every image one label; see `train.task.Task`.
+
+    Args:
+        config: of the run.
+        source: its data.
+
+    Raises:
+        UserError: if the augmentation or the evaluated crop does not fit the images, or a batch has no pairs to mix.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"label"})
+    best: ClassVar[Metric] = Metric("accuracy")
+    terms: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
+
+    def __init__(self, config: Config, source: Source):
+        assert isinstance(config.task, ClassificationSettings)
+        self.config, self.settings, self.source = config, config.task, source
+        self.names: Sequence[str] = source.classes
+        self.pixels = Pixels(source.mean, source.std)
+        if config.task.is_mixed and config.batch_size % 2:
+            raise UserError(
+                f"config.batch_size is {config.batch_size} but must be even for Mixup and CutMix, which mix images in "
+                f"pairs; {config.batch_size + 1} would do"
+            )
+        check_equal_sizes(config.data, source)
+        self._augment = create_augmentation(config.data.augment, source)
+        crops = {"eval_size": config.task.eval_size, "eval_resize": config.task.eval_resize}
+        self._evaluate = create_evaluation(source, **crops, eval_crops=config.task.eval_crops)
+
+    @staticmethod
+    def line(result: Mapping[str, float]) -> str:
+        """Writes the accuracies of a result."""
+        top_5 = f", top-5 {result['top5_accuracy']:.4f}" if "top5_accuracy" in result else ""
+        return f"accuracy {result['accuracy']:.4f}{top_5}"
+
+    def create(self) -> nnx.Module:
+        """Builds the network with fresh parameters."""
+        return create_network(self.config, len(self.source.classes), self.source.image_shape[-1])
+
+    # --- on the host ---
+
+    def transform(self, *, training: bool) -> Callable[[Sample, Generator | None], Row]:
+        """Makes rows of "image", (height, width, channels) uint8, and "label", () int32.
+
+        In evaluation with 10 crops, "image" is (10, height, width, channels).
+        """
+
+        def augmented(sample: Sample, rng: Generator | None) -> Row:
+            assert rng is not None
+            return {"image": self._augment(sample, rng).pixels, "label": np.asarray(sample.label, np.int32)}
+
+        def evaluated(sample: Sample, rng: Generator | None) -> Row:
+            return {"image": self._evaluate(sample.image), "label": np.asarray(sample.label, np.int32)}
+
+        return augmented if training else evaluated
+
+    def evaluator(self, split: Split) -> "Answers":
+        """Makes an evaluator of a split."""
+        return Answers(self.source, split)
+
+    def samples(self) -> dict[str, np.ndarray]:
+        """Gives the first image of each class, by the name of the class."""
+        found: dict[int, np.ndarray] = {}
+        for sample in self.source.splits["validation"]:
+            label = int(np.asarray(sample.label))
+            if label not in found:
+                found[label] = as_pixels(sample.image, self.source.image_shape[-1])
+            if len(found) == len(self.source.classes):
+                break
+        return {self.source.classes[label]: image for label, image in found.items()}
+
+    # --- on devices ---
+
+    def targets(self, batch: Batch, key: jax.Array) -> Batch:
+        """Normalizes and mixes images; adds "target", (n, classes) probabilities, and "weight", 1/n for each row."""
+        settings = self.settings
+        images = self.pixels.normalized(batch["image"])
+        one_hot = jax.nn.one_hot(batch["label"], len(self.source.classes))
+        target = optax.smooth_labels(one_hot, settings.label_smoothing)
+        if settings.is_mixed:
+            rates = settings.mixup_alpha, settings.cutmix_alpha, settings.mix_probability
+            images, target = mix(images, target, key, *rates)
+        weight = jnp.full(len(images), 1 / len(images), jnp.float32)
+        return {"image": images, "label": batch["label"], "target": target, "weight": weight}
+
+    def loss(self, network: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Terms]:
+        """Gives the weighted sum of the cross entropies.
+
+        The accuracy counts where the prediction is the label of the row's image, whatever has been mixed into it.
+        """
+        logits = _logits(network, batch["image"])
+        losses = optax.softmax_cross_entropy(logits, batch["target"])
+        is_correct = (jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32)
+        count = jnp.sum(jnp.ones_like(losses))
+        terms = {"loss": (jnp.sum(losses), count), "accuracy": (jnp.sum(is_correct), count)}
+        return jnp.sum(losses * batch["weight"]), terms
+
+    def score(self, network: Any, batch: Batch) -> Batch:
+        """Gives "label", "predicted", the most probable class, "loss" without smoothing, and "rank".
+
+        The rank is how many classes are more probable than the label. Where an image has several crops, their
+        probabilities are averaged first.
+        """
+        logits = _crops_logits(network, self.pixels.normalized(batch["image"]))
+        label = batch["label"]
+        of_label = jnp.take_along_axis(logits, label[:, None], axis=-1)
+        return {
+            "label": label,
+            "predicted": jnp.argmax(logits, axis=-1).astype(jnp.int32),
+            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
+            "rank": jnp.sum(~(logits <= of_label), axis=-1, dtype=jnp.int32),  # a NaN ranks last
+        }
+
+    def predict(self, network: Any, images: jax.Array) -> Predictions:
+        """Gives "probabilities", (n, classes); images may be (n, crops, height, width, channels)."""
+        return {"probabilities": jax.nn.softmax(_crops_logits(network, self.pixels.normalized(images)))}
+
+    # --- whole images ---
+
+    def scores_images(self, split: Split) -> bool:
+        """Says no: every split is scored in batches."""
+        return False
+
+    def predict_image(self, predict: Callable[[np.ndarray], Predictions], image: np.ndarray) -> Predictions:
+        """Gives "probabilities", (classes,), of an image.
+
+        Where all images of the source have one size, the image is first resized to it.
+        """
+        if self.source.is_sized:
+            image = resize(image, *self.source.image_shape[:2])
+        return {"probabilities": predict(self._evaluate(image)[None])["probabilities"][0]}
+
+    def score_image(self, sample: Sample, prediction: Predictions) -> Rows:
+        """Is never called, as `scores_images` says."""
+        raise AssertionError("classification scores batches")
+
+    def show(self, image: np.ndarray, prediction: Predictions, limit: int | None) -> tuple[str, None]:
+        """Names the most probable classes, three or as many as `limit`, with their probabilities."""
+        classes, probabilities = self.source.classes, prediction["probabilities"]
+        best = np.argsort(-probabilities, kind="stable")[: limit or 3]
+        return ", ".join(f"{classes[i]} {probabilities[i]:.1%}" for i in best), None
+
+
+def _logits(network: Any, images: jax.Array) -> jax.Array:
+    return network(images).astype(jnp.float32)
+
+
+def _crops_logits(network: Any, images: jax.Array) -> jax.Array:
+    """Gives the logits of (n, height, width, channels) images.
+
+    Of (n, crops, height, width, channels) it gives the logarithms of the probabilities' means over the crops.
+    """
+    if images.ndim == 4:
+        return _logits(network, images)
+    logits = _logits(network, images.reshape(-1, *images.shape[2:]))
+    by_crop = jax.nn.log_softmax(logits).reshape(*images.shape[:2], -1)
+    return jax.nn.logsumexp(by_crop, axis=1) - jnp.log(images.shape[1])
+
+
+class Answers:
+    """The evaluator of classification: predictions for the samples of a split.
+
+    Args:
+        source: the data.
+        split: the split.
+    """
+
+    def __init__(self, source: Source, split: Split):
+        self._source = source
+        self._split: Split = split
+        self._rows: list[Rows] = []
+
+    def add(self, rows: Rows) -> None:
+        """Takes what `Classification.score` gives."""
+        self._rows.append(rows)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Gives "labels", "predicted", "losses" and "ranks", (n,) arrays."""
+        names = {"labels": "label", "predicted": "predicted", "losses": "loss", "ranks": "rank"}
+        return {plural: np.concatenate([rows[name] for rows in self._rows]) for plural, name in names.items()}
+
+    def result(self) -> Result:
+        """Gives "loss", the mean cross entropy in nats, "accuracy", and of many classes "top5_accuracy"."""
+        found = self.arrays()
+        result = {
+            "loss": float(found["losses"].mean(dtype=np.float64)),
+            "accuracy": float((found["labels"] == found["predicted"]).mean()),
+        }
+        if len(self._source.classes) >= _TOP_5_FROM:
+            result["top5_accuracy"] = float((found["ranks"] < 5).mean())
+        return result
+
+    def sections(self) -> Iterator[Section]:
+        """Gives the confusion matrix and the worst mistakes."""
+        found, classes = self.arrays(), self._source.classes
+        counts = confusion_matrix(found["labels"], found["predicted"], len(classes))
+        wrong = counts - np.diag(np.diag(counts))
+        pairs = [divmod(int(place), len(counts)) for place in np.argsort(-wrong, axis=None, kind="stable")[:10]]
+        yield Section(
+            title="Confusion of the test images",
+            columns=("most often confused: class", "taken for", "images"),
+            rows=[
+                (classes[row], classes[column], int(wrong[row, column])) for row, column in pairs if wrong[row, column]
+            ],
+            pictures=[Picture(_draw_confusion(counts, classes), "confusion matrix")],
+        )
+        mistakes = np.flatnonzero(found["predicted"] != found["labels"])
+        worst = mistakes[np.argsort(-found["losses"][mistakes], kind="stable")][:_MISTAKES]
+        pictures = []
+        for place in map(int, worst):
+            image = as_pixels(self._source.splits[self._split][place].image, self._source.image_shape[-1])
+            label, predicted = classes[found["labels"][place]], classes[found["predicted"][place]]
+            caption = f"{label}\ntaken for {predicted}\nloss {found['losses'][place]:.2f}"
+            pictures.append(Picture(thumbnail(image), caption, is_small=True))
+        text = "" if pictures else "None: every test image is taken for what it is."
+        yield Section(title="Worst mistakes", text=text, pictures=pictures)
+
+
+def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Gives (classes, classes): how many images of a class (row) were taken for which (column)."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    return counts
+
+
+def _draw_confusion(counts: np.ndarray, classes: tuple[str, ...]) -> bytes:
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    few = len(classes) <= _MOST_NAMED
+    figure = Figure(figsize=(8, 7) if few else (6, 5.5), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xlabel="taken for", ylabel="class")
+    if few:
+        places = range(len(classes))
+        names = [name if len(name) <= 20 else name[:19] + "\u2026" for name in classes]
+        axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0)
+        axes.set_yticks(places, names)
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+    figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
+    return figure_png(figure)
