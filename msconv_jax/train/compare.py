@@ -1,0 +1,6 @@
+"""``python -m train.compare`` where msconv_jax is installed."""
+
+from msconv_jax.train import start
+
+if __name__ == "__main__":
+    start("train.compare")
