@@ -14,6 +14,8 @@ SHARED = pathlib.Path(__file__).parent.parent.parent / "shared" / "golden"
 
 
 RELEASED, WHOLE = parity.fixtures(DATA, "ops/*"), parity.fixtures(SHARED, "ops/*")
+DENSE = parity.fixtures(DATA / "dense")
+WHOLE_DENSE = [path for path in parity.fixtures(SHARED / "dense") if parity.is_built(path)]
 no_golden = pytest.mark.skipif(not SHARED.is_dir(), reason="all recorded numbers stand in ../shared/golden only")
 
 
@@ -40,6 +42,41 @@ def test_every_paper_has_a_recorded_number_here():
 def test_the_operators_agree_with_all_recorded_numbers(path):
     result = parity.check(path)
     assert result.passed, str(result)
+
+
+@pytest.mark.parametrize("path", DENSE, ids=lambda path: path.stem)
+def test_dense_tasks_agree_on_the_host(path):
+    result = parity.check(path)
+    assert result.passed, str(result)
+
+
+@pytest.mark.slow
+@no_golden
+@pytest.mark.parametrize(
+    "path", [path for path in WHOLE_DENSE if not (DATA / "dense" / path.name).exists()], ids=lambda path: path.stem
+)
+def test_dense_tasks_agree_with_all_recorded_numbers(path):
+    result = parity.check(path)
+    assert result.passed, str(result)
+
+
+@pytest.mark.parametrize("key", ["iou", "confusion", "mIoU_nanmean"])
+def test_a_small_deviation_of_a_dense_task_is_found(tmp_path, capsys, key):
+    shutil.copy(DATA / "dense" / "seg_metrics.npz", tmp_path)
+
+    def change(arrays):
+        arrays[key] = arrays[key] + np.asarray(2e-5 * arrays[key].max() + (key == "confusion"), arrays[key].dtype)
+
+    rewrite(tmp_path / "seg_metrics.npz", change)
+    assert parity.main([str(tmp_path), "--only", "seg_*"]) == 1
+    assert f"in {key} " in capsys.readouterr().out
+
+
+def test_a_family_that_is_not_built_fails(tmp_path, capsys):
+    meta = {"family": "FooNet", "ctor": {}}
+    np.savez(tmp_path / "foo.npz", meta=np.array(json.dumps(meta)))
+    assert parity.main([str(tmp_path)]) == 1
+    assert "'FooNet' is not built yet" in capsys.readouterr().out
 
 
 @pytest.fixture

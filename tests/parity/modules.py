@@ -1,0 +1,158 @@
+"""One operator or head: outputs, gradients and, in training mode, the statistics after the step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from msconv_jax import edo
+from msconv_jax.torch_weights import Conversion, conversion_of
+from tests.families import FAMILIES
+from tests.families.family import CannotBuildError
+from tests.parity.results import MODULE_TOLERANCE, Arrays, Result, deviation, norm_deviations, relative, worst
+from tests.parity.weights import recipe_state_dict
+
+
+def check_operator(path: Path) -> Result:
+    """Checks a fixture of ``ops/``."""
+    name = f"ops/{path.stem}"
+    with np.load(path, allow_pickle=False) as file:
+        data = {key: file[key] for key in file.files}
+    meta = json.loads(str(data.pop("meta")))
+    if meta["family"] == "EDO":
+        return _check_search(name, meta, data)
+    if meta["family"] not in FAMILIES:
+        return Result(name, math.nan, "", MODULE_TOLERANCE, f"unknown kind {meta['family']!r}")
+    return check_module(name, meta, data)
+
+
+def check_module(name: str, meta: Mapping[str, Any], data: Arrays) -> Result:
+    """Outputs, gradients and, in training mode, the statistics after the step of one module.
+
+    Its parameters are stored, or follow from the recipe; then most gradients are known by their norms alone.
+    """
+    family = FAMILIES[meta["family"]]
+    module = nnx.eval_shape(lambda: family.build(meta["ctor"]))
+    module.train() if meta["mode"] == "train" else module.eval()
+    graphdef, _ = nnx.split(module)
+    sizes: dict[str, int] = {}  # of each normalisation, the values that a channel's statistics are over
+
+    def numbered(stem: str) -> list[str]:
+        return sorted(key for key in data if key == stem or (key[: len(stem)] == stem and key[len(stem) :].isdigit()))
+
+    def with_prefix(prefix: str) -> dict[str, np.ndarray]:
+        return {key.removeprefix(prefix): value for key, value in data.items() if key.startswith(prefix)}
+
+    is_recipe = meta.get("weights") == "recipe"
+    parameters = recipe_state_dict(meta) if is_recipe else with_prefix("param:")
+    conversion = conversion_for(module, parameters)
+
+    def apply(parameters: Arrays, inputs: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], Arrays]:
+        merged = nnx.merge(graphdef, as_state(module, conversion.convert(parameters)))
+        with _recording_sizes(merged, sizes):
+            outputs = family.call(merged, *(x.transpose(0, 2, 3, 1) for x in inputs))
+        statistics = {name: value[...] for name, value in _flat(nnx.state(merged, nnx.BatchStat)).items()}
+        return tuple(y.transpose(0, 3, 1, 2) for y in outputs), statistics
+
+    inputs = tuple(jnp.asarray(data[key]) for key in numbered("x"))
+    cotangents = tuple(jnp.asarray(data[key]) for key in numbered("ct"))
+
+    @jax.jit
+    def run(parameters: Arrays, inputs: tuple[jax.Array, ...]) -> Any:
+        outputs, pullback, statistics = jax.vjp(apply, parameters, inputs, has_aux=True)
+        return outputs, pullback(cotangents), statistics
+
+    outputs, (of_parameters, of_inputs), statistics = run(jax.tree.map(jnp.asarray, parameters), inputs)
+    got: dict[str, Any] = dict(zip(numbered("y"), outputs, strict=True))
+    got |= dict(zip(numbered("grad_x"), of_inputs, strict=True))
+    got |= {f"grad:{key}": value for key, value in of_parameters.items() if f"grad:{key}" in data}
+    golden = dict(data)
+    if after := with_prefix("after:"):
+        before, expected = conversion.convert(parameters), conversion.convert({**parameters, **after})
+        for key, value in statistics.items():
+            golden[f"after:{key}"] = expected[key]
+            got[f"after:{key}"] = _unbiased(value, before[key], sizes[key]) if key.endswith("var") else value
+    missing = [key for key in data if key.startswith(("y", "grad")) and key not in got]
+    if missing:
+        raise CannotBuildError(f"nothing to compare with {', '.join(missing)}")
+    deviations = {key: relative(value, golden[key]) for key, value in got.items()}
+    deviations |= norm_deviations(of_parameters, meta.get("grad_norms", {}))
+    return worst(name, deviations, MODULE_TOLERANCE)
+
+
+def _flat(state: Any) -> dict[str, Any]:
+    """The variables of a state under dotted names."""
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def conversion_for(module: nnx.Module, parameters: Mapping[str, np.ndarray]) -> Conversion:
+    """The conversion of all of these parameters, and no others, to a module's.
+
+    Raises:
+        CannotBuildError: if the module has others.
+    """
+    conversion = conversion_of(module, parameters)
+    for key, shape in conversion.shapes.items():
+        if key not in parameters or parameters[key].shape != tuple(shape):
+            raise CannotBuildError(f"{key} {tuple(shape)} is not among the fixture's parameters")
+    if unused := sorted(set(parameters) - set(conversion.shapes)):
+        raise CannotBuildError(f"nothing takes the parameters {', '.join(unused)}")
+    return conversion
+
+
+def as_state(module: nnx.Module, values: Mapping[str, Any]) -> nnx.State:
+    """The module's state with these values."""
+    flat = nnx.to_flat_state(nnx.state(module))
+    names = [".".join(map(str, path)) for path, _ in flat]
+    if set(names) != set(values):
+        raise CannotBuildError(f"converted {sorted(values)} where the module holds {sorted(names)}")
+    return nnx.from_flat_state(
+        [(path, variable.replace(values[name])) for name, (path, variable) in zip(names, flat, strict=True)]
+    )
+
+
+@contextlib.contextmanager
+def _recording_sizes(module: nnx.Module, sizes: dict[str, int]) -> Iterator[None]:
+    """While active, notes under the name of each normalisation's variance how many values it is taken over."""
+    names = {
+        id(child): ".".join(map(str, (*path, "var")))
+        for path, child in nnx.iter_modules(module)
+        if isinstance(child, nnx.BatchNorm)
+    }
+    call = nnx.BatchNorm.__call__
+
+    def recording(self: nnx.BatchNorm, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        if id(self) in names:
+            sizes[names[id(self)]] = x.size // x.shape[-1]
+        return call(self, x, *args, **kwargs)
+
+    with mock.patch.object(nnx.BatchNorm, "__call__", recording):
+        yield
+
+
+def _unbiased(after: Any, before: Any, size: int) -> Any:
+    """Flax's running variance after one step as PyTorch's, which keeps the unbiased variance of the batch."""
+    return 0.9 * before + (np.asarray(after) - 0.9 * before) * size / (size - 1)
+
+
+def _check_search(name: str, meta: Mapping[str, Any], data: Mapping[str, np.ndarray]) -> Result:
+    """The errors of every dilation of a supernet's filters, and the dilations chosen, in both readings of Eq. (4)."""
+    kernel = data["W"].transpose(2, 3, 1, 0)
+    size = 2 * meta["ctor"]["k"] + 1
+    deviations = {}
+    for objective, label in (("sum", "eq4"), ("abs", "l1")):
+        errors = edo.dilation_errors(kernel, (size, size), objective=objective)
+        golden = data[f"err_{label}"]
+        deviations[f"err_{label}"] = relative(errors, golden)
+        deviations[f"sel_{label}"] = deviation(edo.best_dilations(errors), data[f"sel_{label}"], 0)
+    return worst(name, deviations, MODULE_TOLERANCE)

@@ -1,0 +1,68 @@
+"""The outcome for a fixture, and how deviations are measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.families.family import CannotBuildError
+
+MODULE_TOLERANCE = 1e-5  # of the largest value of each array
+NETWORK_TOLERANCE = 1e-4  # of the standard deviation of the golden logits or stage outputs
+
+Arrays = Mapping[str, Any]
+
+
+class Result(NamedTuple):
+    """The outcome for one fixture: its largest relative deviation and where, or why there is none."""
+
+    name: str
+    deviation: float
+    where: str
+    tolerance: float
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the numbers agree; a NaN does not."""
+        return not self.problem and self.deviation <= self.tolerance
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"FAILED  {self.name}: {self.problem}"
+        verdict = "ok    " if self.passed else "FAILED"
+        return f"{verdict}  {self.name}: {self.deviation:.2e} in {self.where} (tolerance {self.tolerance:.0e})"
+
+
+def worst(name: str, deviations: Mapping[str, float], tolerance: float) -> Result:
+    """The result of which the largest of these deviations decides; a NaN is the largest."""
+    where = max(deviations, key=lambda key: math.inf if math.isnan(deviations[key]) else deviations[key])
+    return Result(name, deviations[where], where, tolerance)
+
+
+def deviation(got: Any, golden: Any, scale: Any) -> float:
+    """The largest difference, as a share of the scale; by itself where that is 0."""
+    if np.shape(got) != np.shape(golden):
+        raise CannotBuildError(f"shape {np.shape(got)} where the fixture has {np.shape(golden)}")
+    largest = float(np.abs(np.asarray(got, np.float64) - np.asarray(golden, np.float64)).max())
+    return largest if scale == 0 else largest / float(scale)
+
+
+def relative(got: Any, golden: Any) -> float:
+    """The largest difference, as a share of the largest golden value."""
+    return deviation(got, golden, np.abs(golden).max())
+
+
+def norm_deviations(got: Mapping[str, Any], golden: Mapping[str, float]) -> dict[str, float]:
+    """How far the norms of gradients are from golden ones, as a share of each, or of a thousandth of the largest.
+
+    Where a normalisation follows, a bias has no influence, and its gradient is rounding alone.
+    """
+    least = 1e-3 * max(golden.values(), default=0.0)
+    return {
+        f"norm of grad:{key}": deviation(np.linalg.norm(np.asarray(got[key], np.float64)), value, max(value, least))
+        for key, value in golden.items()
+    }
