@@ -259,14 +259,14 @@ def test_twenty_kills_by_chance_change_nothing(tmp_path):
     chance, whole = random.Random(0), tmp_path / "whole"
     workdir, temporary = tmp_path / "parent" / "run", tmp_path / "temporary"
     temporary.mkdir()
-    lives = [str(chance.uniform(0.01, 0.3)) for _ in range(20)] + ["0"]
+    lives = [str(chance.uniform(0.01, 0.6)) for _ in range(20)] + ["0"]
     environment = {"TMPDIR": str(temporary), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
     run = run_python("-u", "-c", KILLED_BY_CHANCE, str(whole), str(workdir), *lives, **environment)
     assert (run.returncode, run.stderr) == (0, "")  # no checkpoint is damaged
     output = run.stdout.splitlines()
     assert [line for line in output if line.startswith("status")] == ["status 0", *["status -9"] * 20, "status 0"]
     # The kills were spread over the run.
-    assert len({line for line in output if line.startswith("going on from the checkpoint of step")}) > 5
+    assert len({line for line in output if line.startswith("going on from the checkpoint of step")}) > 3
     assert_same_runs(workdir, whole)
     assert [path.name for path in workdir.parent.iterdir()] == ["run"]
     assert list(temporary.iterdir()) == []
