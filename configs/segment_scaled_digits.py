@@ -7,8 +7,8 @@ Class 0 is the background, digit d is d + 1. The background has 95 % of the pixe
 pixel accuracy. The head is the 3x3 baseline of PyConvSegNet's paper (Duta et al. 2020, supplement, table 6) on a
 backbone of output stride 8; its maps have 9 x 9 places for 65 x 65 pixels.
 
-Cost: COST
-Expect: EXPECT
+Cost: four and a half minutes on two CPU cores, and half a minute for the test.
+Expect: test mean IoU 0.67 or more (0.6809, 0.6732 and 0.6832 for the seeds 0, 1, 2).
 """
 
 from ml_collections import ConfigDict

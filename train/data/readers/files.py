@@ -116,7 +116,7 @@ class Rejects:
 
 
 def printable(name: str) -> str:
-    """Writes a path so that it can be printed and stored: what is no readable character is escaped."""
+    """Writes a path so that it can be printed and stored; unreadable characters are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
