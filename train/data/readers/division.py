@@ -123,7 +123,7 @@ def notes_on_copies(
     notes = []
     if shared:
         number = len({before for before, _ in shared})
-        notes.append(f"{_pictures(number)} in several classes, {_both(names, shared[0])} for one.")
+        notes.append(f"{_pictures(number)} {_are(number)} in several classes, {_both(names, shared[0])} for one.")
     for left, right in _PAIRS:
         both = [
             (first[content, left], place)
@@ -131,12 +131,18 @@ def notes_on_copies(
             if splits[place] == right and (content := int(contents[place]), left) in first
         ]
         if both:
-            notes.append(f"{_pictures(len(both))} of {right} also in {left}, {_both(names, both[0])} for one.")
+            notes.append(
+                f"{_pictures(len(both))} of {right} {_are(len(both))} also in {left}, {_both(names, both[0])} for one."
+            )
     return notes
 
 
 def _pictures(number: int) -> str:
-    return "1 picture is" if number == 1 else f"{number:,} pictures are"
+    return "1 picture" if number == 1 else f"{number:,} pictures"
+
+
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
 
 
 def _both(names: Sequence[str], places: tuple[int, int]) -> str:

@@ -1,14 +1,16 @@
 """What readers of the user's own folders share: finding, checking and dividing files, and a report of what is wrong."""
 
 import dataclasses
+import hashlib
 import os
+import stat
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
 
@@ -177,10 +179,15 @@ def is_folder(path: epath.Path) -> bool:
     Raises:
         UnusableError: if that cannot be seen.
     """
+    if path.is_dir():  # false whatever fails
+        return True
     try:
-        return path.is_dir()
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError as error:
         raise UnusableError(f"cannot be read: {error.strerror or error}") from error
+    return False
 
 
 def open_root(data_dir: str) -> epath.Path:
@@ -233,6 +240,43 @@ def read_regular(path: epath.Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UnusableError(f"cannot be read: {error.strerror or error}") from error
+
+
+def state_of(root: epath.Path, named: Iterable[str]) -> bytes:
+    """Gives a checksum of the names, sizes and times of all files, for a check to be repeated only if they changed.
+
+    It is the same at all times for a bucket.
+
+    Args:
+        root: the folder.
+        named: folders of splits, which may stand outside.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for folder in (root, *(root / name for name in named)):
+        place = os.path.realpath(folder)
+        digest.update(os.fsencode(place))
+        _add_state(place, digest)
+    return digest.digest()
+
+
+def _add_state(folder: str, digest: Any, depth: int = 3) -> None:
+    """Adds what stands in a folder; pictures stand in <split>/<class>/ at the deepest."""
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        digest.update(f"{error.errno}".encode())
+        return
+    for entry in entries:
+        digest.update(os.fsencode(entry.name) + b"/")
+        try:
+            found = entry.stat()
+        except OSError as error:
+            digest.update(f"{error.errno}".encode())
+            continue
+        digest.update(f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode())
+        if depth > 1 and stat.S_ISDIR(found.st_mode):
+            _add_state(entry.path, digest, depth - 1)
 
 
 def find_splits(root: epath.Path, named: dict[Split, str]) -> dict[Split, str]:

@@ -31,6 +31,7 @@ from train.data.readers.files import (
     printable,
     read_now,
     read_regular,
+    state_of,
 )
 from train.data.sample import Sample
 from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, fingerprint
@@ -90,7 +91,8 @@ def folder(config: Config) -> Source:
         raise UserError(
             "config.data.dir is '' but config.data.source='folder' needs the folder of your pictures; set it"
         )
-    found = _read(data.dir, tuple(sorted(data.splits.items())), data.strict_images, max(1, data.threads))
+    state = state_of(epath.Path(data.dir), data.splits.values())
+    found = _read(data.dir, tuple(sorted(data.splits.items())), data.strict_images, max(1, data.threads), state)
     side = data.image_size or 224
     return Source(
         splits=found.splits,
@@ -122,7 +124,8 @@ class _Found(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)  # training, and the evaluation at its end, check the folder once
-def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int) -> _Folder:
+def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int, state: bytes) -> _Folder:
+    """Checks a folder; `state` is that of its files, see `state_of`."""
     root = open_root(data_dir)
     folders = find_splits(root, dict(named))
     rejects = Rejects(strict)
@@ -226,7 +229,7 @@ def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iter
 def _read_picture(path: epath.Path) -> bytes:
     if is_hidden(path.name):
         raise UnusableError(HIDDEN, is_damaged=False)
-    if is_folder(path):
+    if path.is_dir():
         raise UnusableError("a folder within the folder of a class; only files are read there", is_damaged=False)
     data = read_regular(path)
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from train.data.readers.files import (
     printable,
     read_now,
     read_regular,
+    state_of,
 )
 from train.data.sample import IGNORED, Sample
 from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, fingerprint
@@ -95,7 +97,8 @@ def masks(config: Config) -> Source:
         raise UserError(
             "config.data.dir is '' but config.data.source='masks' needs the folder of your pictures; set it"
         )
-    found = _read(data.dir, tuple(sorted(data.splits.items())), data.strict_images, max(1, data.threads))
+    state = state_of(epath.Path(data.dir), data.splits.values())
+    found = _read(data.dir, tuple(sorted(data.splits.items())), data.strict_images, max(1, data.threads), state)
     side = data.image_size or 224
     height, width = found.size if found.size and not data.image_size else (side, side)
     return Source(
@@ -147,7 +150,8 @@ class _Bad(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4)  # training, and the evaluation at its end, check the folder once
-def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int) -> _Folder:
+def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int, state: bytes) -> _Folder:
+    """Checks a folder; `state` is that of its files, see `state_of`."""
     root = open_root(data_dir)
     known = _read_classes(root / _CLASSES)
     folders = find_splits(root, dict(named))
@@ -221,7 +225,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
 def _read_classes(path: epath.Path) -> tuple[str, ...]:
     """Reads the names of classes; none if there is no such file."""
     try:
-        if not path.exists():
+        if not path.exists() and not os.path.islink(path):
             return ()
         text = read_regular(path).decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnusableError, UnicodeDecodeError) as error:
@@ -285,15 +289,12 @@ def _files(root: epath.Path, folder: str, rejects: Rejects) -> list[str]:
     files = []
     for name in names_needed(root / folder):
         path = joined(folder, name)
-        try:
-            if is_hidden(name):
-                rejects.add(path, HIDDEN)
-            elif is_folder(root / path):
-                rejects.add(path, _ONE_FOLDER)
-            else:
-                files.append(name)
-        except UnusableError as error:
-            rejects.add(path, str(error), is_damaged=True)
+        if is_hidden(name):
+            rejects.add(path, HIDDEN)
+        elif (root / path).is_dir():
+            rejects.add(path, _ONE_FOLDER)
+        else:
+            files.append(name)
     return files
 
 
