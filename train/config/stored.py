@@ -1,5 +1,6 @@
 """The config of a run in its folder, by which the folder is known to belong to that run."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -12,11 +13,32 @@ from train.errors import UserError, program
 C = TypeVar("C", bound=Settings)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one piece: after a crash there is the old file or the new one."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file in one piece: after a crash or a power cut there is the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in UTF-8 as `write_bytes` does; what UTF-8 lacks, such as parts of damaged names, is escaped."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes sure that the names of the files in a folder survive a power cut."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have nothing to do here
+            raise
+    finally:
+        os.close(number)
 
 
 def write_config(workdir: Path, config: Settings) -> None:

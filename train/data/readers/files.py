@@ -13,6 +13,7 @@ from etils import epath
 
 from train.config.schema import Split
 from train.errors import UserError
+from train.texts import printable
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
@@ -113,11 +114,6 @@ class Rejects:
     def first(self) -> str:
         """Describes the first entry for the error of an empty folder: ": path: reason", or ""."""
         return f": {self.entries[0].path}: {self.entries[0].reason}" if self.entries else ""
-
-
-def printable(name: str) -> str:
-    """Writes a path so that it can be printed and stored; unreadable characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def relative(path: epath.Path, root: epath.Path) -> str:
