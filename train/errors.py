@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import flags
 
-from train.texts import printable, shortened
+from train.untrusted import printable, shortened
 
 _LONGEST = 4000  # characters of a message
 

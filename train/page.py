@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from train.config import write_text
 from train.data.opencv import cv2
 from train.task import Section
-from train.texts import printable, shortened
+from train.untrusted import printable, shortened
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
 

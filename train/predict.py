@@ -24,7 +24,7 @@ from train.engine.trained import load_best
 from train.errors import UserError, parse_flags, required, run_program
 from train.page import encode_png
 from train.tasks import task_kind
-from train.texts import file_name
+from train.untrusted import file_name
 
 _MAX_BYTES = 2**26
 

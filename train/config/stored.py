@@ -9,6 +9,7 @@ from typing import TypeVar
 from train.config.checking import checked, flatten
 from train.config.schema import Config, Settings
 from train.errors import UserError, program
+from train.untrusted import load_json
 
 C = TypeVar("C", bound=Settings)
 
@@ -61,7 +62,7 @@ def read_config(workdir: Path, kind: type[C] = Config) -> C:
             f"--workdir that {program('train')} was given"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = load_json(path.read_bytes())
     except ValueError as error:  # also covers text that is not UTF-8
         raise UserError(f"{path} is damaged, it is not JSON: {error}") from error
     if not isinstance(values, dict):

@@ -22,7 +22,7 @@ from train.config import write_text
 from train.errors import decorating
 from train.page import figure_png
 from train.task import Metric
-from train.texts import printable, quoted, shortened
+from train.untrusted import finite, load_json, printable, quoted, shortened
 
 Record = dict[str, Any]  # one line of metrics.jsonl
 Batch = TypeVar("Batch")
@@ -53,7 +53,7 @@ def read_metrics(path: Path, last_step: int, needed: Iterable[str] = ()) -> Line
             record = _record(line, needed)
             if record["step"] in found:
                 raise ValueError(f"its step {record['step']} is there before")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             skipped += 1
             if len(faults) < _MOST_FAULTS:
                 faults.append(f"line {number}: {shortened(printable(str(error)), 200)}")
@@ -76,10 +76,13 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _record(line: bytes, needed: Iterable[str]) -> Record:
-    """Reads a line, or raises a ValueError that says what is wrong with it; deep nesting is a RecursionError."""
+    """Reads a line, or raises a ValueError that says what is wrong with it."""
     if len(line) > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
-    record = json.loads(line)
+    try:
+        record = load_json(line)
+    except ValueError:  # also of bytes that are no text
+        raise ValueError("it is not JSON") from None
     if not isinstance(record, dict):
         raise ValueError("it is no JSON object")
     for name in ("step", "epoch", *needed):
@@ -96,15 +99,6 @@ def _record(line: bytes, needed: Iterable[str]) -> Record:
         if not isinstance(record[name], int) or record[name] < 1:
             raise ValueError(f"its {name!r} is {quoted(record[name])}, which is no whole number above 0")
     return record
-
-
-def finite(value: Any) -> float:
-    """Gives a number as a float; raises a TypeError if it is none, and a ValueError if it is not finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"a {type(value).__name__} is no number")
-    if not -sys.float_info.max <= value <= sys.float_info.max:
-        raise ValueError("a number is not finite")
-    return float(value)
 
 
 def cleaned(path: Path, last_step: int, needed: Iterable[str]) -> list[Record]:
@@ -199,6 +193,14 @@ def draw_curves(records: list[Record], best: Metric, path: Path) -> None:
 
     If that fails, a note on stderr says why.
     """
+    png = b""
+    with decorating(path.name):
+        png = _curves(records, best)
+    if png:
+        path.write_bytes(png)
+
+
+def _curves(records: list[Record], best: Metric) -> bytes:
     names = dict.fromkeys(name for record in records for name in record if name.startswith(("train_", "validation_")))
     quantities = dict.fromkeys(name.partition("_")[2] for name in names)
     columns = min(len(quantities), 3)
@@ -221,11 +223,7 @@ def draw_curves(records: list[Record], best: Metric, path: Path) -> None:
         title = f"best {name.replace('_', ' ')} {top[name]:.4f} at epoch {top['epoch']}"
         figure.suptitle(f"{title}\ntrain: on augmented images, in training mode", fontsize=10)
 
-    png = b""
-    with decorating(path.name):
-        png = figure_png((5 * columns, 3.6 * rows + 0.4), draw, dpi=120)
-    if png:
-        path.write_bytes(png)
+    return figure_png((5 * columns, 3.6 * rows + 0.4), draw, dpi=120)
 
 
 class SpeedMeter:

@@ -24,7 +24,7 @@ from train.engine.mesh import create_mesh, state_shardings, to_devices, to_mesh
 from train.engine.network import check_paths, split_model
 from train.engine.optim import create_optimiser
 from train.engine.profiling import StepProfiler
-from train.engine.results import read_result, result_line, result_of, write_results
+from train.engine.results import missing_report, read_result, result_line, result_of, write_results
 from train.engine.step import Report, TrainState, create_state, create_train_step, evaluated, zero_terms
 from train.engine.trained import Scorer, load_best
 from train.errors import program
@@ -49,6 +49,8 @@ def train(config: Config, kind: type[Task], workdir: Path, command: str) -> int:
         log(f"this run is finished; its files are in {workdir}")
         if result is not None:
             log(result_line(result, kind))
+        if note := missing_report(workdir):
+            log(note)
         return 0
 
     # Data and task.

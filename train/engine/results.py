@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from train.config import flatten, write_bytes, write_text
-from train.engine.log import SPEEDS, finite, read_metrics
+from train.engine.log import SPEEDS, read_metrics
 from train.engine.trained import Trained
 from train.errors import UserError, decorating
 from train.page import Page, encode_png, enlarged, page_html
 from train.task import Evaluator, Result, Task
-from train.texts import file_name, quoted
+from train.untrusted import file_name, finite, load_json, quoted
 
 _ARRAYS = "test_answers.npz"
-_MOST_BYTES = 2**20  # of result.json
 
 
 def result_of(evaluator: Evaluator, step: int) -> Result:
@@ -41,14 +40,12 @@ def read_result(workdir: Path, kind: type[Task] | None = None) -> Result | None:
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(_MOST_BYTES + 1)[:_MOST_BYTES])
-        result = {str(name): finite(value) for name, value in content.items()}
+        result = {str(name): finite(value) for name, value in load_json(path.read_bytes()).items()}
         result["step"]  # it has one, or it is damaged
         if kind:
             result_line(result, kind)
         return result
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged; remove it, and the result is computed anew") from error
 
 
@@ -65,6 +62,7 @@ def write_results(workdir: Path, trained: Trained, evaluator: Evaluator, result:
 
     With ``result.json`` the run is finished. Pictures that cannot be drawn are left out with a note on stderr.
     """
+    (workdir / "report.html").unlink(missing_ok=True)  # of a run that has become longer
     write_arrays(workdir, evaluator.arrays())
     samples: Mapping[str, np.ndarray] = {}
     with decorating("the folder of samples"):

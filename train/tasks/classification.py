@@ -27,7 +27,7 @@ from train.page import figure_png, labels_of, thumbnail
 from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row, Rows, Section, Terms
 from train.tasks.mixing import mix
 from train.tasks.network import create_network
-from train.texts import printable, shortened
+from train.untrusted import printable, shortened
 
 _TOP_5_FROM = 11  # classes, from which on the top-5 accuracy is worth a look
 _MISTAKES = 24  # shown in the report

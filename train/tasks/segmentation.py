@@ -29,7 +29,7 @@ from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row,
 from train.tasks.miou import confusion, segmentation_metrics
 from train.tasks.network import create_network
 from train.tasks.sliding import sliding_probabilities
-from train.texts import printable, shortened
+from train.untrusted import printable, shortened
 
 IGNORED = 255  # the label of pixels that do not count, in rows
 _SHOWN = 8  # test images in the report
@@ -246,7 +246,7 @@ class Segmentation:
         """Names the classes that cover most of the image, with their shares of it; shows them in colours."""
         predicted = prediction["predicted"]
         shares = np.bincount(predicted.ravel(), minlength=len(self.names)) / predicted.size
-        order = [number for number in np.argsort(-shares, kind="stable")[: limit or 3] if shares[number]]
+        order = [int(number) for number in np.argsort(-shares, kind="stable")[: limit or 3] if shares[number]]
         line = ", ".join(f"{shortened(printable(self.names[number]), 300)} {shares[number]:.1%}" for number in order)
         return line, overlay(image, predicted)
 

@@ -13,7 +13,7 @@ from etils import epath
 
 from train.config.schema import Split
 from train.errors import UserError
-from train.texts import printable
+from train.untrusted import printable
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}

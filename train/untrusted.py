@@ -1,10 +1,14 @@
-"""Texts from outside the program, such as names in files: how messages quote them, and how files are named by them."""
+"""What comes from files that need not be trusted: texts in messages and as names of files, JSON, numbers."""
 
+import json
 import re
+import sys
 import unicodedata
 from collections.abc import Collection
+from typing import Any
 
 _LONGEST_NAME = 90  # bytes of UTF-8; file systems allow 255, and names get numbers, endings and ".tmp"
+_DEEPEST = 100  # levels of JSON
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -77,3 +81,35 @@ def file_name(text: str, used: set[str]) -> str:
         name = f"{stem}_{number}"
     used.add(key)
     return name
+
+
+def load_json(data: bytes) -> Any:
+    """Reads JSON that need not be trusted.
+
+    Raises:
+        ValueError: if it is not JSON in UTF-8, or is nested more than 100 times.
+
+    Example:
+        >>> load_json(b'{"step": 3}')
+        {'step': 3}
+    """
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_DEEPEST} times") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [list(item.values()) if isinstance(item, dict) else item for item in level]
+        level = [item for items in inner if isinstance(items, list) for item in items]
+        if not level:
+            return value
+    raise ValueError(f"it is nested more than {_DEEPEST} times")
+
+
+def finite(value: Any) -> float:
+    """Gives a number as a float; raises a TypeError if it is none, and a ValueError if it is not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a {type(value).__name__} is no number")
+    if not -sys.float_info.max <= value <= sys.float_info.max:
+        raise ValueError("a number is not finite")
+    return float(value)
