@@ -7,7 +7,7 @@ template.
 import base64
 import io
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,15 +98,22 @@ def figure_png(size: tuple[float, float], draw: Callable[[Figure], None], dpi: i
     return buffer.getvalue()
 
 
-def labels_of(names: Sequence[str]) -> list[str]:
-    """Shortens names for a figure; a name with characters that the figure's font lacks becomes "number N", from 0."""
+def labels_of(names: Sequence[str], shown: Iterable[int]) -> tuple[list[str], str]:
+    """Gives short labels for a figure, of the names at the positions `shown`, and a text that explains them.
+
+    The label of a name with characters that the figure's font lacks is "number N", its position; the text has those
+    names, or is "".
+    """
     font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
-    return [
-        shortened(name, 20)
-        if name.isprintable() and all(font.get_char_index(ord(c)) for c in name)
-        else f"number {number}"
-        for number, name in enumerate(names)
-    ]
+    labels, explained = [], []
+    for number in shown:
+        name = names[number]
+        if name.isprintable() and all(font.get_char_index(ord(c)) for c in name):
+            labels.append(shortened(name, 20))
+        else:
+            labels.append(f"number {number}")
+            explained.append(f"number {number} is {shortened(name)}")
+    return labels, f"In the picture {', '.join(explained)}." if explained else ""
 
 
 def encode_png(image: np.ndarray) -> bytes:

@@ -241,14 +241,15 @@ class Answers:
         if len(classes) > _MOST_DRAWN:
             # Both classes of the first pairs, then of the next, until there are enough.
             shown = sorted(list(dict.fromkeys(number for pair in pairs for number in pair[:2]))[:_MOST_NAMED])
-            text = f"There are {len(classes):,} classes; the picture shows those that are confused most often."
+            text = f"There are {len(classes):,} classes; the picture shows those that are confused most often. "
             caption = f"confusion matrix of {len(shown)} classes; shares are of all images of a class"
+        labels, explanation = labels_of(classes, shown) if len(shown) <= _MOST_NAMED else ([], "")
         yield Section(
             title="Confusion of the test images",
-            text=text if shown else "None.",
+            text=(text + explanation).strip() if shown else "None.",
             columns=("most often confused: class", "taken for", "images"),
             rows=[(classes[label], classes[predicted], count) for label, predicted, count in pairs[:10]],
-            pictures=[Picture(_draw_confusion(found, classes, shown), caption)] if shown else [],
+            pictures=[Picture(_draw_confusion(found, len(classes), shown, labels), caption)] if shown else [],
         )
         mistakes = np.flatnonzero(found["predicted"] != found["labels"])
         worst = mistakes[np.argsort(-found["losses"][mistakes], kind="stable")][:_MISTAKES]
@@ -282,25 +283,22 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     return counts
 
 
-def _draw_confusion(found: Mapping[str, np.ndarray], classes: Sequence[str], shown: Sequence[int]) -> bytes:
-    """Draws the confusion matrix of some classes."""
+def _draw_confusion(found: Mapping[str, np.ndarray], classes: int, shown: Sequence[int], names: Sequence[str]) -> bytes:
+    """Draws the confusion matrix of the classes `shown`, with names beside it if there are any."""
     labels, predicted = found["labels"], found["predicted"]
-    place = np.full(len(classes), -1)
+    place = np.full(classes, -1)
     place[shown] = np.arange(len(shown))
     rows, columns = place[labels], place[predicted]
     is_shown = (rows >= 0) & (columns >= 0)
     counts = confusion_matrix(rows[is_shown], columns[is_shown], len(shown))
-    totals = np.bincount(labels, minlength=len(classes))[shown]
+    totals = np.bincount(labels, minlength=classes)[shown]
     shares = counts / np.maximum(totals[:, None], 1)
-    few = len(shown) <= _MOST_NAMED
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         axes.set(xlabel="taken for", ylabel="class")
-        if few:
-            names = labels_of(classes)
-            names = [names[number] for number in shown]
+        if names:
             axes.set_xticks(range(len(shown)), names, rotation=90 if max(map(len, names)) > 3 else 0)
             axes.set_yticks(range(len(shown)), names)
             for (row, column), count in np.ndenumerate(counts):
@@ -309,4 +307,4 @@ def _draw_confusion(found: Mapping[str, np.ndarray], classes: Sequence[str], sho
                     axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
         figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
 
-    return figure_png((8, 7) if few else (6, 5.5), draw)
+    return figure_png((8, 7) if names else (6, 5.5), draw)

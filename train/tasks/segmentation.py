@@ -314,11 +314,13 @@ class Confusions:
             (name, float(iou), float(recall), f"{count / max(pixels.sum(), 1):.2%}")
             for name, iou, recall, count in zip(self._names, ious, recalls, pixels, strict=True)
         ]
+        picture, text = _draw_ious(self._names, ious, found["miou"])
         yield Section(
             title="IoU of the test images by class",
+            text=text,
             columns=("class", "IoU", "accuracy", "share of the pixels"),
             rows=rows,
-            pictures=[_draw_ious(self._names, ious, found["miou"])],
+            pictures=[picture],
         )
         pictures = []
         for negative_iou, _, row in sorted(self._worst, key=lambda entry: -entry[0]):
@@ -357,11 +359,10 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.rint(0.45 * image_rgb(image) + 0.55 * colour).astype(np.uint8)
 
 
-def _draw_ious(names: Sequence[str], ious: np.ndarray, mean: float) -> Picture:
-    """Draws the IoU of each class, or of those with the lowest."""
+def _draw_ious(names: Sequence[str], ious: np.ndarray, mean: float) -> tuple[Picture, str]:
+    """Draws the IoU of each class, or of those with the lowest; gives a text on its labels, too."""
     shown = np.sort(np.argsort(ious, kind="stable")[:_MOST_DRAWN])
-    all_labels = labels_of(names)
-    labels = [all_labels[number] for number in shown]
+    labels, text = labels_of(names, shown.tolist())
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -373,4 +374,5 @@ def _draw_ious(names: Sequence[str], ious: np.ndarray, mean: float) -> Picture:
         axes.grid(axis="y", alpha=0.3)
 
     which = "IoU by class" if len(shown) == len(names) else f"IoU of the {len(shown)} worst classes"
-    return Picture(figure_png((min(16, 2 + 0.45 * len(shown)), 3.6), draw), f"{which}; the line is the mean of all")
+    png = figure_png((min(16, 2 + 0.45 * len(shown)), 3.6), draw)
+    return Picture(png, f"{which}; the line is the mean of all"), text
