@@ -513,7 +513,7 @@ class KernelLattice:
             )
             features = data["in_features"], data["out_features"]
             base_extent = data["base_extent"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"not the JSON of a lattice ({type(error).__name__}: {error}); expected the keys "
                 "in_features, out_features, base_extent and tiles, as KernelLattice.to_json writes them."

@@ -14,7 +14,6 @@ read; the others are predicted all the same.
 """
 
 import functools
-import re
 import sys
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from train.engine.trained import load_best
 from train.errors import UserError, parse_flags, required, run_program
 from train.page import encode_png
 from train.tasks import task_kind
+from train.untrusted import file_name
 
 _MAX_BYTES = 2**26
 
@@ -49,14 +49,8 @@ def read_image(path: Path, channels: int) -> np.ndarray:
 
 
 def picture_name(path: Path, used: set[str]) -> str:
-    """Names the picture of an image, in at most 100 characters; a number sets it apart from the names `used` before."""
-    stem = name = re.sub(r"[^\w-]+", "_", path.stem)[:80]
-    number = 1
-    while name in used:
-        number += 1
-        name = f"{stem}_{number}"
-    used.add(name)
-    return f"{name}.png"
+    """Names the picture of an image as `file_name` does, other than the names `used` before."""
+    return f"{file_name(path.stem, used)}.png"
 
 
 def main(argv: list[str]) -> int:

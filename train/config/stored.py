@@ -1,5 +1,6 @@
 """The config of a run in its folder, by which the folder is known to belong to that run."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 from train.config.checking import checked, flatten
 from train.config.schema import Config, Settings
 from train.errors import UserError, program
+from train.untrusted import load_json
 
 C = TypeVar("C", bound=Settings)
 
@@ -15,11 +17,32 @@ LOCK = ".lock"  # the file by which a process owns the folder
 _MAX_BYTES = 2**26
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file in one piece: after a crash there is the old file or the new one."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file in one piece: after a crash or a power cut there is the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text in UTF-8 as `write_bytes` does; what UTF-8 lacks, such as parts of damaged names, is escaped."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes sure that the names of the files in a folder survive a power cut."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have nothing to do here
+            raise
+    finally:
+        os.close(number)
 
 
 def write_config(workdir: Path, config: Settings) -> None:
@@ -56,8 +79,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if (size := path.stat().st_size) > _MAX_BYTES:
         raise UserError(f"{path} has {size:,} bytes, but at most {_MAX_BYTES:,} are read; it is damaged")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also covers text that is not UTF-8
+        values = load_json(path.read_bytes())
+    except ValueError as error:  # also covers text that is not UTF-8
         raise UserError(f"{path} is damaged, it is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged, it does not hold a dictionary")

@@ -26,7 +26,7 @@ from train.engine.mesh import create_mesh, state_shardings, to_devices, to_mesh
 from train.engine.network import check_paths, split_model
 from train.engine.optim import create_optimiser
 from train.engine.profiling import StepProfiler
-from train.engine.results import read_result, result_line, result_of, write_results
+from train.engine.results import missing_report, read_result, result_line, result_of, write_results
 from train.engine.step import Report, TrainState, create_state, create_train_step, evaluated, zero_terms
 from train.engine.trained import Scorer, load_best
 from train.errors import program
@@ -55,6 +55,8 @@ def _is_finished(config: Config, kind: type[Task], workdir: Path) -> bool:
         result = read_result(workdir, kind)
         if result and not is_longer(workdir, config):
             print(f"this run is finished; its files are in {workdir}\n{result_line(result, kind)}")
+            if note := missing_report(workdir):
+                print(note)
         else:
             result = None
     return from_main(result is not None) == 1

@@ -103,7 +103,7 @@ class Rejects:
         Raises:
             UserError: if it is damaged and the reader is strict.
         """
-        name = printable(path)
+        name = escaped(path)
         if self._strict and is_damaged:
             raise UserError(
                 f"{name}: {reason}; repair or remove it, or set config.data.strict_images=False to leave it out"
@@ -115,13 +115,13 @@ class Rejects:
         return f": {self.entries[0].path}: {self.entries[0].reason}" if self.entries else ""
 
 
-def printable(name: str) -> str:
+def escaped(name: str) -> str:
     r"""Writes a path so that it can be printed and stored; different paths stay different.
 
     Unreadable characters, and spaces at the ends, are escaped; a backslash that would look like an escape is doubled.
 
     Example:
-        >>> print(printable("a\nb\\nc "))
+        >>> print(escaped("a\nb\\nc "))
         a\nb\\nc\x20
     """
     start, stop = len(name) - len(name.lstrip(" ")), len(name.rstrip(" "))
@@ -170,7 +170,7 @@ def names_needed(folder: epath.Path) -> list[str]:
     try:
         return names_in(folder)
     except UnusableError as error:
-        raise UserError(f"{printable(str(folder))} {error}; the folder of the data must be readable") from error
+        raise UserError(f"{escaped(str(folder))} {error}; the folder of the data must be readable") from error
 
 
 def is_folder(path: epath.Path) -> bool:
@@ -203,7 +203,7 @@ def open_root(data_dir: str) -> epath.Path:
         reason = "is no folder"
     except UnusableError as error:
         reason = str(error)
-    shown = printable(data_dir if len(data_dir) < 300 else data_dir[:300] + "...")
+    shown = escaped(data_dir if len(data_dir) < 300 else data_dir[:300] + "...")
     raise UserError(f"config.data.dir is '{shown}', which {reason}; name the folder of your pictures")
 
 
@@ -222,7 +222,7 @@ def read_now(path: epath.Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{printable(str(path))} can no longer be read ({error.strerror or error}); restore it, then give the "
+            f"{escaped(str(path))} can no longer be read ({error.strerror or error}); restore it, then give the "
             "same command again"
         ) from error
 
@@ -318,7 +318,7 @@ def _named_folder(root: epath.Path, entries: list[str], split: Split, name: str)
             return "" if path == "." else path
     raise UserError(
         f"config.data.splits names {name!r} for {split} but {str(root)!r} has no such folder; it has "
-        + (", ".join(printable(entry) for entry in entries if _is_seen_folder(root / entry)) or "none")
+        + (", ".join(escaped(entry) for entry in entries if _is_seen_folder(root / entry)) or "none")
     )
 
 
