@@ -280,7 +280,7 @@ def _split_feature(feature: Any) -> tuple[str, dict[str, Any]]:
 def _feature(name: str, content: dict[str, Any], names_file: epath.Path) -> Any | None:
     """Makes the object for a feature; None for those that are not read."""
     values = _Values(content)
-    if name == _BOX or name == _OLD_BOX:
+    if name in (_BOX, _OLD_BOX):
         return tfds.features.BBoxFeature()
     if name == _CLASS_LABEL:
         classes = _read_classes(values, names_file)
