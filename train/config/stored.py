@@ -40,7 +40,7 @@ def read_config(workdir: Path, kind: type[C] = Config) -> C:
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also covers text that is not UTF-8
+    except (ValueError, RecursionError) as error:  # also covers text that is not UTF-8
         raise UserError(f"{path} is damaged, it is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} is damaged, it does not hold a dictionary")

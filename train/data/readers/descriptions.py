@@ -90,16 +90,14 @@ def read_description(folder: epath.Path) -> Description:
         UnusableError: if a file is missing, damaged or too large, or asks for what is not allowed.
     """
     info = _in_file(INFO, lambda: _Info(_json(folder / INFO)))
-    features = _in_file(FEATURES, lambda: _read_features(folder))
-    splits = _in_file(INFO, lambda: _read_splits(info, folder))
     return Description(
-        info.text("name", _NAME),
-        info.text("version", _VERSION),
-        folder,
-        frozenset({info.text("file_format", _CONFIG), *info.texts("alternative_file_formats")}),
-        splits,
-        tfds.features.FeaturesDict(features),
-        info.supervised_keys(),
+        name=_in_file(INFO, lambda: info.text("name", _NAME)),
+        version=_in_file(INFO, lambda: info.text("version", _VERSION)),
+        folder=folder,
+        formats=_in_file(INFO, info.formats),
+        splits=_in_file(INFO, lambda: _read_splits(info, folder)),
+        features=tfds.features.FeaturesDict(_in_file(FEATURES, lambda: _read_features(folder))),
+        supervised_keys=_in_file(INFO, info.supervised_keys),
     )
 
 
@@ -170,9 +168,6 @@ class _Values:
             raise UnusableError(f"its {name} is {_short(value)}, which is no {name.replace('_', ' ')} of tfds")
         return value
 
-    def texts(self, name: str) -> list[str]:
-        return [value for value in self.items(name) if isinstance(value, str)]
-
     def items(self, name: str) -> list[Any]:
         value = self.get(name)
         if not isinstance(value, list | None) or len(value or ()) > _MAX_PARTS:
@@ -186,6 +181,10 @@ class _Values:
 
 class _Info(_Values):
     """The object of ``dataset_info.json``."""
+
+    def formats(self) -> frozenset[str]:
+        others = [value for value in self.items("alternative_file_formats") if isinstance(value, str)]
+        return frozenset([self.text("file_format", _CONFIG, default="tfrecord"), *map(printable, others)])
 
     def supervised_keys(self) -> tuple[str, str] | None:
         keys = self.get("supervised_keys")

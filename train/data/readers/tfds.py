@@ -229,7 +229,8 @@ class Records(Sequence[Sample]):
         self._box = features.box if {"boxes", "labels"} & needs else ""
         files_of_pixels = [features.image, *([self._segmentation.key] if self._segmentation else [])]
         keys = [*files_of_pixels, features.label, self._box, *features.numbers]
-        chosen: Any = tfds.features.FeaturesDict({key: prepared.features[key] for key in keys if key})
+        self._keys = [key for key in keys if key]
+        chosen: Any = tfds.features.FeaturesDict({key: prepared.features[key] for key in self._keys})
         self._parse = chosen.deserialize_example_np
         self._decoders = {key: tfds.decode.SkipDecoding() for key in files_of_pixels}
         files: Any = list(instructions)
@@ -256,21 +257,25 @@ class Records(Sequence[Sample]):
         """
         if not 0 <= position < len(self):
             raise IndexError(f"there is no record {position} among {len(self)}")
+        features = self.features
         try:
             data = self._data[position]
             if not data:  # so a file that lost its end since it was checked is read
                 raise ValueError("it is empty")
             example = self._parse(data, decoders=self._decoders)
+            if lacking := [key for key in self._keys if example[key] is None]:
+                raise ValueError(f"it has no {lacking[0]}")
             if not all(isinstance(example[key], bytes) for key in self._decoders):
                 raise ValueError("it holds no image")
+            label = int(example[features.label]) if features.label else -1
+            if self._box and not (np.shape(example[self._box]) == (4,) and np.isfinite(example[self._box]).all()):
+                raise ValueError(f"its {self._box} is no box")
         except Exception as error:  # many kinds, of array_record, protobuf and tfds
             raise UserError(
                 f"{self.file_of(position)} is damaged, record {position} of the split cannot be read "
                 f"({one_line(error)}); "
                 f"{self._advice}"
             ) from error
-        features = self.features
-        label = int(example[features.label]) if features.label else -1
         if features.label and not -unlabelled <= label < len(features.classes):
             raise UserError(
                 f"record {position} of the split, in {self.file_of(position)}, has the label {label}, but labels are "
