@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from etils import epath
 
 from train.config.schema import Split
+from train.data.limits import MAX_FILE_BYTES
 from train.errors import UserError
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -219,27 +220,42 @@ def read_now(path: epath.Path) -> bytes:
         UserError: if the file cannot be read any more.
     """
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return _read(path, MAX_FILE_BYTES)
+    except (OSError, UnusableError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
         raise UserError(
-            f"{escaped(str(path))} can no longer be read ({error.strerror or error}); restore it, then give the "
-            "same command again"
+            f"{escaped(str(path))} can no longer be read ({reason}); restore it, then give the same command again"
         ) from error
 
 
-def read_regular(path: epath.Path) -> bytes:
+def read_regular(path: epath.Path, limit: int = MAX_FILE_BYTES) -> bytes:
     """Reads a file of which nothing is known.
 
+    Args:
+        path: the file.
+        limit: the number of bytes that it may have.
+
     Raises:
-        UnusableError: if it is no regular file or cannot be read.
+        UnusableError: if it is no regular file, is too large or cannot be read.
     """
     try:
-        local = os.fspath(path)
-        if os.path.lexists(local) and not os.path.isfile(local):  # reading a pipe would wait forever
-            raise UnusableError("no regular file" if os.path.exists(local) else "a link to nothing")
-        return path.read_bytes()
+        return _read(path, limit)
     except OSError as error:
         raise UnusableError(f"cannot be read: {error.strerror or error}") from error
+
+
+def _read(path: epath.Path, limit: int) -> bytes:
+    local = os.fspath(path)
+    if os.path.lexists(local) and not os.path.isfile(local):  # reading a pipe would wait forever
+        raise UnusableError("no regular file" if os.path.exists(local) else "a link to nothing")
+    size = path.stat().length
+    if size <= limit:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)  # no more even if it grows
+        size = len(data)
+        if size <= limit:
+            return data
+    raise UnusableError(f"it has {size:,} bytes, and at most {limit:,} are read")
 
 
 def state_of(root: epath.Path, named: Iterable[str]) -> bytes:
