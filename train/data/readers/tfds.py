@@ -27,7 +27,6 @@ from train.data.images import ImageError
 from train.data.indexed_png import read_indices
 from train.data.readers import scaled_digits
 from train.data.readers.descriptions import Description
-from train.data.readers.files import relative
 from train.data.readers.prepared import one_line, open_prepared, repair_advice
 from train.data.sample import IGNORED, Sample
 from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, fingerprint
@@ -366,25 +365,14 @@ def _count_records(instruction: FileInstruction) -> int:
 def _fingerprints(prepared: Description, chosen: Mapping[Split, str]) -> dict[Split, str]:
     """Gives the checksum of each split: of its name and version, which parts of files it is, and of these files."""
     parts = {split: _instructions(prepared, expression) for split, expression in chosen.items()}
-    files = {part.filename: part.examples_in_shard for split in parts.values() for part in split}
+    files = sorted({part.filename for split in parts.values() for part in split})
     with ThreadPoolExecutor(16) as threads:
         checksums = dict(zip(files, threads.map(_checksum, files), strict=True))
-    return {
-        split: fingerprint(
-            [
-                f"{prepared.name}:{prepared.version}",
-                *itertools.chain.from_iterable(
-                    (
-                        f"{relative(epath.Path(part.filename), prepared.folder)} {part.skip} {part.take} "
-                        f"{files[part.filename]} ",
-                        checksums[part.filename],
-                    )
-                    for part in instructions
-                ),
-            ]
-        )
-        for split, instructions in parts.items()
-    }
+    found: dict[Split, str] = {}
+    for split, instructions in parts.items():
+        places = [f"{epath.Path(p.filename).name} {p.skip} {p.take} {checksums[p.filename]}" for p in instructions]
+        found[split] = fingerprint([f"{prepared.name}:{prepared.version}", *places])
+    return found
 
 
 def _checksum(file: str) -> str:
