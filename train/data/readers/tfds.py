@@ -10,7 +10,7 @@ import itertools
 import operator
 import os
 import resource
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -362,7 +362,7 @@ def _count_records(instruction: FileInstruction) -> int:
     return count
 
 
-def _fingerprints(prepared: Description, chosen: Mapping[Split, str]) -> dict[Split, str]:
+def _fingerprints(prepared: Description, chosen: dict[Split, str]) -> dict[Split, str]:
     """Gives the checksum of each split: of its name and version, which parts of files it is, and of these files."""
     parts = {split: _instructions(prepared, expression) for split, expression in chosen.items()}
     files = sorted({part.filename for split in parts.values() for part in split})
