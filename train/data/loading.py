@@ -79,7 +79,8 @@ def _parts(value: Any) -> Iterator[str | bytes | np.ndarray]:
     if isinstance(value, bytes | np.ndarray):
         yield value
     elif isinstance(value, Sample):
-        yield from _parts({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        yield from _parts({name: part for name, part in found.items() if part is not None})
     elif isinstance(value, Mapping):
         yield from _parts([part for item in value.items() for part in item])
     elif isinstance(value, Sequence) and not isinstance(value, str):
