@@ -42,6 +42,7 @@ from train.config import (
 from train.data import load_source
 from train.data.prepare import prepare_once
 from train.data.readers.scaled_digits import ScaledDigits
+from train.engine.folder import own
 from train.engine.loop import catch_signals, train
 from train.engine.results import read_result
 from train.errors import UserError, program, suggest
@@ -74,6 +75,7 @@ class CompareConfig(Settings):
     """
 
     file: ClassVar[str] = "compare.json"
+    changeable: ClassVar[tuple[str, ...]] = SearchConfig.changeable
 
     seeds: Seeds
     networks: Annotated[list[dict[str, Any]], pydantic.AfterValidator(_named)] = Field(
@@ -292,4 +294,5 @@ def main(argv: list[str]) -> int:
     config, workdir = parse_command_line(argv, __doc__, CompareConfig, values)
     flag: Any = values
     command = f"{program('train.compare')} {shlex.join(argv[1:])}"
-    return compare(config, workdir, command, processes=min(flag.processes, len(cores())), minutes=flag.minutes)
+    with own(workdir):
+        return compare(config, workdir, command, processes=min(flag.processes, len(cores())), minutes=flag.minutes)

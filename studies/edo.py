@@ -28,6 +28,7 @@ from msconv_jax.edo.selection import Axes, Per
 from train.config import Config, Settings, changed, check_workdir, parse_command_line, write_config, write_text
 from train.data import load_source
 from train.engine.distributed import connect, define_flags, read_place
+from train.engine.folder import own
 from train.engine.loop import train
 from train.engine.results import read_result
 from train.engine.trained import load_best
@@ -55,6 +56,7 @@ class SearchConfig(Settings):
     """The settings of a search; `training` holds those of every training in it, for the plain network."""
 
     file: ClassVar[str] = "search.json"
+    changeable: ClassVar[tuple[str, ...]] = tuple(f"training.{name}" for name in Config.changeable)
 
     seeds: Seeds
     d_max: int = Field(ge=2, description="the largest dilation, a whole number of at least 2")
@@ -237,4 +239,5 @@ def main(argv: list[str]) -> int:
             f"the search runs in one process, but {jax.process_count()} were started together; start one, without "
             "srun, mpirun and the flags of several processes"
         )
-    return search(config, workdir, command=f"{program('train.edo')} {shlex.join(argv[1:])}")
+    with own(workdir):
+        return search(config, workdir, command=f"{program('train.edo')} {shlex.join(argv[1:])}")

@@ -22,7 +22,7 @@ from train.config import Config, parse_command_line
 from train.data.source import Split
 from train.engine.checks import check_batch_size
 from train.engine.results import result_line, result_of
-from train.engine.trained import load_best, load_weights, score
+from train.engine.trained import load_best, load_data, load_weights, score
 from train.errors import UserError, parse_flags, required, run_program
 from train.tasks import task_kind
 
@@ -38,7 +38,8 @@ def main(argv: list[str]) -> int:
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     if arguments := parse_flags(values, argv, __doc__):
         raise UserError(f"unexpected argument {arguments[0]!r}; only --workdir is taken, or --config with --weights")
-    trained = load_best(Path(required(values, "workdir", "runs/digits")), task_kind)
+    workdir = Path(required(values, "workdir", "runs/digits"))
+    trained = load_best(workdir, task_kind, load_data(workdir, task_kind))
     check_batch_size(trained.config, len(trained.source.splits["train"]), jax.device_count())
     print(result_line(result_of(score(trained, "test"), trained.step), trained.task))
     return 0

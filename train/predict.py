@@ -2,9 +2,10 @@
 
     python -m train.predict --workdir=runs/digits [--top=3] [--out=FOLDER] IMAGE ...
 
-prints a line an image. For a classification network the line names the most probable classes and their probabilities.
-For a segmentation network it names the classes that cover most of the image, and a picture with the classes in colours
-is written into --out, by default the folder "predictions" of the run.
+prints a line an image, and reads nothing of the data on which the network was trained. For a classification network
+the line names the most probable classes and their probabilities. For a segmentation network it names the classes that
+cover most of the image, and a picture with the classes in colours is written into --out, by default the folder
+"predictions" of the run.
 
 An image is turned into grey or colour as the network needs it, and cropped as in the evaluation. Where all images of
 the data set have one size, it is first resized to it, without regard to proportions, so it should show what the network

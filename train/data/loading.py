@@ -1,13 +1,17 @@
 """From the name of a source to its samples."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
 
 from train.config.schema import Config
 from train.data.readers.digits import digits
 from train.data.readers.folder import folder
 from train.data.readers.masks import masks
 from train.data.readers.miniature import miniature, miniature32
-from train.data.source import Source
+from train.data.sample import Sample
+from train.data.source import Source, fingerprint
 from train.errors import UserError
 
 SOURCES: dict[str, Callable[[Config], Source]] = {
@@ -63,4 +67,16 @@ def load_source(config: Config, needs: frozenset[str] = _LABEL) -> Source:
                 f"config.data.pixel_{statistic} is {list(values)} but must have a number for each of the "
                 f"{source.image_shape[-1]} channels"
             )
+    if not source.fingerprints:  # it stands in memory
+        prints = {split: fingerprint(_parts(samples)) for split, samples in source.splits.items()}
+        source = source._replace(fingerprints=prints)
     return source
+
+
+def _parts(samples: Iterable[Sample]) -> Iterator[str | bytes | np.ndarray]:
+    """Gives all that samples hold."""
+    for sample in samples:
+        for field in dataclasses.fields(sample):
+            value = getattr(sample, field.name)
+            yield field.name
+            yield value if isinstance(value, bytes | np.ndarray) else repr(value)

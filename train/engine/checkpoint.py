@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
@@ -33,7 +34,7 @@ from train.config import sync_folder
 from train.engine.distributed import explain_lost, first_line, from_main
 from train.errors import UserError
 from train.task import Metric
-from train.untrusted import finite, load_json, printable, shortened
+from train.untrusted import escaped, finite, load_json, shortened
 
 Tree = TypeVar("Tree")
 _MANIFEST = "manifest.json"
@@ -61,7 +62,7 @@ def intact_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[Path]]:
     for step in steps:
         folder = directory / str(step)
         if fault := _fault(folder):
-            print(f"checkpoint {folder} is damaged and not used: {shortened(printable(fault), 300)}", file=sys.stderr)
+            print(f"checkpoint {folder} is damaged and not used: {shortened(escaped(fault), 300)}", file=sys.stderr)
             damaged.append(folder)
         else:
             intact.append(_read_meta(folder))
@@ -164,12 +165,13 @@ class CheckpointWriter:
 
     The folder is made if it does not exist. What a run left in it that was killed in a save, or while it removed an
     old checkpoint, goes. Of the metric `best` the best checkpoint is kept; messages name the command `resume`, which
-    goes on with the run.
+    goes on with the run. Unless checkpoints are `proven` there, the first one is read back at once.
     """
 
-    def __init__(self, directory: Path, best: Metric, resume: str):
+    def __init__(self, directory: Path, best: Metric, resume: str, *, proven: bool = False):
         self._directory = directory
         self._resume = resume
+        self._proven = proven
         self._step: int | None = None
         self._failed = False
         # The libraries below log failed writes with tracebacks; `_writing` reports them in a sentence.
@@ -207,6 +209,10 @@ class CheckpointWriter:
         self._step = step
         with self._writing():
             self._manager.save(step, args=args, metrics=metrics, force=True)
+        if not self._proven:
+            self.wait()
+            self._read_back(Checkpoint(step, metrics, meta["arrays"], self._directory / str(step)), state)
+            self._proven = True
 
     def wait(self) -> None:
         """Waits until all is saved, and no more is there than is kept; a failed save is a `UserError`."""
@@ -215,6 +221,23 @@ class CheckpointWriter:
             if self._directory.exists():
                 sync_folder(self._directory)
             self._empty_removed()
+
+    def _read_back(self, checkpoint: Checkpoint, state: Any) -> None:
+        """Raises a `UserError` if a checkpoint that was just written cannot be read."""
+        shardings = jax.tree.map(lambda leaf: jnp.asarray(leaf).sharding, state)
+        fault = _fault(checkpoint.folder) if jax.process_index() == 0 else None
+        try:
+            if not fault:
+                restore(checkpoint, state, shardings)
+        except (OSError, ValueError) as error:
+            if explain_lost(error):
+                raise
+            fault = first_line(error)
+        if fault:
+            raise UserError(
+                f"the first checkpoint was written to {checkpoint.folder} but cannot be read back ({fault}); choose a "
+                "--workdir on another disk or under another name"
+            )
 
     def __enter__(self) -> "CheckpointWriter":
         return self
