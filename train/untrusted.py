@@ -46,7 +46,7 @@ def quoted(value: object, limit: int = 80) -> str:
     try:
         text = repr(value[: 2 * limit] if isinstance(value, str | bytes) else value)
     except (RecursionError, ValueError):  # nested too deeply, or a number of more than 4300 digits
-        text = f"a {type(value).__name__} that cannot be shown"
+        text = "something too large to be shown"
     return shortened(escaped(text), limit)
 
 
