@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import flags
 
-from train.untrusted import printable, shortened
+from train.untrusted import escaped, shortened
 
 _LONGEST = 4000  # characters of a message
 
@@ -23,7 +23,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
-        super().__init__(shortened(printable(message, keep="\n"), _LONGEST))
+        super().__init__(shortened(escaped(message, keep="\n"), _LONGEST))
 
 
 def program(module: str) -> str:
@@ -77,7 +77,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror is not None:
-        place = f" ({shortened(printable(str(error.filename)), 1000)})" if error.filename else ""
+        place = f" ({shortened(escaped(str(error.filename)), 1000)})" if error.filename else ""
         is_full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         is_locked = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
         advice = "; make room on the disk and give the same command again" if is_full else ""
@@ -96,7 +96,7 @@ def decorating(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = shortened(printable(str(error)), 500)
+        reason = shortened(escaped(str(error)), 500)
         print(f"note: {what} is missing, drawing it failed with {type(error).__name__}: {reason}", file=sys.stderr)
 
 

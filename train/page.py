@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from train.config import write_text
 from train.data.opencv import cv2
 from train.task import Section
-from train.untrusted import printable, shortened
+from train.untrusted import escaped, shortened
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
 
@@ -64,7 +64,7 @@ def write_page(path: Path, page: Page) -> None:
 
 def _visible(value: Any) -> Any:
     """Escapes what a page must not hold, such as characters that turn the direction of the text after them."""
-    return printable(value, keep="\n") if isinstance(value, str) else value
+    return escaped(value, keep="\n") if isinstance(value, str) else value
 
 
 def versions() -> dict[str, str]:

@@ -11,11 +11,11 @@ _LONGEST_NAME = 90  # bytes of UTF-8; file systems allow 255, and names get numb
 _DEEPEST = 100  # levels of JSON
 
 
-def printable(text: str, keep: str = "") -> str:
+def escaped(text: str, keep: str = "") -> str:
     r"""Escapes the characters that act on a terminal or a page or cannot be encoded, all but those in `keep`.
 
     Example:
-        >>> print(printable("a\x1b[31m\udcff"))
+        >>> print(escaped("a\x1b[31m\udcff"))
         a\x1b[31m\udcff
     """
     if text.isprintable():
@@ -46,8 +46,8 @@ def quoted(value: object, limit: int = 80) -> str:
     try:
         text = repr(value[: 2 * limit] if isinstance(value, str | bytes) else value)
     except (RecursionError, ValueError):  # nested too deeply, or a number of more than 4300 digits
-        text = f"a {type(value).__name__} that cannot be shown"
-    return shortened(printable(text), limit)
+        text = "something too large to be shown"
+    return shortened(escaped(text), limit)
 
 
 def listed(names: Collection[str], shown: int = 5) -> str:

@@ -334,7 +334,7 @@ runpy.run_module("train", run_name="__main__")
         ("train.engine.log", "MetricsLog.write"),
         ("train.engine.log", "draw_curves"),
         ("train.engine.results", "write_samples"),
-        ("train.engine.results", "write_page"),
+        ("train.engine.results", "write_report"),
         ("train.engine.results", "write_arrays"),
         ("train.engine.results", "write_text"),  # result.json
     ],
@@ -566,9 +566,68 @@ def test_which_steps_are_profiled(steps, traced, tmp_path, monkeypatch):
     assert [events.count(word) for word in ("start", "stop")] == [1, 1]
 
 
+@pytest.fixture
+def nearly_finished(finished_run, tmp_path):
+    """A run that was killed before its results were written."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    for name in ("result.json", "report.html", "test_answers.npz"):
+        (workdir / name).unlink()
+    return workdir
+
+
+def test_a_report_that_cannot_be_drawn_ends_no_finished_run(nearly_finished, finished_run, monkeypatch, capsys):
+    def fail(*_):
+        assert (nearly_finished / "result.json").exists()  # the numbers come first
+        raise ZeroDivisionError("\x1b[31m")
+
+    report = nearly_finished / "report.html"
+    with monkeypatch.context() as patch:
+        patch.setattr("train.engine.results.page_html", fail)
+        assert train(tiny(), Classification, nearly_finished, command="again") == 0
+    output = capsys.readouterr()
+    assert output.err == "note: report.html is missing, drawing it failed with ZeroDivisionError: \\x1b[31m\n"
+    assert output.out.splitlines()[-1].startswith("test accuracy ")
+    assert_same_runs(nearly_finished, finished_run)
+    assert len(read_arrays(nearly_finished)["labels"]) == 364
+    # The rerun is finished, and says how to get the report.
+    assert train(tiny(), Classification, nearly_finished, command="again") == 0
+    output = capsys.readouterr()
+    assert "this run is finished" in output.out
+    assert f"{report} is missing; remove {nearly_finished / 'result.json'}, and the same command" in output.out
+    (nearly_finished / "result.json").unlink()
+    assert train(tiny(), Classification, nearly_finished, command="again") == 0
+    assert report.exists()
+    capsys.readouterr()
+    assert train(tiny(), Classification, nearly_finished, command="again") == 0
+    assert "missing" not in capsys.readouterr().out
+
+
+def test_damaged_metrics_and_samples_that_cannot_be_drawn(nearly_finished, finished_run, monkeypatch, capsys):
+    """Damaged lines are lost alone, and the run ends without the samples."""
+
+    def fail(image, side):
+        raise ValueError("no")
+
+    monkeypatch.setattr("train.engine.results.enlarged", fail)
+    shutil.rmtree(nearly_finished / "samples")
+    path = nearly_finished / "metrics.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b"\0\xff{\n{}\n" + second)
+    assert train(tiny(), Classification, nearly_finished, command="again") == 0
+    assert_same_runs(nearly_finished, finished_run)
+    errors = capsys.readouterr().err
+    assert "line 2: it is not JSON; line 3: it has no 'step'" in errors
+    assert path.with_name("metrics.jsonl.damaged").read_bytes() == first + b"\0\xff{\n{}\n" + second
+    assert errors.count("is missing, drawing it failed with ValueError: no\n") == 10
+    assert (nearly_finished / "report.html").exists()
+
+
 def test_a_damaged_result_is_not_repeated(finished_run, tmp_path):
     write_config(tmp_path, tiny())
-    for content in ('{"step": 10}', '{"test_accuracy": 0.5}', '{"step": "ten"}', "[]", "{"):
+    contents = ['{"step": 10}', '{"test_accuracy": 0.5}', '{"step": "ten"}', "[]", "{", "[" * 10**5]
+    contents += ['{"step": 1, "test_accuracy": ' + value + "}" for value in ("NaN", "1e999", "[1]", "null", "true")]
+    for content in contents:
         (tmp_path / "result.json").write_text(content)
         with pytest.raises(UserError, match=r"result.json is damaged; remove it"):
             train(tiny(), Classification, tmp_path, command="again")

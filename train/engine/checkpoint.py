@@ -34,7 +34,7 @@ from train.config import sync_folder
 from train.engine.distributed import explain_lost, first_line, from_main
 from train.errors import UserError
 from train.task import Metric
-from train.untrusted import finite, load_json, printable, shortened
+from train.untrusted import escaped, finite, load_json, shortened
 
 Tree = TypeVar("Tree")
 _MANIFEST = "manifest.json"
@@ -62,7 +62,7 @@ def intact_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[Path]]:
     for step in steps:
         folder = directory / str(step)
         if fault := _fault(folder):
-            print(f"checkpoint {folder} is damaged and not used: {shortened(printable(fault), 300)}", file=sys.stderr)
+            print(f"checkpoint {folder} is damaged and not used: {shortened(escaped(fault), 300)}", file=sys.stderr)
             damaged.append(folder)
         else:
             intact.append(_read_meta(folder))

@@ -22,7 +22,7 @@ from train.config import write_text
 from train.errors import decorating
 from train.page import figure_png
 from train.task import Metric
-from train.untrusted import finite, load_json, printable, quoted, shortened
+from train.untrusted import escaped, finite, load_json, quoted, shortened
 
 Record = dict[str, Any]  # one line of metrics.jsonl
 Batch = TypeVar("Batch")
@@ -56,7 +56,7 @@ def read_metrics(path: Path, last_step: int, needed: Iterable[str] = ()) -> Line
         except ValueError as error:
             skipped += 1
             if len(faults) < _MOST_FAULTS:
-                faults.append(f"line {number}: {shortened(printable(str(error)), 200)}")
+                faults.append(f"line {number}: {shortened(escaped(str(error)), 200)}")
             continue
         if record["step"] <= last_step:
             found[record["step"]] = record

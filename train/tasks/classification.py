@@ -27,7 +27,7 @@ from train.page import figure_png, labels_of, thumbnail
 from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row, Rows, Section, Terms
 from train.tasks.mixing import mix
 from train.tasks.network import create_network
-from train.untrusted import printable, shortened
+from train.untrusted import escaped, shortened
 
 _TOP_5_FROM = 11  # classes, from which on the top-5 accuracy is worth a look
 _MISTAKES = 24  # shown in the report
@@ -177,7 +177,7 @@ class Classification:
         """Names the most probable classes, three or as many as `limit`, with their probabilities."""
         classes, probabilities = self.source.classes, prediction["probabilities"]
         best = np.argsort(-probabilities, kind="stable")[: limit or 3]
-        return ", ".join(f"{shortened(printable(classes[i]), 300)} {probabilities[i]:.1%}" for i in best), None
+        return ", ".join(f"{shortened(escaped(classes[i]), 300)} {probabilities[i]:.1%}" for i in best), None
 
 
 def _logits(network: Any, images: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row,
 from train.tasks.miou import confusion, segmentation_metrics
 from train.tasks.network import create_network
 from train.tasks.sliding import sliding_probabilities
-from train.untrusted import printable, shortened
+from train.untrusted import escaped, shortened
 
 IGNORED = 255  # the label of pixels that do not count, in rows
 _SHOWN = 8  # test images in the report
@@ -247,7 +247,7 @@ class Segmentation:
         predicted = prediction["predicted"]
         shares = np.bincount(predicted.ravel(), minlength=len(self.names)) / predicted.size
         order = [int(number) for number in np.argsort(-shares, kind="stable")[: limit or 3] if shares[number]]
-        line = ", ".join(f"{shortened(printable(self.names[number]), 300)} {shares[number]:.1%}" for number in order)
+        line = ", ".join(f"{shortened(escaped(self.names[number]), 300)} {shares[number]:.1%}" for number in order)
         return line, overlay(image, predicted)
 
 
