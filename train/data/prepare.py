@@ -1,22 +1,10 @@
-"""Prepares a data set of TensorFlow Datasets (tfds) for training: once, after which TensorFlow is not needed.
-
-    python -m train.prepare --dataset=cifar100 [--data_dir=FOLDER]
-    python -m train.prepare --dataset=imagenet2012 --manual_dir=FOLDER_OF_THE_ARCHIVES [--data_dir=FOLDER]
-
-downloads what may be downloaded, writes array_record files and reads every record of them again. Given once more, the
-command checks the files that are there. It takes TensorFlow: pip install 'msconv_jax[prepare]'.
-
-    python -m train.prepare --dataset=scaled_digits [--data_dir=FOLDER]
-
-makes the data set of train/data/readers/scaled_digits.py in seconds, without TensorFlow and without a network.
-"""
+"""Prepares data sets of TensorFlow Datasets (tfds) for training, and verifies them: the work of `train.prepare`."""
 
 import importlib.util
 import logging
 import os
 import re
 import shutil
-import signal
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from absl import flags
 from absl import logging as absl_logging
 from rich.progress import track
 
@@ -32,7 +19,7 @@ from train.data.readers.descriptions import Description
 from train.data.readers.prepared import find_prepared, folder_of, is_name, one_line, repair_advice, unknown_name
 from train.data.readers.scaled_digits import ScaledDigits
 from train.data.readers.tfds import Records, allow_open_files, find_features, open_records
-from train.errors import UserError, parse_flags, required
+from train.errors import UserError
 
 # What must be there by hand, where tfds would go on with half of it, and the number of images that makes.
 MANUAL_FILES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
@@ -77,6 +64,10 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
         except Exception as error:
             raise UserError(f"--dataset is {name!r}, which tfds cannot make: {one_line(error)}") from error
         find_features(builder.info)
+        if manual_dir and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            raise UserError(
+                f"--manual_dir={manual_dir} is for what is downloaded by hand, and {name!r} is not; leave it out"
+            )
         manual = Path(manual_dir or Path(folder, "downloads", "manual")).expanduser()
         _check_manual_files(builder, manual, Path(folder))
         for left_over in Path(builder.data_dir).parent.glob("incomplete.*"):
@@ -196,21 +187,9 @@ def _check_image(records: Records, position: int, advice: str) -> None:
         )
 
 
-def main(argv: list[str]) -> int:
-    """Runs the program; see the top of this file."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up as Ctrl-C does
-    values = flags.FlagValues()
-    flags.DEFINE_string("dataset", None, "name of the data set, as tfds writes it", flag_values=values)
-    flags.DEFINE_string("data_dir", "", "folder of prepared data sets, tfds's own by default", flag_values=values)
-    flags.DEFINE_string(
-        "manual_dir", "", "folder of files downloaded by hand, DATA_DIR/downloads/manual by default", flag_values=values
-    )
-    arguments = parse_flags(values, argv, __doc__)
-    if arguments:
-        raise UserError(f"unexpected argument {arguments[0]!r}; the data set is named by --dataset")
-    name, data_dir = required(values, "dataset", "imagenet2012"), str(values["data_dir"].value)
-
-    is_new = prepare_once(name, data_dir, str(values["manual_dir"].value))
+def prepare_and_verify(name: str, data_dir: str, manual_dir: str) -> None:
+    """Prepares a data set unless its files are there, and reads every record of them; see `prepare` and `verify`."""
+    is_new = prepare_once(name, data_dir, manual_dir)
     prepared = find_prepared(name, data_dir)
     if prepared is None:
         raise UserError(f"tfds prepared {name!r} but no files of it are in {folder_of(data_dir)}")
@@ -231,4 +210,3 @@ def main(argv: list[str]) -> int:
             print(f"note: the full {name} has {full[split]:,} images in {split}; were the archives complete?")
     place = f" --config.data.dir={data_dir}" if data_dir else ""
     print(f"whole, in {prepared.folder}; train on it with --config.data.source={name}{place}")
-    return 0

@@ -369,7 +369,8 @@ def _fingerprints(prepared: Description, chosen: dict[Split, str]) -> dict[Split
     with ThreadPoolExecutor(16) as threads:
         checksums = dict(zip(files, threads.map(_checksum, files), strict=True))
     found: dict[Split, str] = {}
-    for split, instructions in parts.items():
+    for split in chosen:
+        instructions = parts[split]
         places = [f"{epath.Path(p.filename).name} {p.skip} {p.take} {checksums[p.filename]}" for p in instructions]
         found[split] = fingerprint([f"{prepared.name}:{prepared.version}", *places])
     return found
