@@ -27,6 +27,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from msconv_jax.convolution import Padding, Pads, base_pads, check_padding
+from msconv_jax.dtypes import common_dtype, wide_dtype
 from msconv_jax.lattice import dilated_extent, per_axis
 
 Shape = tuple[int, ...]
@@ -171,13 +172,16 @@ class AdaptingKernel:
             q = q.sum(-1, keepdims=True)
         if self.alpha is None or self.power is None:  # an inverse kernel has both
             return jnp.exp(-0.5 * q)
-        return self.alpha + (q + 1e-4) ** (self.power / 2)
+        dtype = common_dtype(q, self.alpha, self.power)
+        ones = (1,) * (q.ndim - 1)  # both are scalars, or have one number for each channel
+        alpha, power = (number.astype(dtype).reshape((*ones, -1)) for number in (self.alpha, self.power))
+        return alpha + (q.astype(dtype) + 1e-4) ** (power / 2)
 
 
 def widened(array: ArrayLike) -> jax.Array:
     """In at least float32, as all that K is made of: it depends on differences."""
     array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(wide_dtype(array.dtype))
 
 
 # --- geometry ---
@@ -395,7 +399,7 @@ def kernel_of_taps(
     def of_tap(offset: jax.Array) -> tuple[jax.Array, MaybeArray]:
         neighbour, *valid = (_stepped(_window(array, offset, spread), seen.strides) for array in padded)
         K = form.between(neighbour, centre)
-        return (K * valid[0], valid[0]) if valid else (K, None)
+        return (K * valid[0].astype(K.dtype), valid[0]) if valid else (K, None)
 
     offsets = jnp.asarray([[k * d for k, d in zip(tap, seen.dilation, strict=True)] for tap in seen.taps], jnp.int32)
     K, valid = lax.map(jax.checkpoint(of_tap, prevent_cse=False), offsets)
@@ -416,7 +420,7 @@ def _sum_over_taps(
     """
     x, weights, guide, adapting, mask = arrays
     layout = _layout(geometry)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     sources = [a if a is None else _split(a, layout.low, layout.sizes, layout.step) for a in (x, guide, mask)]
     origin = (0,) * len(layout.window)
     centres, kernels = (a if a is None else _split(a, origin, layout.window, layout.phases) for a in (centre, adapting))
@@ -429,7 +433,7 @@ def _sum_over_taps(
         if neighbour is not None:
             K = form.between(neighbour, centres[group.phase])  # type: ignore[index]
         if valid is not None:
-            K = valid if K is None else K * valid
+            K = valid if K is None else K * valid.astype(K.dtype)
         term = signal.astype(wide)
         term = term if K is None else term * K.astype(wide)
         if weight is not None and weight.ndim == 2:
@@ -513,7 +517,7 @@ def _share(total: jax.Array, g: Geometry) -> jax.Array:
         place = np.arange(output)[:, None] * stride + np.arange(K) * d - low
         inside = (place >= 0) & (place <= (n - 1) * apart) & (place % apart == 0)
         count = np.maximum(inside.sum(1), 1).astype(np.float32)
-        total = total / count.reshape((-1,) + (1,) * (len(g.size) - axis))
+        total = total / count.reshape((1,) * (axis + 1) + (-1,) + (1,) * (len(g.size) - axis))
     return total
 
 
