@@ -26,6 +26,7 @@ from msconv_jax.cost_model import COST_MODELS, Site
 from msconv_jax.dtypes import compute_dtype, wide_dtype
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.lowering import Lowering
+from msconv_jax.meshes import sharded_like
 from msconv_jax.plan import LayerKey, Plan, Step, blocks_read, layer_steps, step_extent
 from msconv_jax.xla_convolution import Pads, xla_convolution
 
@@ -294,11 +295,15 @@ def _convolve(
     batch = x.shape[0] if isinstance(x.shape[0], int) else 8
     plan = lowering_room.choose_plan(lattice, lowering, backend, Site(batch, output, strides))
     settings = {"backend": backend, "precision": precision, "preferred_element_type": preferred_element_type}
-    results = []
-    for step in plan:
-        own = take_channels(x, step.inputs)
-        results.append(_WAYS[step.way](own, packed, lattice, step, strides, pads, output, settings))
-    return _assemble(results, plan)
+
+    def carried_out(x: jax.Array, packed: tuple[jax.Array, ...]) -> jax.Array:
+        results = []
+        for step in plan:
+            own = take_channels(x, step.inputs)
+            results.append(_WAYS[step.way](own, packed, lattice, step, strides, pads, output, settings))
+        return _assemble(results, plan)
+
+    return sharded_like(x, carried_out, x, packed)
 
 
 def _backend() -> str:

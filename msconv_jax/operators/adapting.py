@@ -29,6 +29,7 @@ from jax.typing import ArrayLike
 from msconv_jax.convolution import Padding, Pads, base_pads, check_padding
 from msconv_jax.dtypes import common_dtype, wide_dtype
 from msconv_jax.lattice import dilated_extent, per_axis
+from msconv_jax.meshes import sharded_like
 
 Shape = tuple[int, ...]
 Ints = int | Sequence[int] | None
@@ -366,6 +367,13 @@ def weighted_sum(
 
     The divisor is (n, *output, 1 or C); `precision` is that of the products with the weights.
     """
+    computed = functools.partial(_weighted_sum, geometry=geometry, precision=precision)
+    return sharded_like(arrays.x, computed, arrays, form)
+
+
+def _weighted_sum(
+    arrays: Operands, form: AdaptingKernel, geometry: Geometry, precision: Any
+) -> tuple[jax.Array, MaybeArray]:
     guide, mask = arrays.guide, arrays.mask
     centre = None
     if guide is not None:
@@ -387,6 +395,12 @@ def kernel_of_taps(
     guide: jax.Array, mask: MaybeArray, form: AdaptingKernel, *, geometry: Geometry
 ) -> tuple[jax.Array, MaybeArray]:
     """K as (n, *output, taps, 1 or G), and what it was divided by, if it was; arrays as in :class:`Operands`."""
+    return sharded_like(guide, functools.partial(_kernel_of_taps, geometry=geometry), guide, mask, form)
+
+
+def _kernel_of_taps(
+    guide: jax.Array, mask: MaybeArray, form: AdaptingKernel, geometry: Geometry
+) -> tuple[jax.Array, MaybeArray]:
     centre, seen = _centre(guide, form.smooth, geometry), geometry.guide
     if mask is None and form.normalize:
         mask = jnp.ones((1, *geometry.signal, 1), jnp.float32)
@@ -459,7 +473,8 @@ def _sum_over_taps(
 
         if not totals:
             shapes = jax.eval_shape(term, jax.tree.map(lambda a: a[0], taps))
-            totals = [jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)] * math.prod(layout.phases)
+            # Zeros that vary over a shard_map's axes as the terms do, which a scan asks of what it carries.
+            totals = [jax.tree.map(jnp.zeros_like, shapes)] * math.prod(layout.phases)
         totals[group.phase], _ = lax.scan(step, totals[group.phase], taps)
     return jax.tree.map(lambda *parts: _join(parts, layout.phases, geometry.output), *totals)
 

@@ -18,6 +18,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from msconv_jax.dtypes import wide_dtype
+from msconv_jax.meshes import sharded_like
 from msconv_jax.normalization import BatchNorm
 
 Odd = Literal["ceil", "floor"]
@@ -54,6 +55,13 @@ def oct_pool(x: jax.Array, ndim: int, odd: Odd = "ceil") -> jax.Array:
     size = halved_size(spatial, odd)
     if 0 in size and 0 not in spatial:
         raise ValueError(f"maps of size {spatial} have no pooled pixel with odd={odd!r}: take odd='ceil'.")
+    return sharded_like(x, lambda x: _mean_of_pairs(x, size), x)
+
+
+def _mean_of_pairs(x: jax.Array, size: Sequence[int]) -> jax.Array:
+    """The pooling to maps of this size."""
+    ndim = len(size)
+    spatial = x.shape[-ndim - 1 : -1]
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
     keep = [(0, 0, 0)] * (x.ndim - ndim - 1)  # the batch axes
     x = lax.pad(
