@@ -172,8 +172,8 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
         if not counts[split]:
             raise UserError(
                 f"config.data.dir is {data_dir!r}, which holds no picture for {split} ({len(rejects.entries)} entries "
-                f"left out{rejects.first()}); it must be <class>/<picture> or <split>/<class>/<picture>, with more "
-                "pictures"
+                f"left out{rejects.first()}); it must be <class>/<picture> or <split>/<class>/<picture>, with at "
+                "least three pictures of a class, or more pictures, where a split has no folder"
             )
     notes += notes_on_copies(names, contents, numbers, chosen)
 

@@ -188,7 +188,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
             raise UserError(
                 f"config.data.dir is {data_dir!r}, which holds no picture with a mask for {split} "
                 f"({len(rejects.entries)} entries left out{rejects.first()}); it must be images/<name>.* and "
-                "masks/<name>.png, or these in a folder for each split, with more pictures"
+                "masks/<name>.png, or these in a folder for each split, with more pictures (at least three)"
             )
 
     largest = max((int(np.flatnonzero(counts)[-1]) for counts in occurrences.values() if counts.any()), default=-1)
