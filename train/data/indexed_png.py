@@ -11,7 +11,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from train.data.images import ImageError
+from train.data.formats import ImageError, check_png
 from train.data.opencv import MAX_PIXELS
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -33,6 +33,7 @@ def read_indices(data: bytes) -> np.ndarray:
             bits.
     """
     _, bits, kind = read_header(data)
+    check_png(data)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.verify()  # the checksums, which loading skips in part
