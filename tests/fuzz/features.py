@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_pb2
 
 from tests.fuzz.driver import EXTREMES, Fuzzer, main, mutated
 from tests.train.rows import data_config
@@ -104,16 +106,32 @@ def _edited(values: Any, rng: np.random.Generator) -> Any:
 _FOLDER = tempfile.TemporaryDirectory()
 
 
+def _prepare(folder: Path) -> None:
+    """Copies the data set and adds a box and a number to every record."""
+    shutil.copytree(PREPARED, folder)
+    for path in folder.glob(f"{VERSION}/*.array_record*"):
+        reader = ArrayRecordReader(str(path))
+        records = reader.read_all()
+        reader.close()
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for record in records:
+            example = tf_example_pb2.Example.FromString(record)
+            example.features.feature["bbox"].float_list.value[:] = [0.25, 0.25, 0.5, 1]
+            example.features.feature["scale"].float_list.value[:] = [2]
+            writer.write(example.SerializeToString())
+        writer.close()
+
+
 def check(data: bytes) -> None:
     """Opens the data set, and reads a record of every split."""
     folder = Path(_FOLDER.name, "cifar10")
     if not folder.exists():
-        shutil.copytree(PREPARED, folder)
+        _prepare(folder)
     path = folder / VERSION / FILES[data[0]]
     kept = path.read_bytes()
     try:
         path.write_bytes(data[1:])
-        source = tfds_source(data_config("cifar10", dir=_FOLDER.name))
+        source = tfds_source(data_config("cifar10", dir=_FOLDER.name), frozenset({"label", "boxes", "labels"}))
         assert all(name.isprintable() for name in source.classes)
         for samples in source.splits.values():
             samples[len(samples) - 1]

@@ -11,6 +11,7 @@ from etils import epath
 from train.config.schema import Config, Split
 from train.data.images import ImageError, decode, jpeg_size
 from train.data.indexed_png import read_indices
+from train.data.limits import MAX_NAME_LENGTH, MAX_TEXT_BYTES
 from train.data.readers.files import (
     HIDDEN,
     SPLITS,
@@ -195,14 +196,16 @@ def _read_classes(path: epath.Path) -> tuple[str, ...]:
     if not path.exists():
         return ()
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(path, MAX_TEXT_BYTES).decode()
+    except (UnusableError, UnicodeDecodeError) as error:
         raise UserError(f"{printable(str(path))} cannot be read ({error}); it must be text, a class a line") from error
-    repeated = [name for place, name in enumerate(names) if name in names[:place]]
-    if not 2 <= len(names) <= IGNORED or not all(names) or repeated:
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    is_named = all(0 < len(name) <= MAX_NAME_LENGTH for name in names) and len(set(names)) == len(names)
+    if not 2 <= len(names) <= IGNORED or not is_named:
         raise UserError(
-            f"{printable(str(path))} has the lines {names[:4]} ..., but must hold 2 to {IGNORED} names of classes, one "
-            "a line, none empty and none twice; the first line is class 0"
+            f"{printable(str(path))} has the lines {[name[:80] for name in names[:4]]} ..., but must hold 2 to "
+            f"{IGNORED} names of classes, one a line, none empty, none twice and none of more than {MAX_NAME_LENGTH} "
+            "characters; the first line is class 0"
         )
     return tuple(map(printable, names))
 
