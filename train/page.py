@@ -25,6 +25,7 @@ from train.task import Section
 from train.untrusted import escaped, shortened
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+_MAX_SIDE = 2**14  # pixels of an enlarged image
 
 
 class Page(NamedTuple):
@@ -123,9 +124,18 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """Makes every pixel a square, so that the shorter side has at least `side` pixels."""
-    factor = -(-side // min(image.shape[:2]))
-    return np.kron(image, np.ones((factor, factor, 1), np.uint8))
+    """Makes every pixel a square, so that the shorter side has at least `side` pixels, as `squares` allows."""
+    return squares(image, -(-side // min(image.shape[:2])))
+
+
+def squares(image: np.ndarray, factor: int) -> np.ndarray:
+    """Makes every pixel a square of `factor` pixels, or fewer if a side would have more than 16,384.
+
+    Of an image that is larger itself, rows and columns are left out evenly.
+    """
+    longer = max(image.shape[:2])
+    step, factor = -(-longer // _MAX_SIDE), max(1, min(factor, _MAX_SIDE // longer))
+    return np.kron(image[::step, ::step], np.ones((factor, factor, 1), np.uint8))
 
 
 def thumbnail(image: np.ndarray) -> bytes:

@@ -192,7 +192,8 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
     if any(kinds):
         lines = [line for problems in kinds for line in _first(problems)]
         raise ValueError(
-            f"the weights do not fit {type(module).__name__} ({sum(map(len, kinds))} problems):\n  " + "\n  ".join(lines)
+            f"the weights do not fit {type(module).__name__} ({sum(map(len, kinds))} problems):\n  "
+            + "\n  ".join(lines)
         )
     values = conversion.convert({name: given[name] for name in conversion.shapes})
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))

@@ -8,4 +8,4 @@ MAX_FILE_BYTES = 2**28  # of a picture; the largest that may be decoded has 2**2
 MAX_TEXT_BYTES = 2**23  # of a list of class names or a description
 MAX_CLASSES = 100_000
 MAX_NAME_LENGTH = 255  # characters of the name of a class
-MAX_ENLARGED_PIXELS = 2**24  # of an image that is enlarged for training, evaluation or a report
+MAX_ENLARGED_PIXELS = 2**25  # of an image that is enlarged for training or evaluation

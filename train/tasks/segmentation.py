@@ -24,7 +24,7 @@ from train.data.sample import Generator, Sample
 from train.data.source import Source
 from train.data.transforms import RandomCrop, create_augmentation
 from train.errors import UserError
-from train.page import encode_png, figure_png, labels_of
+from train.page import encode_png, figure_png, labels_of, squares
 from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row, Rows, Section, Terms
 from train.tasks.miou import confusion, segmentation_metrics
 from train.tasks.network import create_network
@@ -34,6 +34,7 @@ from train.untrusted import escaped, shortened
 IGNORED = 255  # the label of pixels that do not count, in rows
 _SHOWN = 8  # test images in the report
 _MOST_DRAWN = 150  # classes whose names fit under the bars of their IoU
+_BLENDED = 2**20  # pixels at once, to take little memory
 _MOST_VALUES = 2**28  # probabilities of an image, 1 GiB
 
 
@@ -326,8 +327,7 @@ class Confusions:
         for negative_iou, _, row in sorted(self._worst, key=lambda entry: -entry[0]):
             image, labels, predicted = (row[name][0] for name in ("image", "segmentation", "predicted"))
             panels = np.concatenate([image_rgb(image), overlay(image, labels), overlay(image, predicted)], axis=1)
-            factor = max(1, 160 // panels.shape[0])
-            panels = np.kron(panels, np.ones((factor, factor, 1), np.uint8))
+            panels = squares(panels, max(1, 160 // panels.shape[0]))
             pictures.append(Picture(encode_png(panels), f"mean IoU {-negative_iou:.3f}: image, labels, prediction"))
         yield Section(title="Worst test images", pictures=pictures)
 
@@ -355,8 +355,12 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Blends the colours of the classes into an image, which class 0 and ignored pixels only darken."""
     colours = palette(256)
     colours[IGNORED] = 0
-    colour = colours[labels].astype(np.float32)
-    return np.rint(0.45 * image_rgb(image) + 0.55 * colour).astype(np.uint8)
+    blended = np.empty((*labels.shape, 3), np.uint8)
+    rows = max(1, _BLENDED // labels.shape[1])
+    for first in range(0, len(labels), rows):
+        part = slice(first, first + rows)
+        blended[part] = np.rint(0.45 * image_rgb(image[part]) + 0.55 * colours[labels[part]].astype(np.float32))
+    return blended
 
 
 def _draw_ious(names: Sequence[str], ious: np.ndarray, mean: float) -> tuple[Picture, str]:
