@@ -108,7 +108,7 @@ def max_pool(
         pairs = lax.padtype_to_pads(x.shape[1:3], (window, window), (strides, strides), "SAME")
     else:
         pairs = padding
-    # Padded here, which XLA makes part of the pooling: jax2onnx takes a pooling's own pads for none.
+    # Padded here, which XLA makes part of the pooling.
     padded = jnp.pad(x, [(0, 0), *pairs, (0, 0)], constant_values=-jnp.inf)
     return nnx.max_pool(padded, window_shape=(window, window), strides=(strides, strides), padding="VALID")
 

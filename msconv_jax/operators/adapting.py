@@ -132,18 +132,26 @@ class AdaptingKernel:
 
     @classmethod
     def of(cls, options: AdaptingOptions, guide: MaybeArray, ndim: int) -> AdaptingKernel:
-        """Checks the options against the guide; without one, K is given and there is nothing to be known about it.
+        """Checks the options against the guide; without one, K is given and can only be normalised.
 
         Raises:
             TypeError: for an option that does not exist.
-            ValueError: for one that does not fit.
+            ValueError: for one that does not fit, such as a smoothing kernel without a guide.
         """
         unknown = set(options) - set(AdaptingOptions.__annotations__)
         if unknown:
             raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
         kind = KernelType.parse(options.get("kernel_type", "gaussian"))
+        normalize = bool(options.get("normalize_kernel", False))
         if guide is None:
-            return cls()
+            if options.get("smooth_kernel") is not None:
+                raise ValueError(
+                    "smooth_kernel, or a layer with smooth_kernel_type, together with a precomputed adapting kernel: "
+                    "smoothing changes the guide's features, which K no longer has. Give the guide in place of K, or "
+                    "smooth where K is made (pac_kernel, adapting_kernel) and leave smooth_kernel out here "
+                    "(smooth_kernel_type='none')."
+                )
+            return cls(normalize=normalize)
         channels, channel_wise, numbers = guide.shape[-1], bool(options.get("channel_wise", False)), []
         for name, default in (("inv_alpha", kind.alpha), ("inv_lambda", kind.power)):
             value = options.get(name)
@@ -161,7 +169,7 @@ class AdaptingKernel:
         if smooth is not None and (smooth.ndim != ndim or any(n % 2 == 0 for n in smooth.shape)):
             raise ValueError(f"smooth_kernel has shape {smooth.shape}: expected odd sizes along {ndim} spatial axes.")
         alpha, power = numbers
-        return cls(alpha, power, smooth, kind, channel_wise, bool(options.get("normalize_kernel", False)))
+        return cls(alpha, power, smooth, kind, channel_wise, normalize)
 
     def between(self, neighbour: jax.Array, centre: jax.Array) -> jax.Array:
         """K of features, (..., G) and (..., G), as (..., 1), or (..., G) if it is channel-wise; not normalised."""
@@ -354,7 +362,8 @@ class Operands(NamedTuple):
     x: jax.Array  # (n, *signal, C)
     weights: MaybeArray = None  # (taps, C, O), or (taps,) for all channels alike; None for 1
     guide: MaybeArray = None  # (n, *guide's size, G)
-    adapting: MaybeArray = None  # K as kernel_of_taps gives it, with 1 or C channels, in place of a guide
+    adapting: MaybeArray = None  # K as kernel_of_taps gives it, with 1 or C channels, in place of a guide; it may
+    # still have to be normalised
     mask: MaybeArray = None  # (n, *signal, 1)
 
 
