@@ -104,7 +104,7 @@ class Rejects:
         Raises:
             UserError: if it is damaged and the reader is strict.
         """
-        name = escaped_path(path)
+        name = visible(path)
         if self._strict and is_damaged:
             raise UserError(
                 f"{name}: {reason}; repair or remove it, or set config.data.strict_images=False to leave it out"
@@ -116,28 +116,28 @@ class Rejects:
         return f": {self.entries[0].path}: {self.entries[0].reason}" if self.entries else ""
 
 
-def escaped_path(name: str) -> str:
+def visible(name: str) -> str:
     r"""Writes a path so that it can be printed and stored; different paths stay different.
 
-    Unreadable characters, and spaces at the ends, are escaped_path; a backslash that would look like an escape is doubled.
+    Unreadable characters, and spaces at the ends, are escaped; a backslash that would look like an escape is doubled.
 
     Example:
-        >>> print(escaped_path("a\nb\\nc "))
+        >>> print(visible("a\nb\\nc "))
         a\nb\\nc\x20
     """
     start, stop = len(name) - len(name.lstrip(" ")), len(name.rstrip(" "))
     is_plain = [c.isprintable() and start <= place < stop for place, c in enumerate(name)]
     if all(is_plain) and "\\" not in name:
         return name
-    escaped_path = []
+    visible = []
     for place, c in enumerate(name):
         if not is_plain[place]:
-            escaped_path.append("\\x20" if c == " " else c.encode("unicode_escape").decode())
+            visible.append("\\x20" if c == " " else c.encode("unicode_escape").decode())
         elif c == "\\" and place + 1 < len(name) and (name[place + 1] in "\\nrtuUx" or not is_plain[place + 1]):
-            escaped_path.append("\\\\")
+            visible.append("\\\\")
         else:
-            escaped_path.append(c)
-    return "".join(escaped_path)
+            visible.append(c)
+    return "".join(visible)
 
 
 def one_form(name: str) -> str:
@@ -171,7 +171,7 @@ def names_needed(folder: epath.Path) -> list[str]:
     try:
         return names_in(folder)
     except UnusableError as error:
-        raise UserError(f"{escaped_path(str(folder))} {error}; the folder of the data must be readable") from error
+        raise UserError(f"{visible(str(folder))} {error}; the folder of the data must be readable") from error
 
 
 def is_folder(path: epath.Path) -> bool:
@@ -204,7 +204,7 @@ def open_root(data_dir: str) -> epath.Path:
         reason = "is no folder"
     except UnusableError as error:
         reason = str(error)
-    shown = escaped_path(data_dir if len(data_dir) < 300 else data_dir[:300] + "...")
+    shown = visible(data_dir if len(data_dir) < 300 else data_dir[:300] + "...")
     raise UserError(f"config.data.dir is '{shown}', which {reason}; name the folder of your pictures")
 
 
@@ -224,7 +224,7 @@ def read_now(path: epath.Path) -> bytes:
     except (OSError, UnusableError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error
         raise UserError(
-            f"{escaped_path(str(path))} can no longer be read ({reason}); restore it, then give the same command again"
+            f"{visible(str(path))} can no longer be read ({reason}); restore it, then give the same command again"
         ) from error
 
 
@@ -334,7 +334,7 @@ def _named_folder(root: epath.Path, entries: list[str], split: Split, name: str)
             return "" if path == "." else path
     raise UserError(
         f"config.data.splits names {name!r} for {split} but {str(root)!r} has no such folder; it has "
-        + (", ".join(escaped_path(entry) for entry in entries if _is_seen_folder(root / entry)) or "none")
+        + (", ".join(visible(entry) for entry in entries if _is_seen_folder(root / entry)) or "none")
     )
 
 

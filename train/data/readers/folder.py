@@ -18,7 +18,7 @@ from train.data.readers.files import (
     FolderReport,
     Rejects,
     UnusableError,
-    escaped_path,
+    visible,
     find_splits,
     in_threads,
     is_folder,
@@ -62,7 +62,7 @@ class Files(Sequence[Sample]):
             UserError: if the file cannot be read any more.
         """
         path = self.folder / self.names[position]
-        return Sample(image=read_now(path), label=self.labels[position], file=escaped_path(str(path)))
+        return Sample(image=read_now(path), label=self.labels[position], file=visible(str(path)))
 
 
 def folder(config: Config) -> Source:
@@ -76,7 +76,7 @@ def folder(config: Config) -> Source:
     training pictures, chosen likewise; if only the test folder is, the validation pictures are the test too. The report
     names copies that stand in two folders.
 
-    The class of a picture is its folder's name in the Unicode form NFC, escaped_path where it cannot be printed. Names that
+    The class of a picture is its folder's name in the Unicode form NFC, escaped where it cannot be printed. Names that
     differ in capitals or spaces are different classes.
 
     All files are read once, by several threads. What cannot be used is left out and reported in the source's `report`.
@@ -167,9 +167,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
     for split in ("validation", "test"):
         for label in sorted(counts[split].keys() - set(classes)):
             number = counts[split].pop(label)
-            notes.append(
-                f"Class '{escaped_path(label)}' has nothing to train on: {number} pictures of {split} left out."
-            )
+            notes.append(f"Class '{visible(label)}' has nothing to train on: {number} pictures of {split} left out.")
     for split in SPLITS:
         if not counts[split]:
             raise UserError(
@@ -195,11 +193,11 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
             )
         )
     images: dict[Split, dict[str, int]] = {
-        split: {escaped_path(label): counts[split][label] for label in classes} for split in SPLITS
+        split: {visible(label): counts[split][label] for label in classes} for split in SPLITS
     }
     totals: dict[Split, int] = {split: len(splits[split]) for split in SPLITS}
-    report = FolderReport(escaped_path(data_dir), totals, images, tuple(sorted(rejects.entries)), tuple(notes))
-    return _Folder(splits, tuple(map(escaped_path, classes)), report, fingerprints)
+    report = FolderReport(visible(data_dir), totals, images, tuple(sorted(rejects.entries)), tuple(notes))
+    return _Folder(splits, tuple(map(visible, classes)), report, fingerprints)
 
 
 def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iterator[_Found]:

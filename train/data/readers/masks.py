@@ -21,7 +21,7 @@ from train.data.readers.files import (
     FolderReport,
     Rejects,
     UnusableError,
-    escaped_path,
+    visible,
     find_splits,
     in_threads,
     is_folder,
@@ -69,9 +69,9 @@ class Pairs(Sequence[Sample]):
             segmentation = read_indices(read_now(mask))
         except ImageError as error:
             raise UserError(
-                f"{escaped_path(str(mask))}: {error}; repair or remove it, then give the same command again"
+                f"{visible(str(mask))}: {error}; repair or remove it, then give the same command again"
             ) from error
-        return Sample(image=read_now(image), segmentation=segmentation, file=escaped_path(str(image)))
+        return Sample(image=read_now(image), segmentation=segmentation, file=visible(str(image)))
 
 
 def masks(config: Config) -> Source:
@@ -205,7 +205,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
         notes.append(f"No training picture shows {', '.join(untrained)}.")
     notes += notes_on_copies([image for image, _ in names], contents, one_class, chosen)
     report = FolderReport(
-        escaped_path(data_dir),
+        visible(data_dir),
         totals={split: len(used[split]) for split in SPLITS},
         images={split: dict(zip(classes, map(int, occurrences[split]), strict=False)) for split in SPLITS},
         left_out=tuple(sorted(rejects.entries)),
@@ -232,9 +232,7 @@ def _read_classes(path: epath.Path) -> tuple[str, ...]:
             "utf-8-sig"
         )  # some editors begin a file with a byte order mark
     except (OSError, UnusableError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{escaped_path(str(path))} cannot be read ({error}); it must be text, a class a line"
-        ) from error
+        raise UserError(f"{visible(str(path))} cannot be read ({error}); it must be text, a class a line") from error
     lines = text.rstrip().replace("\r\n", "\n").replace("\r", "\n").split("\n")
     names = [one_form(line.strip()) for line in lines[: IGNORED + 1]]
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
@@ -242,11 +240,11 @@ def _read_classes(path: epath.Path) -> tuple[str, ...]:
     if not 2 <= len(names) <= IGNORED or not is_named or repeated:
         shown = ", ".join(f"'{_shortened(name)}'" for name in (repeated or names)[:4])
         raise UserError(
-            f"{escaped_path(str(path))} has the lines {shown}{' twice' if repeated else ' ...'}, but must hold 2 to "
+            f"{visible(str(path))} has the lines {shown}{' twice' if repeated else ' ...'}, but must hold 2 to "
             f"{IGNORED} names of classes, one a line, none empty, none twice and none of more than {MAX_NAME_LENGTH} "
             "characters; the first line is class 0"
         )
-    return tuple(map(escaped_path, names))
+    return tuple(map(visible, names))
 
 
 def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iterator[_Pair]:
@@ -270,11 +268,9 @@ def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iter
             path, mask = joined(image_folder, name), _mask_of(name)
             mask = mask if mask in spelled else others.get(one_form(mask))
             if mask is None:
-                rejects.add(path, f"it has no mask masks/{escaped_path(_mask_of(name))}", is_damaged=True)
+                rejects.add(path, f"it has no mask masks/{visible(_mask_of(name))}", is_damaged=True)
             elif mask in taken:
-                rejects.add(
-                    path, f"masks/{escaped_path(mask)} is the mask of {escaped_path(taken[mask])}", is_damaged=True
-                )
+                rejects.add(path, f"masks/{visible(mask)} is the mask of {visible(taken[mask])}", is_damaged=True)
             else:
                 taken[mask] = name
                 yield _Pair(split, path, joined(mask_folder, mask))
@@ -294,9 +290,7 @@ def _files(root: epath.Path, folder: str, rejects: Rejects) -> list[str]:
         if not is_folder(root / folder):
             return []
     except UnusableError as error:
-        raise UserError(
-            f"{escaped_path(str(root / folder))} {error}; the folder of the data must be readable"
-        ) from error
+        raise UserError(f"{visible(str(root / folder))} {error}; the folder of the data must be readable") from error
     files = []
     for name in names_needed(root / folder):
         path = joined(folder, name)
@@ -338,7 +332,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _shortened(name: str) -> str:
-    return escaped_path(name if len(name) <= 40 else name[:40] + "...")
+    return visible(name if len(name) <= 40 else name[:40] + "...")
 
 
 def _written(size: tuple[int, ...]) -> str:
