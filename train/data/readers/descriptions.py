@@ -18,7 +18,7 @@ from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 
 from train.data.limits import MAX_CLASSES, MAX_NAME_LENGTH, MAX_TEXT_BYTES
 from train.data.opencv import MAX_PIXELS
-from train.data.readers.files import UnusableError, visible, read_regular
+from train.data.readers.files import UnusableError, read_regular, visible
 
 FEATURES, INFO = "features.json", "dataset_info.json"
 FILE_FORMAT = "array_record"

@@ -21,7 +21,6 @@ from train.data.readers.files import (
     FolderReport,
     Rejects,
     UnusableError,
-    visible,
     find_splits,
     in_threads,
     is_folder,
@@ -34,6 +33,7 @@ from train.data.readers.files import (
     read_now,
     read_regular,
     state_of,
+    visible,
 )
 from train.data.sample import IGNORED, Sample
 from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, fingerprint
