@@ -7,14 +7,19 @@ does a fifth of its peak of 312e12 floating-point operations a second, two to a 
 reaches in well-kept frameworks, some 2,500 images a second. Networks of many small convolutions reach less.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from flax import nnx
+from typing import TYPE_CHECKING, NamedTuple
 
-from msconv_jax.counting import count_parameters, layer_macs
+from absl import flags
+
 from train.config import Config, parse_command_line
-from train.data import Source, load_source
-from train.tasks import Classification, Segmentation, task_kind
+from train.errors import UserError
+
+if TYPE_CHECKING:
+    from train.data import Source
+
+# What is imported within functions takes seconds, for which an error of the command line does not wait.
 
 PEAK_FLOPS = 312e12
 UTILISATION = 0.2
@@ -53,6 +58,11 @@ def cost(config: Config) -> Cost:
     Raises:
         UserError: if its network cannot be built, or its source is not one of `KNOWN` and not at hand.
     """
+    from flax import nnx
+
+    from msconv_jax.counting import count_parameters, layer_macs
+    from train.tasks import Segmentation, task_kind
+
     train_images, source = training_data(config)
     task = task_kind(config)(config, source)
     network = nnx.eval_shape(task.create)
@@ -69,6 +79,9 @@ def training_data(config: Config) -> tuple[int, Source]:
     Raises:
         UserError: if the source is another one and not at hand.
     """
+    from train.data import Source, load_source
+    from train.tasks import Classification, task_kind
+
     kind, side = task_kind(config), config.data.image_size
     if config.data.source not in KNOWN or kind is not Classification:
         source = load_source(config, kind.needs)
@@ -89,6 +102,12 @@ def cost_line(found: Cost) -> str:
 
 def main(argv: list[str]) -> int:
     """Runs the program; see the top of this file."""
-    config, _ = parse_command_line(argv, __doc__, needs_workdir=False)
+    values = flags.FlagValues()
+    config, _ = parse_command_line(argv, __doc__, values=values, needs_workdir=False)
+    if values["workdir"].present:
+        raise UserError("--workdir is given, but nothing is trained or written; leave it out")
+    from train.config.network import check_network
+
+    check_network(config)
     print(cost_line(cost(config)))
     return 0

@@ -10,7 +10,8 @@ from typing import Any
 from absl import flags
 
 from studies import compare
-from studies.edo import SearchConfig
+from studies.compare_config import CompareConfig
+from studies.edo_config import SearchConfig
 from train.config import Config, parse_command_line
 from train.engine.distributed import define_flags, read_place
 
@@ -55,7 +56,7 @@ def parsed(command: str) -> Any:
     define_flags(values)
     flags.DEFINE_string("weights", None, "of train.evaluate", flag_values=values)
     compare.define_flags(values)
-    kind = {"train.edo": SearchConfig, "train.compare": compare.CompareConfig}.get(module, Config)
+    kind = {"train.edo": SearchConfig, "train.compare": CompareConfig}.get(module, Config)
     config, _ = parse_command_line([module, *arguments], None, kind, values, needs_workdir=False)
     read_place(values)
     return config

@@ -13,11 +13,9 @@ import shlex
 
 from absl import flags
 
-from train.config import parse_command_line
-from train.engine.distributed import connect, define_flags, ending_together, read_place
-from train.engine.loop import train
+from train.config import check_workdir, parse_command_line
+from train.engine.distributed import connect, define_flags, ending_together, in_cluster, read_place
 from train.errors import program, run_program
-from train.tasks import task_kind
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +23,17 @@ def main(argv: list[str]) -> int:
     values = flags.FlagValues()
     define_flags(values)
     config, workdir = parse_command_line(argv, __doc__, values=values)
-    connect(read_place(values))
+    place = read_place(values)
+    if place is None and not in_cluster():  # of several processes, one looks, for all
+        check_workdir(workdir, config)
+    # What takes seconds to import comes after the checks of the command line.
+    from train.config.network import check_network
+
+    check_network(config)
+    from train.engine.loop import train
+    from train.tasks import task_kind
+
+    connect(place)
     with ending_together():
         return train(config, task_kind(config), workdir, command=f"{program('train')} {shlex.join(argv[1:])}")
 

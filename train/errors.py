@@ -45,6 +45,35 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return "known are: " + ", ".join(known)
 
 
+class _PathParser(flags.ArgumentParser[str]):
+    """Reads a flag whose value is the path of a file or folder."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return expand_user(argument)
+
+
+def define_path(values: flags.FlagValues, name: str, description: str) -> None:
+    """Defines a flag for a path, None unless it is given; its value goes through `expand_user`."""
+    flags.DEFINE(_PathParser(), name, None, description, flag_values=values, serializer=flags.ArgumentSerializer())
+
+
+def expand_user(path: str) -> str:
+    """Replaces a leading ``~`` or ``~name`` by the home folder, which shells leave alone behind ``=`` and in quotes.
+
+    Raises:
+        UserError: if there is no such home folder.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(
+            f"{path}: there is no home folder for {path.partition('/')[0]!r}; write the whole path, or ./{path} for a "
+            "name that begins so"
+        )
+    return expanded
+
+
 def parse_flags(values: flags.FlagValues, argv: Sequence[str], description: str | None) -> list[str]:
     """Parses a command line, the program's name first, with absl, and gives the arguments that are not flags.
 

@@ -7,47 +7,72 @@ prints the line that training printed at its end, computed anew from the checkpo
     python -m train.evaluate --config=configs/pyconv_imagenet.py --weights=pyconvresnet50.pth --config.data.dir=data
 
 evaluates the network of a config, whatever --config.model.name and --config.data.source are, with the weights of a
-PyTorch or safetensors file, or of the best checkpoint of a run whose folder --weights names. --split=validation takes
-another split; the settings of --config.task, such as eval_size, eval_resize and eval_crops, change how images are
-cropped.
+PyTorch or safetensors file, or of the best checkpoint of a run whose folder --weights names. The settings of
+--config.task, such as eval_size, eval_resize and eval_crops, change how images are cropped.
+
+Either takes another split by --split=validation or --split=train.
 """
 
 from pathlib import Path
 from typing import Any, get_args
 
-import jax
 from absl import flags
 
-from train.config import Config, parse_command_line
-from train.data.source import Split
-from train.engine.checks import check_batch_size
-from train.engine.results import result_line, result_of
-from train.engine.trained import load_best, load_data, load_weights, score
-from train.errors import UserError, parse_flags, required, run_program
-from train.tasks import task_kind
+from train.config import Config, Split, parse_command_line, read_config
+from train.errors import UserError, define_path, parse_flags, required, run_program
 
 
 def main(argv: list[str]) -> int:
     """Runs the program; see the top of this file."""
     values = flags.FlagValues()
-    flags.DEFINE_string("weights", None, "file of weights, or folder of a run; with --config", flag_values=values)
-    flags.DEFINE_string("split", "test", "with --config: train, validation or test", flag_values=values)
+    given: Any = values
+    define_path(values, "weights", "file of weights, or folder of a run; with --config")
+    flags.DEFINE_enum("split", "test", get_args(Split), "the images to take", flag_values=values)
     if any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
         config, _ = parse_command_line(argv, __doc__, values=values, needs_workdir=False)
-        return _evaluate_weights(config, Path(required(values, "weights", "resnet50.pth")), values["split"].value)
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+        if values["workdir"].present:
+            raise UserError("--workdir and --config exclude one another; --weights takes the folder of a run too")
+        weights = Path(required(values, "weights", "resnet50.pth"))
+        if not weights.exists():
+            raise UserError(f"--weights={weights}: there is no such file; name a .pth or .safetensors file")
+        return _evaluate_weights(config, weights, given["split"].value)
+    define_path(values, "workdir", "folder of the run")
     if arguments := parse_flags(values, argv, __doc__):
         raise UserError(f"unexpected argument {arguments[0]!r}; only --workdir is taken, or --config with --weights")
+    if values["weights"].present:
+        raise UserError("--weights goes with --config; a run of --workdir has weights, its best checkpoint")
     workdir = Path(required(values, "workdir", "runs/digits"))
+    read_config(workdir)
+    return _evaluate_run(workdir, given["split"].value)
+
+
+# What is imported within functions takes seconds, for which an error of the command line does not wait.
+
+
+def _evaluate_run(workdir: Path, split: Split) -> int:
+    import jax
+
+    from train.engine.checks import check_batch_size
+    from train.engine.results import result_line, result_of
+    from train.engine.trained import load_best, load_data, score
+    from train.tasks import task_kind
+
     trained = load_best(workdir, task_kind, load_data(workdir, task_kind))
     check_batch_size(trained.config, len(trained.source.splits["train"]), jax.device_count())
-    print(result_line(result_of(score(trained, "test"), trained.step), trained.task))
+    print(result_line(result_of(score(trained, split), trained.step), trained.task, split))
     return 0
 
 
-def _evaluate_weights(config: Config, weights: Path, split: Any) -> int:
-    if split not in get_args(Split):
-        raise UserError(f"--split={split} is not a split; take one of {', '.join(get_args(Split))}")
+def _evaluate_weights(config: Config, weights: Path, split: Split) -> int:
+    from train.config.network import check_network
+
+    check_network(config)
+    import jax
+
+    from train.engine.checks import check_batch_size
+    from train.engine.trained import load_weights, score
+    from train.tasks import task_kind
+
     trained = load_weights(config, weights, task_kind)
     check_batch_size(config, config.batch_size, jax.device_count())  # a split may be smaller than a batch
     result, images = score(trained, split).result(), len(trained.source.splits[split])

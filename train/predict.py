@@ -20,11 +20,8 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from train.data.images import ImageError, decode
-from train.engine.trained import load_best
-from train.errors import UserError, parse_flags, required, run_program
-from train.page import encode_png
-from train.tasks import task_kind
+from train.config import read_config
+from train.errors import UserError, define_path, expand_user, parse_flags, required, run_program
 from train.untrusted import escaped, file_name
 
 _MAX_BYTES = 2**26
@@ -42,6 +39,8 @@ def read_image(path: Path, channels: int) -> np.ndarray:
     size = path.stat().st_size
     if size > _MAX_BYTES:
         raise UserError(f"{path}: the file has {size:,} bytes, at most {_MAX_BYTES:,} are read")
+    from train.data.images import ImageError, decode
+
     try:
         return decode(path.read_bytes(), channels, strict=True)
     except ImageError as error:
@@ -56,13 +55,25 @@ def picture_name(path: Path, used: set[str]) -> str:
 def main(argv: list[str]) -> int:
     """Runs the program; see the top of this file."""
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
-    flags.DEFINE_integer("top", None, "how many classes to name (default 3, or all if fewer)", flag_values=values)
-    flags.DEFINE_string("out", None, "folder for pictures (default: predictions in the workdir)", flag_values=values)
-    paths = [Path(argument) for argument in parse_flags(values, argv, __doc__)]
+    define_path(values, "workdir", "folder of the run")
+    flags.DEFINE_integer(
+        "top", None, "how many classes to name (default 3, or all if fewer)", lower_bound=1, flag_values=values
+    )
+    define_path(values, "out", "folder for pictures (default: predictions in the workdir)")
+    paths = [Path(expand_user(argument)) for argument in parse_flags(values, argv, __doc__)]
     workdir = Path(required(values, "workdir", "runs/digits"))
     if not paths:
         raise UserError("no image is named; give the files after the flags")
+    config = read_config(workdir)
+    if values["out"].present and config.task.name == "classification":
+        raise UserError(
+            "--out is for the pictures of a segmentation; this run classifies, and only prints; leave it out"
+        )
+    # They take seconds, for which an error of the command line does not wait.
+    from train.engine.trained import load_best
+    from train.page import encode_png
+    from train.tasks import task_kind
+
     trained = load_best(workdir, task_kind)
     task, top = trained.task, values["top"].value
     if top is not None and not 1 <= top <= len(task.names):

@@ -116,6 +116,15 @@ class ModelEntry:
             )
         return tuple(p.name for p in parameters if p.name not in ("self", "rngs"))
 
+    def check_keywords(self, keywords: Iterable[str]) -> None:
+        """Raises TypeError for a keyword that `create_model` does not accept for this model."""
+        for keyword in keywords:
+            if keyword not in self.keywords:
+                raise TypeError(
+                    f"model {self.name!r} has no argument {keyword!r}{_did_you_mean(keyword, self.keywords)} "
+                    f"The arguments are {', '.join(self.keywords)}"
+                )
+
     @property
     def published(self) -> Published:
         """What the paper or its public code prints about the network; of a name of your own, nothing."""
@@ -270,13 +279,7 @@ def create_model(
         )
     if out_indices is not None and not features_only:
         raise ValueError(f"out_indices={out_indices!r} without features_only=True: only a backbone gives maps")
-    for keyword in overrides:
-        if keyword not in entry.keywords:
-            raise TypeError(
-                f"model {name!r} has no argument {keyword!r}"
-                f"{_did_you_mean(keyword, entry.keywords)} "
-                f"The arguments are {', '.join(entry.keywords)}"
-            )
+    entry.check_keywords(overrides)
     arguments = {"num_classes": entry.num_classes, **entry.config, **overrides}
     if num_classes is not None:
         arguments["num_classes"] = num_classes

@@ -27,8 +27,9 @@ from flax import nnx
 from flax.typing import Initializer
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.convolution import Padding, check_padding, compute_dtype
+from msconv_jax.convolution import Padding, check_padding
 from msconv_jax.costs import Shapes, known_shape
+from msconv_jax.dtypes import compute_dtype
 from msconv_jax.lattice import per_axis
 from msconv_jax.operators import adapting
 from msconv_jax.operators.adapting import Geometry, KernelType, smoothing_kernel

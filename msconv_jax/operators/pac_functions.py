@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.convolution import Padding, compute_dtype
+from msconv_jax.convolution import Padding
+from msconv_jax.dtypes import compute_dtype, wide_dtype
 from msconv_jax.operators import adapting
 from msconv_jax.operators.adapting import AdaptingKernel, AdaptingOptions, Geometry
 from msconv_jax.operators.lattice_conv import check_kernel_size
@@ -283,7 +284,7 @@ def _apply(
     form = AdaptingKernel.of(options, guide, ndim)
     dtype = compute_dtype(x) if kernel is None else compute_dtype(x, kernel)
     if not jnp.issubdtype(dtype, jnp.inexact):  # whole numbers, pooled
-        dtype = jnp.promote_types(dtype, jnp.float32)
+        dtype = wide_dtype(dtype)
     if precision is None and dtype == jnp.float32 and jax.config.jax_default_matmul_precision is None:  # type: ignore[attr-defined]
         precision = lax.Precision.HIGHEST
     weights = None

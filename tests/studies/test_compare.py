@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from studies import compare as program
-from studies.compare import CompareConfig
+from studies.compare_config import CompareConfig
+from studies.comparing import compare
 from studies.comparison import Row, accuracy_by, draw, gains, table
 from tests.train.helpers import ROOT, tiny_values
 from train.config import Config, checked, merged, parse_command_line
@@ -107,9 +108,9 @@ def test_networks_that_cannot_be_built_are_refused_before_any_is_trained(tmp_pat
         {"name": "odd", "model": {"conv": "PSConv", "conv_kwargs": {"pattern": [1, 2, 1, 4, 1]}}},
     ]
     with pytest.raises(UserError, match=r"the network 'odd' of config.networks: .*cannot be built"):
-        program.compare(config(networks=networks), tmp_path, "again", processes=1)
+        compare(config(networks=networks), tmp_path, "again", processes=1)
     with pytest.raises(UserError, match="the data do not say the scale"):
-        program.compare(config(scale_edges=[1.0, 2.0]), tmp_path / "other", "again", processes=1)
+        compare(config(scale_edges=[1.0, 2.0]), tmp_path / "other", "again", processes=1)
 
 
 def test_the_kept_config_has_every_operator_and_three_seeds():

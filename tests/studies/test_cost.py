@@ -50,7 +50,7 @@ def test_a_segmentation_is_counted_on_its_crops(monkeypatch):
         segmentation_classes=("ground", "digit"),
     )
     needed = []
-    monkeypatch.setattr(program, "load_source", lambda config, needs: needed.append(needs) or source)
+    monkeypatch.setattr("train.data.load_source", lambda config, needs: needed.append(needs) or source)
     config = checked(SEGMENTATION)
     found = cost(config)
     network = create_network(config, 2, 3)

@@ -10,7 +10,9 @@ from msconv_jax import edo as search_room
 from msconv_jax.counting import count_parameters, layer_macs
 from msconv_jax.models import registry
 from studies import edo
-from studies.edo import SearchConfig, inception_convs, network_shapes, search, summary
+from studies import search as searching
+from studies.edo_config import SearchConfig
+from studies.search import inception_convs, network_shapes, search, summary
 from tests.train.helpers import ROOT, TINY_ENTRY, run_python, tiny, tiny_values
 from train.config import Config, checked, merged, parse_command_line
 from train.engine.distributed import Place
@@ -81,14 +83,14 @@ def test_every_phase_is_gone_on_with(finished_search, tmp_path, monkeypatch):
         (workdir / lost).unlink()
     shutil.rmtree(workdir / "seed3" / "ic")
     trained = []
-    original = edo.train
+    original = searching.train
 
     def stopped(training, kind, folder, command):
         trained.append(folder.name)
         return 143 if folder.name == "ic" else original(training, kind, folder, command)
 
     with monkeypatch.context() as patch:
-        patch.setattr(edo, "train", stopped)
+        patch.setattr(searching, "train", stopped)
         assert search(config(), workdir, command="again") == 143
     assert trained == ["supernet", "plain", "plain_longer", "ic"]
     assert not (workdir / "summary.json").exists()
@@ -183,7 +185,7 @@ def test_the_kept_table_is_of_the_shipped_config():
     ]
     plain, large = network_shapes(settings.plain(0)), network_shapes(settings.supernet(0))
     rows = []
-    for own, title in zip(kept[1:], edo.ROWS.values(), strict=True):
+    for own, title in zip(kept[1:], searching.ROWS.values(), strict=True):
         network = large if title == "supernet" else plain
         rows.append(
             {

@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core.download import resource
 
-from train.data import prepare
+from train import prepare
 
 # Real classes, and among their files the ones that tfds mends: a PNG and a CMYK JPEG under a JPEG's name.
 IMAGENET_TRAIN = {

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import pytest
 
-from studies.compare import CompareConfig
-from studies.edo import SearchConfig
+from studies.compare_config import CompareConfig
+from studies.edo_config import SearchConfig
 from tests.train.helpers import ROOT, TINY, TINY_CONFIG, tiny
 from train import __main__ as program
 from train.config import (

@@ -1,3 +1,4 @@
+import json
 import re
 
 import numpy as np
@@ -72,6 +73,17 @@ def test_weights_of_a_run_are_evaluated_with_its_config(finished_run, capsys):
     assert f": accuracy {accuracy}," in line
 
 
+def test_a_run_is_evaluated_on_any_split(finished_run, capsys):
+    line = line_of(capsys, f"--workdir={finished_run}", "--split=validation")
+    best = max(map(json.loads, (finished_run / "metrics.jsonl").read_text().splitlines()), key=accuracy_and_step)
+    assert line.startswith(f"validation accuracy {best['validation_accuracy']:.4f}")
+    assert line.endswith(f"(step {best['step']}, best of validation)")
+
+
+def accuracy_and_step(record):
+    return record["validation_accuracy"], record["step"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -79,13 +91,16 @@ def test_weights_of_a_run_are_evaluated_with_its_config(finished_run, capsys):
         ((CONFIG,), "--weights is missing"),
         ((CONFIG, "--weights=nowhere.pth"), "nowhere.pth: there is no such file"),
         ((CONFIG, f"--weights={ROOT / 'README.md'}"), "does not fit config.model.name='ps_resnet8'"),
-        ((*SMALL, "--weights=FILE", "--split=tset"), "--split=tset is not a split"),
+        ((*SMALL, "--weights=FILE", "--split=tset"), "--split=tset: value should be one of <train|validation|test>"),
         ((*SMALL, "--config.model.kwargs.width=8", "--weights=FILE"), r"config.model.name='resnet8': (.|\n)*conv1"),
         (
             (*SMALL, "--weights=RUN"),
             r"is a run of config.model.name='tiny_for_tests' on 'digits', .* not those of config.model.name='resnet8'",
         ),
         (("--workdir=RUN", "more"), "unexpected argument 'more'"),
+        (("--workdir=RUN", "--split=tset"), "--split=tset: value should be one of <train|validation|test>"),
+        (("--workdir=RUN", "--weights=FILE"), "--weights goes with --config"),
+        ((*SMALL, "--weights=FILE", "--workdir=RUN"), "--workdir and --config exclude one another"),
     ],
 )
 def test_what_cannot_be_evaluated(arguments, message, weights, finished_run):

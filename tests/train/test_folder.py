@@ -18,7 +18,7 @@ from tests.train.rows import data_config, evaluation_rows, training_rows
 from train.data import evaluation_batches, load_source, train_batches
 from train.data.images import decode
 from train.data.readers.division import divide, number_contents
-from train.data.readers.files import printable
+from train.data.readers.files import escaped
 from train.engine.loop import train
 from train.errors import UserError
 from train.tasks import Classification
@@ -215,7 +215,7 @@ def test_names_that_look_alike_stay_different_classes(tmp_path):
     names = ["a\nb", r"a\nb", r"a\\nb", "a b", "a b ", " a b", r"a b\x20", "A B", "a\u200bb", r"a\b", "a\\", "a" * 255]
     fill(tmp_path, classes=names, count=3)
     source = load(tmp_path)
-    shown = [printable(name) for name in sorted(names)]
+    shown = [escaped(name) for name in sorted(names)]
     assert list(source.classes) == shown
     assert len(set(shown)) == len(names)
     assert {r"a\nb", r"a\\nb", r"a b\x20", r"\x20a b", r"a\b", r"a\u200bb"} <= set(shown)
@@ -466,12 +466,12 @@ def test_the_folder_must_be_named():
         load_source(data_config("folder", augment=CROP))
 
 
-def test_printable():
-    assert printable("é 猫") == "é 猫"
-    assert printable("a\nb\udcff") == "a\\nb\\udcff"
+def test_escaped():
+    assert escaped("é 猫") == "é 猫"
+    assert escaped("a\nb\udcff") == "a\\nb\\udcff"
     rng = np.random.default_rng(0)
     names = {"".join(rng.choice(list("\\ nx\n20"), rng.integers(1, 6))) for _ in range(3000)}
-    assert len({printable(name) for name in names}) == len(names)
+    assert len({escaped(name) for name in names}) == len(names)
 
 
 def test_a_path_that_is_too_long():

@@ -143,7 +143,7 @@ def test_pictures_of_images_with_the_same_name_have_different_names():
         ((), "--workdir is missing"),
         (("--workdir=nowhere",), "no image is named"),
         (("--workdir=nowhere", "x.png"), "not the folder of a run"),
-        (("--workdir={run}", "x.png", "--top=0"), "--top is 0 but must be from 1 to the 10"),
+        (("--workdir={run}", "x.png", "--top=0"), "--top=0: 0 is not a positive integer"),
         (("--workdir={run}", "x.png", "--top=11"), "--top is 11"),
         (("--workdir={run}", "x.png", "--top=many"), "--top=many"),
         (("--workdir={run}", "x.png", "--tops=2"), "tops.*top"),

@@ -20,8 +20,9 @@ from tests.train.test_tfds import (
     relabel,
     train_without_tensorflow,
 )
+from train import prepare as program
 from train.data import load_source, prepare
-from train.data.readers.tfds import find_prepared
+from train.data.readers.prepared import find_prepared
 from train.errors import UserError
 
 needs_tensorflow = pytest.mark.skipif(
@@ -30,7 +31,7 @@ needs_tensorflow = pytest.mark.skipif(
 
 
 def main(*arguments):
-    return prepare.main(["prepare", *arguments])
+    return program.main(["prepare", *arguments])
 
 
 @pytest.fixture
@@ -220,7 +221,7 @@ def test_prepared_by_tfds_and_trained_without_tensorflow(name, data_dir, tmp_pat
 STOPPED = """
 import os, signal, sys
 import tensorflow_datasets as tfds
-from train.data import prepare
+from train import prepare
 from train.errors import run_program
 builder = tfds.builder_cls("cifar10")
 generate = builder._generate_examples

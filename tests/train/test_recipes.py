@@ -3,7 +3,7 @@ import pytest
 
 from studies.cost import cost, cost_line
 from studies.cost import main as cost_main
-from studies.edo import SearchConfig
+from studies.edo_config import SearchConfig
 from tests.train.helpers import ROOT, TINY_CONFIG
 from train import __main__ as program
 from train.config import changed, parse_command_line

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.train.helpers import ROOT, TINY_CONFIG, assert_same_runs, fail, tiny
+from msconv_jax.models import registry
+from tests.train.helpers import ROOT, TINY_CONFIG, TINY_ENTRY, assert_same_runs, fail, tiny
 from train import __main__ as program
 from train import evaluate, predict
 from train.data import load_source
@@ -36,7 +37,15 @@ def pictures(folder, count, seed=0):
 
 def folder_config(data, **changes):
     """A training of seconds on a folder of pictures."""
-    values = {"data": {"source": "folder", "dir": str(data), "image_size": 8, "augment": {}, "threads": 0}}
+    values = {
+        "data": {
+            "source": "folder",
+            "dir": str(data),
+            "image_size": 8,
+            "augment": {"random_resized_crop": {}},
+            "threads": 0,
+        }
+    }
     return tiny(values, **{"batch_size": 8, "epochs": 1, "checkpoint_every": 0, **changes})
 
 
@@ -47,7 +56,9 @@ def on_pictures(tmp_path_factory):
     for seed, name in enumerate(("cat", "dog")):
         pictures(root / "data" / name, 12, seed)
     config = folder_config(root / "data")
-    assert train(config, task_kind(config), root / "run", command="again") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry._ENTRIES, TINY_ENTRY.name, TINY_ENTRY)
+        assert train(config, task_kind(config), root / "run", command="again") == 0
     return root
 
 

@@ -14,5 +14,4 @@ from train.config.stored import (
 )
 
 __all__ = ["Config", "Settings", "Split", "changed", "check_workdir", "checked", "flatten", "is_longer"]
-__all__ += ["merged", "parse_command_line", "read_config", "sync_folder"]
-__all__ += ["write_bytes", "write_config", "write_text"]
+__all__ += ["merged", "parse_command_line", "read_config", "sync_folder", "write_bytes", "write_config", "write_text"]

@@ -6,6 +6,7 @@ A config file gives an `ml_collections.ConfigDict`; what it does not set has the
 import ast
 import re
 import runpy
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
@@ -13,14 +14,14 @@ from typing import Any, TypeVar, get_origin
 from absl import flags
 from ml_collections import ConfigDict
 
-from configs.base.smoke import smoke
 from train.config.checking import checked, fields
 from train.config.schema import Config, Settings
-from train.errors import UserError, parse_flags, required, suggest
+from train.errors import UserError, define_path, parse_flags, required, suggest
 
 C = TypeVar("C", bound=Settings)
 
 BESIDE = Path(__file__).parents[2]  # the folder of train, where configs is too
+_EXAMPLE = "configs/ps_resnet_digits.py"
 _SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -43,14 +44,14 @@ def parse_command_line(
             types or values out of range in the config.
     """
     values = flags.FlagValues() if values is None else values
-    flags.DEFINE_string("workdir", None, "folder of this run", flag_values=values)
-    flags.DEFINE_string("config", None, "Python file with get_config(), or FILE.py:smoke", flag_values=values)
+    define_path(values, "workdir", "folder of this run")
+    define_path(values, "config", "Python file with get_config(), or FILE.py:smoke")
     flags.DEFINE_string("config.KEY", None, "a setting that overrides the file's", flag_values=values)
     settings, others = _take_settings(argv, kind)
     arguments = parse_flags(values, others, description)
     if arguments:
         raise UserError(f"unexpected argument {arguments[0]!r}; every setting is a --flag=value")
-    config = load_config(required(values, "config", "configs/ps_resnet_digits.py"))
+    config = load_config(required(values, "config", _EXAMPLE))
     with config.unlocked(), config.ignore_type():  # types are checked below
         for name, text in settings:
             _override(config, name, text, kind)
@@ -114,8 +115,11 @@ def load_config(name: str) -> ConfigDict:
         return load_config_file(Path(name))
     if variant != "smoke":
         raise UserError(f"--config={name} asks for the variant {variant!r}; {suggest(variant, ['smoke'])}")
+    config = load_config_file(Path(path))
+    from configs.base.smoke import smoke  # it builds networks, which takes a second to import
+
     try:
-        return smoke(load_config_file(Path(path)))
+        return smoke(config)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"--config={name}: {path} has no {variant} variant: {error}") from error
 
@@ -124,7 +128,8 @@ def load_config_file(path: Path) -> ConfigDict:
     """Runs a config file and returns what its ``get_config()`` gives.
 
     Raises:
-        UserError: if there is no such file or it lacks a usable ``get_config``.
+        UserError: if there is no such file, it is not a Python file, it raises an exception, or it lacks a usable
+            ``get_config``.
     """
     found = next((place for place in (path, BESIDE / path) if place.is_file()), None)
     if found is None:
@@ -132,8 +137,21 @@ def load_config_file(path: Path) -> ConfigDict:
         others = [str(path.with_name(other.name)) for other in folder.glob("*.py")]
         hint = suggest(str(path), others) if others else "give the path of a Python file"
         raise UserError(f"there is no config file {str(path)!r}; {hint}")
-    get_config = runpy.run_path(str(found)).get("get_config")
-    config = get_config() if callable(get_config) else None
+    if found.suffix != ".py":
+        raise UserError(f"--config={path} is not a Python file; name one that ends in .py, such as {_EXAMPLE}")
+    try:
+        get_config = runpy.run_path(str(found)).get("get_config")
+        config = get_config() if callable(get_config) else None
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{path} cannot be run{_line_of(error, found)}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{path} must define get_config() returning an ml_collections.ConfigDict")
+        raise UserError(f"{path} must define get_config() returning an ml_collections.ConfigDict, as {_EXAMPLE} does")
     return config
+
+
+def _line_of(error: BaseException, path: Path) -> str:
+    """Names the last line of a file that an exception passed through."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    return f", line {lines[-1]}" if lines else ""

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import pydantic
 from pydantic import Field
 
+from train.errors import expand_user
+
 Split = Literal["train", "validation", "test"]
 
 Positive = Annotated[float, Field(gt=0, description="a number above 0")]
@@ -17,6 +19,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to be
 Count = Annotated[int, Field(ge=1, description="a whole number of at least 1")]
 Number = Annotated[int, Field(ge=0, description="a whole number of at least 0")]
 Switch = Annotated[bool, Field(description="True or False")]
+Folder = Annotated[str, pydantic.AfterValidator(expand_user)]
 Path = Annotated[str, Field(min_length=1)]  # of a module, such as "layer1.0"
 
 
@@ -34,7 +37,7 @@ class Data(Settings):
     """What is read, and how training images are augmented."""
 
     source: str = Field(min_length=1, description="the name of a data source")
-    dir: str = Field(default="", description="the folder of the data, also in a bucket, or '' for the usual place")
+    dir: Folder = Field(default="", description="the folder of the data, also in a bucket, or '' for the usual place")
     splits: dict[Split, Annotated[str, Field(min_length=1)]] = Field(
         default={}, description="a dictionary from 'train', 'validation' and 'test' to splits of the source, or {}"
     )

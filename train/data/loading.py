@@ -1,7 +1,8 @@
 """From the name of a source to its samples."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -73,10 +74,18 @@ def load_source(config: Config, needs: frozenset[str] = _LABEL) -> Source:
     return source
 
 
-def _parts(samples: Iterable[Sample]) -> Iterator[str | bytes | np.ndarray]:
-    """Gives all that samples hold."""
-    for sample in samples:
-        for field in dataclasses.fields(sample):
-            value = getattr(sample, field.name)
-            yield field.name
-            yield value if isinstance(value, bytes | np.ndarray) else repr(value)
+def _parts(value: Any) -> Iterator[str | bytes | np.ndarray]:
+    """Gives all that samples hold, in order."""
+    if isinstance(value, bytes | np.ndarray):
+        yield value
+    elif isinstance(value, Sample):
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        yield from _parts({name: part for name, part in found.items() if part is not None})
+    elif isinstance(value, Mapping):
+        yield from _parts([part for item in value.items() for part in item])
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        yield f"{len(value)}"
+        for part in value:
+            yield from _parts(part)
+    else:
+        yield repr(value)

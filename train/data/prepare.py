@@ -1,22 +1,10 @@
-"""Prepares a data set of TensorFlow Datasets (tfds) for training: once, after which TensorFlow is not needed.
-
-    python -m train.prepare --dataset=cifar100 [--data_dir=FOLDER]
-    python -m train.prepare --dataset=imagenet2012 --manual_dir=FOLDER_OF_THE_ARCHIVES [--data_dir=FOLDER]
-
-downloads what may be downloaded, writes array_record files and reads every record of them again. Given once more, the
-command checks the files that are there. It takes TensorFlow: pip install 'msconv_jax[prepare]'.
-
-    python -m train.prepare --dataset=scaled_digits [--data_dir=FOLDER]
-
-makes the data set of train/data/readers/scaled_digits.py in seconds, without TensorFlow and without a network.
-"""
+"""Prepares data sets of TensorFlow Datasets (tfds) for training, and verifies them: the work of `train.prepare`."""
 
 import importlib.util
 import logging
 import os
 import re
 import shutil
-import signal
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -24,23 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from absl import flags
 from absl import logging as absl_logging
 from rich.progress import track
 
+from train.data.readers.descriptions import Description
+from train.data.readers.prepared import find_prepared, folder_of, is_name, one_line, repair_advice, unknown_name
 from train.data.readers.scaled_digits import ScaledDigits
-from train.data.readers.tfds import (
-    Records,
-    allow_open_files,
-    find_features,
-    find_prepared,
-    folder_of,
-    one_line,
-    open_records,
-    repair_advice,
-    unknown_name,
-)
-from train.errors import UserError, parse_flags, required
+from train.data.readers.tfds import Records, allow_open_files, find_features, open_records
+from train.errors import UserError
 
 # What must be there by hand, where tfds would go on with half of it, and the number of images that makes.
 MANUAL_FILES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
@@ -61,6 +40,8 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
     Raises:
         UserError: if TensorFlow or files are missing, there is no such data set, or tfds fails.
     """
+    if not is_name(name):
+        raise unknown_name("--dataset", name)
     if re.split("[/:]", name)[0] not in WITHOUT_TENSORFLOW and not _has_tensorflow():
         raise UserError(
             "preparing a data set takes TensorFlow, which is not installed; install it with "
@@ -83,6 +64,10 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
         except Exception as error:
             raise UserError(f"--dataset is {name!r}, which tfds cannot make: {one_line(error)}") from error
         find_features(builder.info)
+        if manual_dir and not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            raise UserError(
+                f"--manual_dir={manual_dir} is for what is downloaded by hand, and {name!r} is not; leave it out"
+            )
         manual = Path(manual_dir or Path(folder, "downloads", "manual")).expanduser()
         _check_manual_files(builder, manual, Path(folder))
         for left_over in Path(builder.data_dir).parent.glob("incomplete.*"):
@@ -139,11 +124,11 @@ def _check_manual_files(builder: Any, manual: Path, folder: Path) -> None:
         )
 
 
-def verify(builder: Any, advice: str) -> dict[str, int]:
+def verify(prepared: Description, advice: str) -> dict[str, int]:
     """Reads every record of a prepared data set and decodes the first and the last image of each split.
 
     Args:
-        builder: what `find_prepared` gave.
+        prepared: what `find_prepared` gave.
         advice: what to do about damaged files.
 
     Returns:
@@ -154,11 +139,11 @@ def verify(builder: Any, advice: str) -> dict[str, int]:
             is no class, or an image cannot be decoded.
     """
     counts = {}
-    allow_open_files(sum(len(info.shard_lengths) for info in builder.info.splits.values()))
-    for split, info in builder.info.splits.items():
+    allow_open_files(sum(len(info.shard_lengths) for info in prepared.splits.values()))
+    for split, info in prepared.splits.items():
         if not info.num_examples:
             continue
-        records = open_records(builder, split, advice)
+        records = open_records(prepared, split, advice)
         if len(records) != info.num_examples:
             raise UserError(f"{split} has {len(records)} records and should have {info.num_examples}; {advice}")
         for position in (0, len(records) - 1):
@@ -202,39 +187,26 @@ def _check_image(records: Records, position: int, advice: str) -> None:
         )
 
 
-def main(argv: list[str]) -> int:
-    """Runs the program; see the top of this file."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up as Ctrl-C does
-    values = flags.FlagValues()
-    flags.DEFINE_string("dataset", None, "name of the data set, as tfds writes it", flag_values=values)
-    flags.DEFINE_string("data_dir", "", "folder of prepared data sets, tfds's own by default", flag_values=values)
-    flags.DEFINE_string(
-        "manual_dir", "", "folder of files downloaded by hand, DATA_DIR/downloads/manual by default", flag_values=values
-    )
-    arguments = parse_flags(values, argv, __doc__)
-    if arguments:
-        raise UserError(f"unexpected argument {arguments[0]!r}; the data set is named by --dataset")
-    name, data_dir = required(values, "dataset", "imagenet2012"), str(values["data_dir"].value)
-
-    is_new = prepare_once(name, data_dir, str(values["manual_dir"].value))
-    builder = find_prepared(name, data_dir)
-    if builder is None:
+def prepare_and_verify(name: str, data_dir: str, manual_dir: str) -> None:
+    """Prepares a data set unless its files are there, and reads every record of them; see `prepare` and `verify`."""
+    is_new = prepare_once(name, data_dir, manual_dir)
+    prepared = find_prepared(name, data_dir)
+    if prepared is None:
         raise UserError(f"tfds prepared {name!r} but no files of it are in {folder_of(data_dir)}")
     if not is_new:
-        print(f"{name} is already prepared in {builder.data_dir}; reading it ...")
+        print(f"{name} is already prepared in {prepared.folder}; reading it ...")
     try:
-        counts = verify(builder, repair_advice(name, data_dir, builder))
+        counts = verify(prepared, repair_advice(name, data_dir, prepared))
     except UserError as error:
         if is_new:
-            builder.data_path.rmtree()
+            prepared.folder.rmtree()
             raise UserError(
                 f"what was written is not whole and was removed again; is the disk full? ({error})"
             ) from error
         raise
-    full = FULL_COUNTS.get(builder.name, {})
+    full = FULL_COUNTS.get(prepared.name, {})
     for split in full:
         if counts.get(split) != full[split]:
             print(f"note: the full {name} has {full[split]:,} images in {split}; were the archives complete?")
     place = f" --config.data.dir={data_dir}" if data_dir else ""
-    print(f"whole, in {builder.data_dir}; train on it with --config.data.source={name}{place}")
-    return 0
+    print(f"whole, in {prepared.folder}; train on it with --config.data.source={name}{place}")

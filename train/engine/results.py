@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from train.config import flatten, write_bytes, write_text
+from train.config import Split, flatten, write_bytes, write_text
 from train.engine.log import SPEEDS, read_metrics
 from train.engine.trained import Trained
 from train.errors import UserError, decorating
@@ -25,10 +25,10 @@ def result_of(evaluator: Evaluator, step: int) -> Result:
     return {**{f"test_{name}": value for name, value in evaluator.result().items()}, "step": step}
 
 
-def result_line(result: Result, kind: type[Task] | Task) -> str:
-    """Writes a result as the line that training and evaluation print last."""
+def result_line(result: Result, kind: type[Task] | Task, split: Split = "test") -> str:
+    """Writes a result, of `result_of`, as the line that training and evaluation print last."""
     values = {name.removeprefix("test_"): value for name, value in result.items() if name != "step"}
-    return f"test {kind.line(values)} (step {result['step']:.0f}, best of validation)"
+    return f"{split} {kind.line(values)} (step {result['step']:.0f}, best of validation)"
 
 
 def read_result(workdir: Path, kind: type[Task] | None = None) -> Result | None:

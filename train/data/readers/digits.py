@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from train.config.schema import Config
 from train.data.sample import Sample
@@ -17,6 +16,8 @@ def digits(config: Config) -> Source:
     0, 5, 10, 15 to test (364 images), 2, 9, 16 to validation (270), the others to train (1163).
     So the split is stratified, and fixed without a random generator.
     """
+    from sklearn.datasets import load_digits  # takes a second, for which other sources do not wait
+
     data: Any = load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = data.target

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from train.config.schema import Split
-from train.data.readers.files import printable
+from train.data.readers.files import escaped
 
 DIGEST_BYTES = 16
 _SHARE = 10  # one of so many contents of a class goes to each split that is taken from the others
@@ -146,4 +146,4 @@ def _are(number: int) -> str:
 
 
 def _both(names: Sequence[str], places: tuple[int, int]) -> str:
-    return " and ".join(printable(names[place]) for place in places)
+    return " and ".join(escaped(names[place]) for place in places)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from etils import epath
 
 from train.config.schema import Split
+from train.data.limits import MAX_FILE_BYTES
 from train.errors import UserError
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -103,7 +104,7 @@ class Rejects:
         Raises:
             UserError: if it is damaged and the reader is strict.
         """
-        name = printable(path)
+        name = escaped(path)
         if self._strict and is_damaged:
             raise UserError(
                 f"{name}: {reason}; repair or remove it, or set config.data.strict_images=False to leave it out"
@@ -115,13 +116,13 @@ class Rejects:
         return f": {self.entries[0].path}: {self.entries[0].reason}" if self.entries else ""
 
 
-def printable(name: str) -> str:
+def escaped(name: str) -> str:
     r"""Writes a path so that it can be printed and stored; different paths stay different.
 
     Unreadable characters, and spaces at the ends, are escaped; a backslash that would look like an escape is doubled.
 
     Example:
-        >>> print(printable("a\nb\\nc "))
+        >>> print(escaped("a\nb\\nc "))
         a\nb\\nc\x20
     """
     start, stop = len(name) - len(name.lstrip(" ")), len(name.rstrip(" "))
@@ -170,7 +171,7 @@ def names_needed(folder: epath.Path) -> list[str]:
     try:
         return names_in(folder)
     except UnusableError as error:
-        raise UserError(f"{printable(str(folder))} {error}; the folder of the data must be readable") from error
+        raise UserError(f"{escaped(str(folder))} {error}; the folder of the data must be readable") from error
 
 
 def is_folder(path: epath.Path) -> bool:
@@ -203,7 +204,7 @@ def open_root(data_dir: str) -> epath.Path:
         reason = "is no folder"
     except UnusableError as error:
         reason = str(error)
-    shown = printable(data_dir if len(data_dir) < 300 else data_dir[:300] + "...")
+    shown = escaped(data_dir if len(data_dir) < 300 else data_dir[:300] + "...")
     raise UserError(f"config.data.dir is '{shown}', which {reason}; name the folder of your pictures")
 
 
@@ -219,27 +220,42 @@ def read_now(path: epath.Path) -> bytes:
         UserError: if the file cannot be read any more.
     """
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return _read(path, MAX_FILE_BYTES)
+    except (OSError, UnusableError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
         raise UserError(
-            f"{printable(str(path))} can no longer be read ({error.strerror or error}); restore it, then give the "
-            "same command again"
+            f"{escaped(str(path))} can no longer be read ({reason}); restore it, then give the same command again"
         ) from error
 
 
-def read_regular(path: epath.Path) -> bytes:
+def read_regular(path: epath.Path, limit: int = MAX_FILE_BYTES) -> bytes:
     """Reads a file of which nothing is known.
 
+    Args:
+        path: the file.
+        limit: the number of bytes that it may have.
+
     Raises:
-        UnusableError: if it is no regular file or cannot be read.
+        UnusableError: if it is no regular file, is too large or cannot be read.
     """
     try:
-        local = os.fspath(path)
-        if os.path.lexists(local) and not os.path.isfile(local):  # reading a pipe would wait forever
-            raise UnusableError("no regular file" if os.path.exists(local) else "a link to nothing")
-        return path.read_bytes()
+        return _read(path, limit)
     except OSError as error:
         raise UnusableError(f"cannot be read: {error.strerror or error}") from error
+
+
+def _read(path: epath.Path, limit: int) -> bytes:
+    local = os.fspath(path)
+    if os.path.lexists(local) and not os.path.isfile(local):  # reading a pipe would wait forever
+        raise UnusableError("no regular file" if os.path.exists(local) else "a link to nothing")
+    size = path.stat().length
+    if size <= limit:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)  # no more even if it grows
+        size = len(data)
+        if size <= limit:
+            return data
+    raise UnusableError(f"it has {size:,} bytes, and at most {limit:,} are read")
 
 
 def state_of(root: epath.Path, named: Iterable[str]) -> bytes:
@@ -318,7 +334,7 @@ def _named_folder(root: epath.Path, entries: list[str], split: Split, name: str)
             return "" if path == "." else path
     raise UserError(
         f"config.data.splits names {name!r} for {split} but {str(root)!r} has no such folder; it has "
-        + (", ".join(printable(entry) for entry in entries if _is_seen_folder(root / entry)) or "none")
+        + (", ".join(escaped(entry) for entry in entries if _is_seen_folder(root / entry)) or "none")
     )
 
 

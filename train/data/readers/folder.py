@@ -18,6 +18,7 @@ from train.data.readers.files import (
     FolderReport,
     Rejects,
     UnusableError,
+    escaped,
     find_splits,
     in_threads,
     is_folder,
@@ -28,7 +29,6 @@ from train.data.readers.files import (
     notes_on,
     one_form,
     open_root,
-    printable,
     read_now,
     read_regular,
     state_of,
@@ -62,7 +62,7 @@ class Files(Sequence[Sample]):
             UserError: if the file cannot be read any more.
         """
         path = self.folder / self.names[position]
-        return Sample(image=read_now(path), label=self.labels[position], file=printable(str(path)))
+        return Sample(image=read_now(path), label=self.labels[position], file=escaped(str(path)))
 
 
 def folder(config: Config) -> Source:
@@ -167,13 +167,13 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
     for split in ("validation", "test"):
         for label in sorted(counts[split].keys() - set(classes)):
             number = counts[split].pop(label)
-            notes.append(f"Class '{printable(label)}' has nothing to train on: {number} pictures of {split} left out.")
+            notes.append(f"Class '{escaped(label)}' has nothing to train on: {number} pictures of {split} left out.")
     for split in SPLITS:
         if not counts[split]:
             raise UserError(
                 f"config.data.dir is {data_dir!r}, which holds no picture for {split} ({len(rejects.entries)} entries "
-                f"left out{rejects.first()}); it must be <class>/<picture> or <split>/<class>/<picture>, with more "
-                "pictures"
+                f"left out{rejects.first()}); it must be <class>/<picture> or <split>/<class>/<picture>, with at "
+                "least three pictures of a class, or more pictures, where a split has no folder"
             )
     notes += notes_on_copies(names, contents, numbers, chosen)
 
@@ -193,11 +193,11 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
             )
         )
     images: dict[Split, dict[str, int]] = {
-        split: {printable(label): counts[split][label] for label in classes} for split in SPLITS
+        split: {escaped(label): counts[split][label] for label in classes} for split in SPLITS
     }
     totals: dict[Split, int] = {split: len(splits[split]) for split in SPLITS}
-    report = FolderReport(printable(data_dir), totals, images, tuple(sorted(rejects.entries)), tuple(notes))
-    return _Folder(splits, tuple(map(printable, classes)), report, fingerprints)
+    report = FolderReport(escaped(data_dir), totals, images, tuple(sorted(rejects.entries)), tuple(notes))
+    return _Folder(splits, tuple(map(escaped, classes)), report, fingerprints)
 
 
 def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iterator[_Found]:

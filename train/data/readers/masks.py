@@ -20,6 +20,7 @@ from train.data.readers.files import (
     FolderReport,
     Rejects,
     UnusableError,
+    escaped,
     find_splits,
     in_threads,
     is_folder,
@@ -29,7 +30,6 @@ from train.data.readers.files import (
     notes_on,
     one_form,
     open_root,
-    printable,
     read_now,
     read_regular,
     state_of,
@@ -68,9 +68,9 @@ class Pairs(Sequence[Sample]):
             segmentation = read_indices(read_now(mask))
         except ImageError as error:
             raise UserError(
-                f"{printable(str(mask))}: {error}; repair or remove it, then give the same command again"
+                f"{escaped(str(mask))}: {error}; repair or remove it, then give the same command again"
             ) from error
-        return Sample(image=read_now(image), segmentation=segmentation, file=printable(str(image)))
+        return Sample(image=read_now(image), segmentation=segmentation, file=escaped(str(image)))
 
 
 def masks(config: Config) -> Source:
@@ -188,7 +188,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
             raise UserError(
                 f"config.data.dir is {data_dir!r}, which holds no picture with a mask for {split} "
                 f"({len(rejects.entries)} entries left out{rejects.first()}); it must be images/<name>.* and "
-                "masks/<name>.png, or these in a folder for each split, with more pictures"
+                "masks/<name>.png, or these in a folder for each split, with more pictures (at least three)"
             )
 
     largest = max((int(np.flatnonzero(counts)[-1]) for counts in occurrences.values() if counts.any()), default=-1)
@@ -204,7 +204,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
         notes.append(f"No training picture shows {', '.join(untrained)}.")
     notes += notes_on_copies([image for image, _ in names], contents, one_class, chosen)
     report = FolderReport(
-        printable(data_dir),
+        escaped(data_dir),
         totals={split: len(used[split]) for split in SPLITS},
         images={split: dict(zip(classes, map(int, occurrences[split]), strict=False)) for split in SPLITS},
         left_out=tuple(sorted(rejects.entries)),
@@ -229,17 +229,17 @@ def _read_classes(path: epath.Path) -> tuple[str, ...]:
             return ()
         text = read_regular(path).decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnusableError, UnicodeDecodeError) as error:
-        raise UserError(f"{printable(str(path))} cannot be read ({error}); it must be text, a class a line") from error
+        raise UserError(f"{escaped(str(path))} cannot be read ({error}); it must be text, a class a line") from error
     lines = text.rstrip().replace("\r\n", "\n").replace("\r", "\n").split("\n")
     names = [one_form(line.strip()) for line in lines[: IGNORED + 1]]
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
     if not 2 <= len(names) <= IGNORED or not all(names) or repeated:
         shown = ", ".join(f"'{_shortened(name)}'" for name in (repeated or names)[:4])
         raise UserError(
-            f"{printable(str(path))} has the lines {shown}{' twice' if repeated else ' ...'}, but must hold 2 to "
+            f"{escaped(str(path))} has the lines {shown}{' twice' if repeated else ' ...'}, but must hold 2 to "
             f"{IGNORED} names of classes, one a line, none empty and none twice; the first line is class 0"
         )
-    return tuple(map(printable, names))
+    return tuple(map(escaped, names))
 
 
 def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iterator[_Pair]:
@@ -263,9 +263,9 @@ def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iter
             path, mask = joined(image_folder, name), _mask_of(name)
             mask = mask if mask in spelled else others.get(one_form(mask))
             if mask is None:
-                rejects.add(path, f"it has no mask masks/{printable(_mask_of(name))}", is_damaged=True)
+                rejects.add(path, f"it has no mask masks/{escaped(_mask_of(name))}", is_damaged=True)
             elif mask in taken:
-                rejects.add(path, f"masks/{printable(mask)} is the mask of {printable(taken[mask])}", is_damaged=True)
+                rejects.add(path, f"masks/{escaped(mask)} is the mask of {escaped(taken[mask])}", is_damaged=True)
             else:
                 taken[mask] = name
                 yield _Pair(split, path, joined(mask_folder, mask))
@@ -285,7 +285,7 @@ def _files(root: epath.Path, folder: str, rejects: Rejects) -> list[str]:
         if not is_folder(root / folder):
             return []
     except UnusableError as error:
-        raise UserError(f"{printable(str(root / folder))} {error}; the folder of the data must be readable") from error
+        raise UserError(f"{escaped(str(root / folder))} {error}; the folder of the data must be readable") from error
     files = []
     for name in names_needed(root / folder):
         path = joined(folder, name)
@@ -327,7 +327,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _shortened(name: str) -> str:
-    return printable(name if len(name) <= 40 else name[:40] + "...")
+    return escaped(name if len(name) <= 40 else name[:40] + "...")
 
 
 def _written(size: tuple[int, ...]) -> str:

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from sklearn.datasets import load_digits, load_sample_image
 
 from train.data.opencv import cv2
 
@@ -95,6 +94,8 @@ def examples(split: str) -> Iterator[Example]:
         ((64, 64, 3), 0, True)
     """
     part = PARTS[split]
+    from sklearn.datasets import load_digits, load_sample_image  # takes a second, for which others do not wait
+
     data: Any = load_digits()
     photographs = [load_sample_image(name)[:, part.columns] for name in ("china.jpg", "flower.jpg")]
     for copy in range(part.copies):
