@@ -22,7 +22,7 @@ from absl import flags
 
 from train.config import read_config
 from train.errors import UserError, define_path, expand_user, parse_flags, required, run_program
-from train.untrusted import file_name
+from train.untrusted import escaped, file_name
 
 _MAX_BYTES = 2**26
 
@@ -90,12 +90,12 @@ def main(argv: list[str]) -> int:
             status = 1
             continue
         line, picture = task.show(image, task.predict_image(predict, image), top)
-        print(f"{path}: {line}")
+        print(f"{escaped(str(path))}: {line}")
         if picture is not None:
             out.mkdir(parents=True, exist_ok=True)
             target = out / picture_name(path, used)
             target.write_bytes(encode_png(picture))
-            print(f"  {target}")
+            print(f"  {escaped(str(target))}")
     return status
 
 

@@ -3,8 +3,13 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from tests.train.helpers import TINY_CONFIG
+from train import __main__ as program
+from train import predict
+from train.data.opencv import cv2
 from train.errors import UserError, run_program
 from train.predict import picture_name
 from train.untrusted import escaped, file_name, finite, listed, load_json, quoted, shortened
@@ -90,3 +95,43 @@ def test_the_models_are_listed_on_an_ascii_stream():
     )
     assert run.returncode == 2
     assert json.dumps("\u043a\u043e\u0442").strip('"').encode() in run.stderr
+
+
+@pytest.mark.slow
+def test_classes_of_any_names_are_trained_on_and_predicted(tmp_path, capfd):
+    """Dollars, names of 252 bytes, marks alone, and what turns the direction of a line; a path in Cyrillic."""
+    classes = [
+        "$x_$",
+        "a$",
+        "\u732b" * 84,
+        "C#",
+        "C++",
+        "a b",
+        "a_b",
+        "\u202eevil\x1b[31m",
+        "\\frac{",
+        "x" * 252,
+        "\udcff",
+    ]
+    pictures, workdir = tmp_path / "\u043a\u0430\u0440\u0442\u0438\u043d\u043a\u0438", tmp_path / "\u043a\u043e\u0442"
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (pictures / name).mkdir(parents=True)
+        for number in range(30):
+            _, png = cv2.imencode(".png", rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+            (pictures / name / f"{number}.png").write_bytes(png.tobytes())
+    settings = {"source": "folder", "dir": pictures, "image_size": 8, "augment": {"random_resized_crop": {}}}
+    flags = [f"--config.data.{name}={value}" for name, value in settings.items()]
+    more = ["--config.epochs=1", "--config.batch_size=32", f"--workdir={workdir}"]
+    assert program.main(["train", f"--config={TINY_CONFIG}", *flags, *more]) == 0
+    assert "note:" not in capfd.readouterr().err
+    samples = sorted((workdir / "samples").iterdir())
+    assert len(samples) == len(classes)
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    assert page.replace("\n", "").isprintable()
+    assert "In the picture number " in page
+    assert predict.main(["predict", f"--workdir={workdir}", "--top=11", str(samples[0])]) == 0
+    line = capfd.readouterr().out.removesuffix("\n")
+    assert line.isprintable()
+    for name in ("$x_$", "a$", "\u732b" * 84, "C#", "C++", "\\u202eevil\\x1b[31m", "x" * 252, "\\udcff"):
+        assert f"{name} " in line

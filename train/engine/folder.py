@@ -78,7 +78,10 @@ def check_name(workdir: Path) -> None:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"--workdir={name!r} is not UTF-8, as paths of checkpoints must be; choose another") from error
+        raise UserError(
+            f"--workdir={name!r} is not UTF-8, as paths of checkpoints must be; choose another path, or, if your "
+            "terminal shows this one well, set PYTHONUTF8=1 in the environment"
+        ) from error
 
 
 @contextlib.contextmanager
