@@ -96,10 +96,10 @@ def _train(config: Config, kind: type[Task], workdir: Path, command: str, folder
     if is_main:
         if latest:
             check_data(workdir, source)
-        else:
-            write_record(workdir, source)
         (workdir / "result.json").unlink(missing_ok=True)  # of a run that becomes longer
-        write_config(workdir, config)
+        write_config(workdir, config)  # first of all, for it marks the folder of a run
+        if not latest:
+            write_record(workdir, source)
         if source.report:
             write_text(workdir / "images.txt", source.report)
             log(f"{source.report.partition(chr(10))[0]}; see {workdir / 'images.txt'}")
