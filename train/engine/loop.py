@@ -99,7 +99,7 @@ def _train(config: Config, kind: type[Task], workdir: Path, command: str, folder
             if is_longer(workdir, config):
                 log(f"the run becomes longer; the learning rate is from here on that of {config.epochs} epochs")
         (workdir / "result.json").unlink(missing_ok=True)  # of the shorter run
-        write_config(workdir, config)
+        write_config(workdir, config)  # before anything else, for it marks the folder of a run
         if not latest:
             write_record(workdir, source)
         if source.report:
