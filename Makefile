@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/digits
+COUNT ?= 10000
+FUZZERS ?= pictures features
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow lint format bench bench-full clean
+.PHONY: help train test test-slow fuzz lint format bench bench-full clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +31,9 @@ test: $(VENV)/.test ## Run the tests (minutes)
 
 test-slow: $(VENV)/.test ## Run the long sweeps
 	$(BIN)/python -m pytest -n 2 -m slow
+
+fuzz: $(VENV)/.test ## Try COUNT damaged files of each kind
+	@status=0; for name in $(FUZZERS); do $(BIN)/python -m tests.fuzz.$$name --count=$(COUNT) || status=1; done; exit $$status
 
 lint: $(VENV)/.test ## Check style and types
 	$(BIN)/ruff check .

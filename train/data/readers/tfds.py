@@ -354,6 +354,8 @@ def _instructions(prepared: Description, expression: str) -> list[FileInstructio
 
 
 def _count_records(instruction: FileInstruction) -> int:
+    if not os.path.isfile(instruction.filename):  # opening a pipe would wait forever
+        return 0
     # The options are those by which records are read later: with larger buffers, opening would read all of a file.
     options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 2**15}
     reader = ArrayRecordReader(instruction.filename, **options)
@@ -365,26 +367,19 @@ def _count_records(instruction: FileInstruction) -> int:
 
 def _fingerprints(prepared: Description, chosen: Mapping[Split, str]) -> dict[Split, str]:
     """Gives the checksum of each split: of its name and version, which parts of files it is, and of these files."""
+    parts: dict[Split, list[FileInstruction]]
     parts = {split: _instructions(prepared, expression) for split, expression in chosen.items()}
-    files = {part.filename: part.examples_in_shard for split in parts.values() for part in split}
+    files = {part.filename: part.examples_in_shard for instructions in parts.values() for part in instructions}
     with ThreadPoolExecutor(16) as threads:
         checksums = dict(zip(files, threads.map(_checksum, files), strict=True))
-    return {
-        split: fingerprint(
-            [
-                f"{prepared.name}:{prepared.version}",
-                *itertools.chain.from_iterable(
-                    (
-                        f"{relative(epath.Path(part.filename), prepared.folder)} {part.skip} {part.take} "
-                        f"{files[part.filename]} ",
-                        checksums[part.filename],
-                    )
-                    for part in instructions
-                ),
-            ]
-        )
-        for split, instructions in parts.items()
-    }
+    prints: dict[Split, str] = {}
+    for split, instructions in parts.items():
+        described = [f"{prepared.name}:{prepared.version}"]
+        for part in instructions:
+            name = relative(epath.Path(part.filename), prepared.folder)
+            described.append(f"{part.skip} {part.take} {files[part.filename]} {checksums[part.filename]} {name}")
+        prints[split] = fingerprint(described)
+    return prints
 
 
 def _checksum(file: str) -> str:
