@@ -73,7 +73,7 @@ def failures(fuzzer: Fuzzer, count: int, seed: int = 0) -> list[str]:
 def mutated(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> bytes:
     """Damages bytes once to four times: bits, numbers, parts that are lost, repeated or taken from other inputs."""
     for _ in range(int(rng.integers(1, 5))):
-        data = _MUTATIONS[rng.integers(len(_MUTATIONS))](data, others, rng)
+        data = _MUTATIONS[int(rng.integers(len(_MUTATIONS)))](data, others, rng)
     return data
 
 
@@ -93,7 +93,7 @@ def _flip(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> byt
 
 def _number(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> bytes:
     size, place = int(rng.choice((1, 2, 4, 8))), _place(data, rng)
-    value = EXTREMES[rng.integers(len(EXTREMES))] % 256**size
+    value = EXTREMES[int(rng.integers(len(EXTREMES)))] % 256**size
     order = "little" if rng.random() < 0.5 else "big"
     return data[:place] + value.to_bytes(size, order) + data[place + size :]
 
@@ -114,7 +114,7 @@ def _repeat(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> b
 
 
 def _splice(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> bytes:
-    other = others[rng.integers(len(others))] if others else data
+    other = others[int(rng.integers(len(others)))] if others else data
     return data[: _place(data, rng)] + other[_place(other, rng) :]
 
 

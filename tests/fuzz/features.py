@@ -115,7 +115,7 @@ def _prepare(folder: Path) -> None:
         reader.close()
         writer = ArrayRecordWriter(str(path), "group_size:1")
         for record in records:
-            example = tf_example_pb2.Example.FromString(record)
+            example: Any = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
             example.features.feature["bbox"].float_list.value[:] = [0.25, 0.25, 0.5, 1]
             example.features.feature["scale"].float_list.value[:] = [2]
             writer.write(example.SerializeToString())

@@ -1,6 +1,7 @@
 """What a data set's folder holds never chooses what is imported, and damage is an error in a sentence."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -133,6 +134,17 @@ def test_names_lead_nowhere_else(name):
     if name:
         with pytest.raises(UserError, match="which does not exist; "):
             load_source(data_config(name, dir=str(PREPARED)))
+
+
+def test_pipes_are_not_waited_for(folder):
+    for name in ("label.labels.txt", "features.json", "cifar10-train.array_record-00000-of-00001"):
+        kept = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match=r"no regular file|incomplete or damaged"):
+            load(folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(kept)
 
 
 DAMAGE = {

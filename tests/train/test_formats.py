@@ -213,6 +213,12 @@ def test_large_images_are_not_enlarged_without_bound():
     assert small.pixels.shape == (300, 150, 1)
 
 
+def test_a_segmentation_of_another_size_than_its_image_is_refused():
+    sample = Sample(image=saved(Image.new("RGB", (8, 6)), "PNG"), segmentation=np.zeros((8, 6), np.uint8))
+    with pytest.raises(ImageError, match=r"its segmentation has \(8, 6\) pixels, but the image has \(6, 8\)"):
+        sample.decoded(3)
+
+
 def test_a_film_in_the_folder_of_a_class_is_left_out_unread(tmp_path):
     for split in ("train", "val"):
         for name in ("cat", "dog"):

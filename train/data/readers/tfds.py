@@ -353,6 +353,8 @@ def _instructions(prepared: Description, expression: str) -> list[FileInstructio
 
 
 def _count_records(instruction: FileInstruction) -> int:
+    if not os.path.isfile(instruction.filename):  # opening a pipe would wait forever
+        return 0
     # The options are those by which records are read later: with larger buffers, opening would read all of a file.
     options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 2**15}
     reader = ArrayRecordReader(instruction.filename, **options)
@@ -364,13 +366,13 @@ def _count_records(instruction: FileInstruction) -> int:
 
 def _fingerprints(prepared: Description, chosen: dict[Split, str]) -> dict[Split, str]:
     """Gives the checksum of each split: of its name and version, which parts of files it is, and of these files."""
+    parts: dict[Split, list[FileInstruction]]
     parts = {split: _instructions(prepared, expression) for split, expression in chosen.items()}
     files = sorted({part.filename for split in parts.values() for part in split})
     with ThreadPoolExecutor(16) as threads:
         checksums = dict(zip(files, threads.map(_checksum, files), strict=True))
     found: dict[Split, str] = {}
-    for split in chosen:
-        instructions = parts[split]
+    for split, instructions in parts.items():
         places = [f"{epath.Path(p.filename).name} {p.skip} {p.take} {checksums[p.filename]}" for p in instructions]
         found[split] = fingerprint([f"{prepared.name}:{prepared.version}", *places])
     return found
