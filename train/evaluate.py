@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         weights = Path(required(values, "weights", "resnet50.pth"))
         if not weights.exists():
             raise UserError(f"--weights={weights}: there is no such file; name a .pth or .safetensors file")
-        return _evaluate_weights(config, weights, values["split"].value)
+        return _evaluate_weights(config, weights, values["split"].value or "test")
     define_path(values, "workdir", "folder of the run")
     if arguments := parse_flags(values, argv, __doc__):
         raise UserError(f"unexpected argument {arguments[0]!r}; only --workdir is taken, or --config with --weights")
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--weights goes with --config; a run of --workdir has weights, its best checkpoint")
     workdir = Path(required(values, "workdir", "runs/digits"))
     read_config(workdir)
-    return _evaluate_run(workdir, values["split"].value)
+    return _evaluate_run(workdir, values["split"].value or "test")
 
 
 # What is imported within functions takes seconds, for which an error of the command line does not wait.

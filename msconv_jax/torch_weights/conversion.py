@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from msconv_jax.arguments import check_module, explains_arguments
+
 Arrays = Mapping[str, Any]
 Shape = tuple[int, ...]
 
@@ -142,6 +144,7 @@ def _join(parts: list[tuple[str, str, Conversion]]) -> Conversion:
     return Conversion(shapes, convert, check)
 
 
+@explains_arguments
 def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict: bool = True) -> nnx.Module:
     """Loads a published PyTorch ``state_dict`` into a module, in place.
 
@@ -168,6 +171,7 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
         >>> float(conv.kernel[...].sum())
         288.0
     """
+    check_module("module", module)
     given = {name: np.asarray(value) for name, value in state_dict.items() if not _is_counter(name)}
     conversion = conversion_of(module, given)
     kept = () if strict else _unfit_classifier(module, conversion, given)
