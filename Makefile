@@ -1,11 +1,12 @@
 # Each target sets up .venv by itself: a machine with Python >= 3.11 and make is enough.
 PYTHON ?= python3
 VENV ?= .venv
+ONNX_VENV ?= .venv-onnx
 WORKDIR ?= runs/digits
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow lint format bench bench-full clean
+.PHONY: help train test test-slow test-onnx lint format bench bench-full clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +22,11 @@ $(VENV)/.test: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,test]'
 	@touch $@ $(VENV)/.train
 
+$(ONNX_VENV)/.onnx: pyproject.toml
+	@test -x $(ONNX_VENV)/bin/python || $(PYTHON) -m venv $(ONNX_VENV)
+	$(ONNX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[onnx]' pytest
+	@touch $@
+
 train: $(VENV)/.train ## Train a PSConv network on handwritten digits (about a minute)
 	$(BIN)/python -m train --config=configs/ps_resnet_digits.py --workdir=$(WORKDIR)
 
@@ -29,6 +35,9 @@ test: $(VENV)/.test ## Run the tests (minutes)
 
 test-slow: $(VENV)/.test ## Run the long sweeps
 	$(BIN)/python -m pytest -n 2 -m slow
+
+test-onnx: $(ONNX_VENV)/.onnx ## Compare ONNX files with the networks, in onnxruntime (an environment of its own)
+	JAX_PLATFORMS=cpu $(ONNX_VENV)/bin/python -m pytest tests/test_onnx.py
 
 lint: $(VENV)/.test ## Check style and types
 	$(BIN)/ruff check .
@@ -46,4 +55,4 @@ bench-full: $(VENV)/.test ## All benchmarks, long; NAME=... keeps them in benchm
 	$(BIN)/python -m benchmarks --full $(if $(NAME),--write $(NAME))
 
 clean: ## Remove the environment and caches (not your runs)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(ONNX_VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -11,6 +11,8 @@ with their output, parameters and multiply-accumulates for one image, without bu
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -99,6 +101,9 @@ def _map_sizes(model: ImageModel, input_size: tuple[int, int, int]) -> dict[str,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # characters that its encoding lacks are escaped
+            stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser("python -m msconv_jax", description="What the library knows of its networks.")
     commands = parser.add_subparsers(dest="command", required=True)
     of_list = commands.add_parser("list", help="the registered networks")

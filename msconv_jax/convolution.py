@@ -23,8 +23,10 @@ from jax.typing import ArrayLike, DTypeLike
 from msconv_jax import lowering as lowering_room
 from msconv_jax.channels import take_channels
 from msconv_jax.cost_model import COST_MODELS, Site
+from msconv_jax.dtypes import compute_dtype, wide_dtype
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.lowering import Lowering
+from msconv_jax.meshes import sharded_like
 from msconv_jax.plan import LayerKey, Plan, Step, blocks_read, layer_steps, step_extent
 from msconv_jax.xla_convolution import Pads, xla_convolution
 
@@ -260,14 +262,6 @@ def base_pads(padding: Padding, spatial: Sequence[int], extent: Sequence[int], s
     return tuple(pads)
 
 
-def compute_dtype(x: jax.Array, *others: jax.Array) -> jnp.dtype:
-    """The dtype to compute in: half-precision input stays so, else the usual promotion."""
-    if x.dtype in (jnp.bfloat16, jnp.float16):
-        return x.dtype
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(x, *others)
-
-
 # --- execution ---
 
 
@@ -301,11 +295,15 @@ def _convolve(
     batch = x.shape[0] if isinstance(x.shape[0], int) else 8
     plan = lowering_room.choose_plan(lattice, lowering, backend, Site(batch, output, strides))
     settings = {"backend": backend, "precision": precision, "preferred_element_type": preferred_element_type}
-    results = []
-    for step in plan:
-        own = take_channels(x, step.inputs)
-        results.append(_WAYS[step.way](own, packed, lattice, step, strides, pads, output, settings))
-    return _assemble(results, plan)
+
+    def carried_out(x: jax.Array, packed: tuple[jax.Array, ...]) -> jax.Array:
+        results = []
+        for step in plan:
+            own = take_channels(x, step.inputs)
+            results.append(_WAYS[step.way](own, packed, lattice, step, strides, pads, output, settings))
+        return _assemble(results, plan)
+
+    return sharded_like(x, carried_out, x, packed)
 
 
 def _backend() -> str:
@@ -415,7 +413,7 @@ def _shift_step(x, packed, lattice, step, strides, pads, output, settings) -> ja
     tile_pads = _tile_pads(lattice, pads, extent, lattice.offset(extent))
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in tile_pads), (0, 0, 0)])
     # Many small terms: a half-precision sum would lose what a convolution's accumulator keeps.
-    wide = jnp.promote_types(settings["preferred_element_type"] or x.dtype, jnp.float32)
+    wide = wide_dtype(settings["preferred_element_type"] or x.dtype)
     total = None
     for tap in np.ndindex(*kernel_size):
         first = [t * d for t, d in zip(tap, dilation, strict=True)]
@@ -430,7 +428,7 @@ def _shift_step(x, packed, lattice, step, strides, pads, output, settings) -> ja
 def _scatter_step(x, packed, lattice, step, strides, pads, output, settings) -> jax.Array:
     """The step as one product with the weights of all taps, whose results are shifted and added."""
     # The products of single taps are rounded, other than a convolution's: half precision needs float32 for them.
-    wide = jnp.promote_types(settings["preferred_element_type"] or x.dtype, jnp.float32)
+    wide = wide_dtype(settings["preferred_element_type"] or x.dtype)
     parts = layer_steps(step)
     kernels = [_layer_kernel(packed, lattice, part, part.layers[0]) for part in parts]
     columns = [jnp.moveaxis(kernel, -2, 0).reshape(x.shape[-1], -1) for kernel in kernels]  # (inputs, taps * outputs)
@@ -516,7 +514,7 @@ def _assemble(results: list[jax.Array], plan: Plan) -> jax.Array:
     for terms in scheme.sums:
         arrays = [take_channels(results[step], positions) for step, positions in terms]
         if len(arrays) > 1:  # added in float32: half precision is rounded once more, not once per term
-            wide = jnp.promote_types(dtype, jnp.float32)
+            wide = wide_dtype(dtype)
             arrays = [functools.reduce(operator.add, (a.astype(wide) for a in arrays)).astype(dtype)]
         sums += arrays
     y = sums[0] if len(sums) == 1 else jnp.concatenate(sums, axis=-1)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from msconv_jax.arguments import check_module, explains_arguments
 from msconv_jax.convolution import planning_for
+from msconv_jax.onnx_graph import Graph
+from msconv_jax.onnx_operations import add_program
 from msconv_jax.whole_files import written_whole
 
 __all__ = ["PLATFORMS", "export_onnx", "export_stablehlo"]
@@ -81,10 +85,11 @@ def export_onnx(
     input_size: Sequence[int],
     batch_size: int | None = None,
 ) -> None:
-    """Exports a module's evaluation mode, weights included, as ONNX, by the package jax2onnx.
+    """Exports a module's evaluation mode, weights included, as ONNX (operators of version 19).
 
-    jax2onnx asks for versions of JAX's libraries of its own, so give it an environment of its own:
-    ``pip install msconv_jax jax2onnx``. The network takes float32 images (N, H, W, C), as here.
+    The network in the file takes float32 images (N, H, W, C), as here, under the name "images", and gives "output", or
+    "output_0", "output_1" and so on. Convolutions with all their forms, normalisation, pooling, resizing and dense
+    layers can be written, but no loops, as pixel-adaptive convolution has.
 
     Args:
         model: the network, or any module that is called with one array; it is left as it is.
@@ -93,25 +98,25 @@ def export_onnx(
         batch_size: number of images; None leaves it open.
 
     Raises:
-        ValueError: if an argument is out of its range, or the model has no values.
-        ImportError: if jax2onnx is missing.
+        ValueError: if an argument is out of its range, the model has no values, or uses what cannot be written.
+        ImportError: if the package onnx is missing: ``pip install 'msconv_jax[onnx]'``.
 
     Example:
         >>> export_onnx(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)), "conv.onnx", input_size=(32, 32))
         Traceback (most recent call last):
         ValueError: input_size=(32, 32): must be height, width and channels, each at least 1, as (224, 224, 3)
     """
-    shape = (batch_size or "batch", *_checked(input_size, batch_size))
-    function = _evaluated(model)
-    try:
-        from jax2onnx import to_onnx  # type: ignore[import-not-found]  # installed where it is wanted
-    except ImportError as error:
-        raise ImportError(
-            "export_onnx needs the package jax2onnx: pip install jax2onnx, in an environment of its own, because it "
-            "asks for certain versions of JAX's libraries"
-        ) from error
-    with planning_for("onnx"), written_whole(file) as path:
-        to_onnx(function, [shape], return_mode="file", output_path=str(path))
+    size, function = _checked(input_size, batch_size), _evaluated(model)
+    if importlib.util.find_spec("onnx") is None:
+        raise ImportError("export_onnx needs the package onnx: pip install 'msconv_jax[onnx]'")
+    batch = jax.export.symbolic_shape("batch")[0] if batch_size is None else batch_size
+    images = jax.ShapeDtypeStruct((batch, *size), jnp.float32)
+    with planning_for("onnx"):
+        program = jax.make_jaxpr(function)(images)
+    graph = Graph(images.shape, np.dtype(images.dtype))
+    outputs = add_program(graph, program, [graph.input])
+    with written_whole(file) as path:
+        path.write_bytes(graph.model(outputs, type(model).__name__).SerializeToString())
 
 
 def _checked(input_size: Sequence[int], batch_size: int | None) -> tuple[int, ...]:

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from msconv_jax.dtypes import common_dtype
+
 
 def per_axis(name: str, values: int | Sequence[int] | None, ndim: int | None = None) -> tuple[int, ...]:
     """`values` as a tuple of positive ints, one per spatial axis.
@@ -374,7 +376,7 @@ class KernelLattice:
                 f"kernels have the shapes {_short(shapes)}: expected {_short([b.shape for b in self.banks])} "
                 f"(packed) or {_short(tile_shapes)} (one per tile)."
             )
-        dtype = jnp.result_type(*arrays)
+        dtype = common_dtype(*arrays)
         packed = []
         for bank in self.banks:
             places = self.bank_places(bank)
@@ -388,7 +390,7 @@ class KernelLattice:
                 own = [outputs[n] for n in mine]
                 place = places[self.row_of_output[own], tile.inputs].T
                 column = np.array([columns[output] for output in own])
-                array = array.at[..., place, column].set(kernel[..., np.array(mine)])
+                array = array.at[..., place, column].set(kernel[..., np.array(mine)].astype(dtype))
             packed.append(array)
         return tuple(packed)
 
@@ -404,7 +406,7 @@ class KernelLattice:
             ``extent - base_extent`` more after than the base kernel, equals the lattice's.
         """
         arrays = self.pack(kernels)
-        dense = jnp.zeros((*self.extent, self.in_features, self.out_features), jnp.result_type(*arrays))
+        dense = jnp.zeros((*self.extent, self.in_features, self.out_features), common_dtype(*arrays))
         dilations = self.dilations
         for bank, array in zip(self.banks, arrays, strict=True):
             outputs = np.array(bank.outputs)
@@ -513,7 +515,7 @@ class KernelLattice:
             )
             features = data["in_features"], data["out_features"]
             base_extent = data["base_extent"]
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"not the JSON of a lattice ({type(error).__name__}: {error}); expected the keys "
                 "in_features, out_features, base_extent and tiles, as KernelLattice.to_json writes them."

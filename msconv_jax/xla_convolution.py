@@ -26,6 +26,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+from msconv_jax.dtypes import wide_dtype
+
 Pads = tuple[tuple[int, int], ...]
 
 
@@ -61,7 +63,7 @@ def xla_convolution(
     pieces = list(itertools.product(*cuts))
     dtype = jnp.dtype(preferred_element_type or x.dtype)
     if len(pieces) > 1:  # added in float32: half precision is rounded once, as in a single convolution
-        x, kernel = (array.astype(jnp.promote_types(array.dtype, jnp.float32)) for array in (x, kernel))
+        x, kernel = (array.astype(wide_dtype(array.dtype)) for array in (x, kernel))
     result_dtype = dtype if len(pieces) == 1 else x.dtype
     results = []
     for piece in pieces:

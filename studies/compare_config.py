@@ -39,6 +39,7 @@ class CompareConfig(Settings):
     """
 
     file: ClassVar[str] = "compare.json"
+    changeable: ClassVar[tuple[str, ...]] = SearchConfig.changeable
 
     seeds: Seeds
     networks: Annotated[list[dict[str, Any]], pydantic.AfterValidator(_named)] = Field(

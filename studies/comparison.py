@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from msconv_jax.counting import count_parameters, layer_macs
 from train.config import read_config
 from train.data import Source, load_source
+from train.data.record import check_data
 from train.engine.results import read_arrays
 from train.errors import UserError
 from train.tasks.network import create_network
@@ -45,12 +46,14 @@ def read_row(title: str, folder: Path, seeds: Sequence[int], edges: Sequence[flo
     """Gathers what the finished trainings of a network left, in ``seed0/run`` and so on.
 
     Raises:
-        UserError: if one is not finished, or there are edges and the data do not say the scale of each image, or no
-            image has one between two of them.
+        UserError: if one is not finished or was trained on other data, or there are edges and the data do not say the
+            scale of each image, or no image has one between two of them.
     """
     runs = [folder / f"seed{seed}" / "run" for seed in seeds]
     config = read_config(runs[0])
     source = load_source(config)
+    for run in runs:
+        check_data(run, source)
     scales = scales_of_test(source) if edges else np.empty(0)
     found = [read_arrays(run) for run in runs]
     right = [arrays["predicted"] == arrays["labels"] for arrays in found]

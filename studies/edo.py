@@ -17,6 +17,7 @@ from studies.edo_config import SearchConfig
 from train.config import check_workdir, parse_command_line
 from train.config.network import check_network
 from train.engine.distributed import connect, define_flags, read_place
+from train.engine.folder import own
 from train.errors import UserError, program
 
 
@@ -36,4 +37,5 @@ def main(argv: list[str]) -> int:
         )
     from studies.search import search  # it takes seconds, for which an error of the command line does not wait
 
-    return search(config, workdir, command=f"{program('train.edo')} {shlex.join(argv[1:])}")
+    with own(workdir):
+        return search(config, workdir, command=f"{program('train.edo')} {shlex.join(argv[1:])}")

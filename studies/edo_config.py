@@ -27,6 +27,7 @@ class SearchConfig(Settings):
     """The settings of a search; `training` holds those of every training in it, for the plain network."""
 
     file: ClassVar[str] = "search.json"
+    changeable: ClassVar[tuple[str, ...]] = tuple(f"training.{name}" for name in Config.changeable)
 
     seeds: Seeds
     d_max: int = Field(ge=2, description="the largest dilation, a whole number of at least 2")

@@ -20,6 +20,7 @@ from train.engine.trained import load_best
 from train.errors import UserError
 from train.tasks import task_kind
 from train.tasks.network import create_network
+from train.untrusted import load_json
 
 Patterns = Mapping[str, Sequence[Sequence[int]]]
 
@@ -90,9 +91,9 @@ def select_patterns(config: SearchConfig, folder: Path) -> Patterns:
         patterns = edo.select(trained.network(), config.objective, config.per, config.axes, input_shape=shape)
         write_text(path, json.dumps(patterns) + "\n")
     try:
-        patterns = json.loads(path.read_text(encoding="utf-8"))
+        patterns = load_json(path.read_bytes())
         return {name: [[int(d) for d in dilations] for dilations in pattern] for name, pattern in patterns.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, OverflowError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged; remove it, and the dilations are selected anew") from error
 
 

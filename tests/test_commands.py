@@ -31,7 +31,7 @@ RUN_BY = {
         "tests/test_package.py::test_the_installed_programs_train_evaluate_and_predict"
     ),
     "pip install -e '.[export]'": "tests/test_package.py::test_extras",
-    "pip install -e . jax2onnx onnxruntime": "tests/test_exporting.py::test_onnx_gives_the_logits",  # where they are
+    "pip install -e '.[onnx]'": CI,  # in make test-onnx
     "pip install gcsfs": "another project's package, for buckets alone; paths in them are tests/train/test_tfds.py's",
     "python -m pytest": CI,  # in two parts, for make test and make test-slow
     ".venv/bin/python -m train.predict --workdir=runs/digits runs/digits/samples/7.png": "test_the_digits",

@@ -1,6 +1,5 @@
 """Exported networks: the same logits from a file alone, in a process that cannot import the library."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from flax import nnx
 
 import msconv_jax
-from msconv_jax import PSConv, PyConv, create_model, export_onnx, export_stablehlo
+from msconv_jax import PSConv, PyConv, create_model, export_stablehlo
 
 SIZE = (17, 23, 3)
 RUN = """
@@ -130,44 +129,6 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
         export_stablehlo(conv, file, input_size=(9, 9, 8))
     assert [path.name for path in tmp_path.iterdir()] == ["model.stablehlo"]
     assert file.read_text() == "old"
-
-
-# --- ONNX ---
-
-
-@pytest.mark.skipif(importlib.util.find_spec("jax2onnx") is not None, reason="jax2onnx is installed")
-def test_onnx_says_what_is_missing(tmp_path):
-    conv = PSConv(8, 8, (3, 3), rngs=rngs())
-    with pytest.raises(ImportError, match="pip install jax2onnx, in an environment of its own"):
-        export_onnx(conv, tmp_path / "x.onnx", input_size=(9, 9, 8))
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # jax2onnx reads Flax's variables in ways that Flax warns about
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("ps_resnet8", {}),
-        ("resnet18", {"layers": (1, 1)}),
-        ("resnext50_32x4d", {"layers": (1,)}),
-        ("res2net50_v1b", {"layers": (1, 1)}),
-        ("mobilenetv1", {"width_mult": 0.25}),
-    ],
-)
-def test_onnx_gives_the_logits(tmp_path, name, options):
-    pytest.importorskip("jax2onnx", reason="jax2onnx is not installed: it needs an environment of its own")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    model = create_model(name, num_classes=5, rngs=rngs(), **options)
-    file = tmp_path / "model.onnx"
-    export_onnx(model, file, input_size=SIZE)
-    session = runtime.InferenceSession(file)
-    model.eval()
-    for count in (1, 3):
-        images = np.asarray(jax.random.normal(jax.random.key(count), (count, *SIZE)))
-        expected = model(images)
-        (logits,) = session.run(None, {session.get_inputs()[0].name: images})
-        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_names_are_public():

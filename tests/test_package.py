@@ -184,5 +184,5 @@ def test_the_core_has_few_dependencies():
 
 def test_extras():
     extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"train", "test", "export", "gpu", "tpu", "prepare", "colab", "analysis"}
+    assert set(extras) == {"train", "test", "export", "onnx", "gpu", "tpu", "prepare", "colab", "analysis"}
     assert extras["gpu"] == ["jax[cuda13]>=0.10"]

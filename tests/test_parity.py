@@ -4,8 +4,11 @@ import json
 import pathlib
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from tests import parity
 
@@ -164,3 +167,61 @@ def test_a_missing_folder_fails(tmp_path):
 def test_networks_agree_with_the_public_ones(name):
     result = parity.check(SHARED / "models" / f"{name}.npz")
     assert result.passed, str(result)
+
+
+# --- grouped PSConv, whose three convolutions may all be undilated ---
+
+
+def grouped_fixture(path, groups, dilation, *, paper, hooked):
+    """As PSGConv2d is in the public code; with `hooked`, its mask is on the gradient as well."""
+    rng, parts, features = np.random.default_rng(0), 4, 4 * groups
+
+    def conv(x, weight, d, groups):
+        numbers = ("NCHW", "OIHW", "NCHW")
+        pads = ((d, d), (d, d))
+        return lax.conv_general_dilated(
+            x, weight, (2, 2), pads, rhs_dilation=(d, d), dimension_numbers=numbers, feature_group_count=groups,
+            precision="highest",
+        )  # fmt: skip
+
+    mask = np.zeros((features, parts, 3, 3), np.float32)
+    for group, part in np.ndindex(groups, parts):
+        mask[part + group * (parts if paper else groups), [part, (part + 2) % parts]] = 1
+    weights = {name: rng.normal(size=(features, 1, 3, 3)) for name in ("gwconv.weight", "gwconv_shift.weight")}
+    weights["conv.weight"] = rng.normal(size=mask.shape) * (1 - mask)
+    weights = {name: value.astype(np.float32) for name, value in weights.items()}
+    x = rng.normal(size=(2, features, 7, 6)).astype(np.float32)
+
+    def forward(weights, x):
+        swapped = x.reshape(2, groups, 2, 2, 7, 6)[:, :, ::-1].reshape(x.shape)
+        return (
+            conv(x, weights["gwconv.weight"], dilation, features)
+            + conv(swapped, weights["gwconv_shift.weight"], 2 * dilation, features)
+            + conv(x, weights["conv.weight"], 1, groups)
+        )
+
+    y, pullback = jax.vjp(forward, weights, jnp.asarray(x))
+    ct = rng.normal(size=y.shape).astype(np.float32)
+    grads, grad_x = pullback(jnp.asarray(ct))
+    if hooked:
+        grads["conv.weight"] *= 1 - mask
+    ctor = {"in_channels": features, "out_channels": features, "stride": 2, "dilation": dilation, "groups": groups}
+    meta = {"family": "PSGConv2d", "mode": "eval", "ctor": ctor | ({"paper_mask": True} if paper else {})}
+    arrays = {f"param:{name}": value for name, value in weights.items()}
+    arrays |= {f"grad:{name}": value for name, value in grads.items()}
+    np.savez(path, meta=np.array(json.dumps(meta)), x=x, y=y, ct=ct, grad_x=grad_x, **arrays)
+
+
+@pytest.mark.parametrize("dilation", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "groups", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)]
+)
+def test_gradients_of_grouped_psconv(tmp_path, groups, dilation):
+    (tmp_path / "ops").mkdir()
+    for paper in (False, True):
+        file = tmp_path / "ops" / f"psgconv2d_{paper}.npz"
+        grouped_fixture(file, groups, dilation, paper=paper, hooked=paper)
+        assert parity.check(file).passed, str(parity.check(file))
+    used = np.argwhere(np.load(file)["grad:conv.weight"])[0]
+    rewrite(file, lambda arrays: arrays["grad:conv.weight"].__setitem__(tuple(used), 10 * arrays["ct"].max()))
+    assert not parity.check(file).passed

@@ -1,19 +1,29 @@
 """Errors a user can mend, and the one place where they become a sentence and an exit status."""
 
+import contextlib
 import difflib
 import errno
+import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from absl import flags
+
+from train.untrusted import escaped, shortened
+
+_LONGEST = 4000  # characters of a message
 
 
 class UserError(Exception):
     """Something outside the code is wrong: a flag, a config value, a file, a full disk.
 
-    The message is one sentence for the user: the value, the rule it breaks and a way out.
+    The message is one sentence for the user: the value, the rule it breaks and a way out. It may quote files: what
+    acts on a terminal is escaped, and the middle of more than 4,000 characters is left out.
     """
+
+    def __init__(self, message: str):
+        super().__init__(shortened(escaped(message, keep="\n"), _LONGEST))
 
 
 def program(module: str) -> str:
@@ -96,7 +106,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror is not None:
-        place = f" ({error.filename})" if error.filename else ""
+        place = f" ({shortened(escaped(str(error.filename)), 1000)})" if error.filename else ""
         is_full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         is_locked = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
         advice = "; make room on the disk and give the same command again" if is_full else ""
@@ -105,12 +115,34 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def decorating(what: str) -> Iterator[None]:
+    """Turns an exception within the block into a note on stderr, for pictures of a run whose numbers are safe.
+
+    The note names the exception, which is a bug or a picture that cannot be drawn. Files are written after the block:
+    a full disk is an error here too.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = shortened(escaped(str(error)), 500)
+        print(f"note: {what} is missing, drawing it failed with {type(error).__name__}: {reason}", file=sys.stderr)
+
+
+def escape_unencodable() -> None:
+    """Makes stdout and stderr escape characters that their encoding lacks, such as Cyrillic ones of Latin-1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_program(main: Callable[[list[str]], int]) -> None:
     """Runs a program and ends the process with its exit status.
 
     An error that `explain` knows is printed as one sentence on stderr and gives status 1. Any other exception is a bug
-    and keeps its traceback.
+    and keeps its traceback. Both streams escape what their encoding lacks.
     """
+    escape_unencodable()
     try:
         status = main(sys.argv)
     except (UserError, OSError) as error:

@@ -14,7 +14,7 @@ Either takes another split by --split=validation or --split=train.
 """
 
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from absl import flags
 
@@ -25,6 +25,7 @@ from train.errors import UserError, define_path, parse_flags, required, run_prog
 def main(argv: list[str]) -> int:
     """Runs the program; see the top of this file."""
     values = flags.FlagValues()
+    given: Any = values
     define_path(values, "weights", "file of weights, or folder of a run; with --config")
     flags.DEFINE_enum("split", "test", get_args(Split), "the images to take", flag_values=values)
     if any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
         weights = Path(required(values, "weights", "resnet50.pth"))
         if not weights.exists():
             raise UserError(f"--weights={weights}: there is no such file; name a .pth or .safetensors file")
-        return _evaluate_weights(config, weights, values["split"].value or "test")
+        return _evaluate_weights(config, weights, given["split"].value)
     define_path(values, "workdir", "folder of the run")
     if arguments := parse_flags(values, argv, __doc__):
         raise UserError(f"unexpected argument {arguments[0]!r}; only --workdir is taken, or --config with --weights")
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--weights goes with --config; a run of --workdir has weights, its best checkpoint")
     workdir = Path(required(values, "workdir", "runs/digits"))
     read_config(workdir)
-    return _evaluate_run(workdir, values["split"].value or "test")
+    return _evaluate_run(workdir, given["split"].value)
 
 
 # What is imported within functions takes seconds, for which an error of the command line does not wait.
@@ -53,10 +54,10 @@ def _evaluate_run(workdir: Path, split: Split) -> int:
 
     from train.engine.checks import check_batch_size
     from train.engine.results import result_line, result_of
-    from train.engine.trained import load_best, score
+    from train.engine.trained import load_best, load_data, score
     from train.tasks import task_kind
 
-    trained = load_best(workdir, task_kind)
+    trained = load_best(workdir, task_kind, load_data(workdir, task_kind))
     check_batch_size(trained.config, len(trained.source.splits["train"]), jax.device_count())
     print(result_line(result_of(score(trained, split), trained.step), trained.task, split))
     return 0

@@ -7,21 +7,25 @@ template.
 import base64
 import io
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import matplotlib
 import numpy as np
 from jinja2 import Environment, StrictUndefined
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from train.config import write_text
 from train.data.opencv import cv2
 from train.task import Section
+from train.untrusted import escaped, shortened
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "opencv-python-headless")
+_MAX_SIDE = 2**14  # pixels of an enlarged image
 
 
 class Page(NamedTuple):
@@ -36,10 +40,12 @@ class Page(NamedTuple):
     config: Mapping[str, Any]  # the settings, flat
 
 
-def write_page(path: Path, page: Page) -> None:
-    """Writes the page of a run."""
+def page_html(page: Page) -> str:
+    """Gives the page of a run as HTML; texts are shown as they are, and what acts on a reader's page is escaped."""
     template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_visible
+    )
     environment.filters |= {"base64": lambda data: base64.b64encode(data).decode(), "repr": repr}
     speed = ""
     if page.speeds:
@@ -49,8 +55,17 @@ def write_page(path: Path, page: Page) -> None:
             f"evaluation; {min(speeds):,.0f} to {max(speeds):,.0f}); {np.median(waiting):.1%} of the time went into "
             "waiting for data."
         )
-    text = environment.from_string(template).render(page=page, speed=speed, versions=versions())
-    write_text(path, text + "\n")
+    return environment.from_string(template).render(page=page, speed=speed, versions=versions()) + "\n"
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Writes the page of a run."""
+    write_text(path, page_html(page))
+
+
+def _visible(value: Any) -> Any:
+    """Escapes what a page must not hold, such as characters that turn the direction of the text after them."""
+    return escaped(value, keep="\n") if isinstance(value, str) else value
 
 
 def versions() -> dict[str, str]:
@@ -66,11 +81,40 @@ def versions() -> dict[str, str]:
     return found
 
 
-def figure_png(figure: Figure) -> bytes:
-    """Gives a figure as the bytes of a PNG file."""
+def figure_png(size: tuple[float, float], draw: Callable[[Figure], None], dpi: int = 100) -> bytes:
+    """Gives a figure as the bytes of a PNG file.
+
+    Texts are drawn as they are: dollars begin no formula.
+
+    Args:
+        size: its width and height in inches.
+        draw: draws it.
+        dpi: pixels an inch.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
+
+
+def labels_of(names: Sequence[str], shown: Iterable[int]) -> tuple[list[str], str]:
+    """Gives short labels for a figure, of the names at the positions `shown`, and a text that explains them.
+
+    The label of a name with characters that the figure's font lacks is "number N", its position; the text has those
+    names, or is "".
+    """
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    labels, explained = [], []
+    for number in shown:
+        name = names[number]
+        if name.isprintable() and all(font.get_char_index(ord(c)) for c in name):
+            labels.append(shortened(name, 20))
+        else:
+            labels.append(f"number {number}")
+            explained.append(f"number {number} is {shortened(name)}")
+    return labels, f"In the picture {', '.join(explained)}." if explained else ""
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -80,9 +124,18 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """Makes every pixel a square, so that the shorter side has at least `side` pixels."""
-    factor = -(-side // min(image.shape[:2]))
-    return np.kron(image, np.ones((factor, factor, 1), np.uint8))
+    """Makes every pixel a square, so that the shorter side has at least `side` pixels, as `squares` allows."""
+    return squares(image, -(-side // min(image.shape[:2])))
+
+
+def squares(image: np.ndarray, factor: int) -> np.ndarray:
+    """Makes every pixel a square of `factor` pixels, or fewer if a side would have more than 16,384.
+
+    Of an image that is larger itself, rows and columns are left out evenly.
+    """
+    longer = max(image.shape[:2])
+    step, factor = -(-longer // _MAX_SIDE), max(1, min(factor, _MAX_SIDE // longer))
+    return np.kron(image[::step, ::step], np.ones((factor, factor, 1), np.uint8))
 
 
 def thumbnail(image: np.ndarray) -> bytes:

@@ -2,9 +2,10 @@
 
     python -m train.predict --workdir=runs/digits [--top=3] [--out=FOLDER] IMAGE ...
 
-prints a line an image. For a classification network the line names the most probable classes and their probabilities.
-For a segmentation network it names the classes that cover most of the image, and a picture with the classes in colours
-is written into --out, by default the folder "predictions" of the run.
+prints a line an image, and reads nothing of the data on which the network was trained. For a classification network
+the line names the most probable classes and their probabilities. For a segmentation network it names the classes that
+cover most of the image, and a picture with the classes in colours is written into --out, by default the folder
+"predictions" of the run.
 
 An image is turned into grey or colour as the network needs it, and cropped as in the evaluation. Where all images of
 the data set have one size, it is first resized to it, without regard to proportions, so it should show what the network
@@ -13,7 +14,6 @@ read; the others are predicted all the same.
 """
 
 import functools
-import re
 import sys
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from absl import flags
 
 from train.config import read_config
 from train.errors import UserError, define_path, expand_user, parse_flags, required, run_program
+from train.untrusted import escaped, file_name
 
 _MAX_BYTES = 2**26
 
@@ -47,14 +48,8 @@ def read_image(path: Path, channels: int) -> np.ndarray:
 
 
 def picture_name(path: Path, used: set[str]) -> str:
-    """Names the picture of an image, in at most 100 characters; a number sets it apart from the names `used` before."""
-    stem = name = re.sub(r"[^\w-]+", "_", path.stem)[:80]
-    number = 1
-    while name in used:
-        number += 1
-        name = f"{stem}_{number}"
-    used.add(name)
-    return f"{name}.png"
+    """Names the picture of an image as `file_name` does, other than the names `used` before."""
+    return f"{file_name(path.stem, used)}.png"
 
 
 def main(argv: list[str]) -> int:
@@ -95,12 +90,12 @@ def main(argv: list[str]) -> int:
             status = 1
             continue
         line, picture = task.show(image, task.predict_image(predict, image), top)
-        print(f"{path}: {line}")
+        print(f"{escaped(str(path))}: {line}")
         if picture is not None:
             out.mkdir(parents=True, exist_ok=True)
             target = out / picture_name(path, used)
             target.write_bytes(encode_png(picture))
-            print(f"  {target}")
+            print(f"  {escaped(str(target))}")
     return status
 
 

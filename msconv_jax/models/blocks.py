@@ -7,11 +7,12 @@ from flax import nnx
 
 from msconv_jax.models.layers import drop_path
 from msconv_jax.models.parts import Layer, Parts
+from msconv_jax.picklable import Picklable
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
 
 
-class ResidualBlock(nnx.Module):
+class ResidualBlock(Picklable):
     """The frame of a block: `act(shortcut(x) + drop_path(se(residual)))`.
 
     A block derives from it, builds the layers of its residual branch and ends its call with

@@ -12,6 +12,7 @@ from msconv_jax.models.layers import check_positive, max_pool
 from msconv_jax.models.parts import ConvShortcut, Layer, Parts
 from msconv_jax.models.res2net import Res2Bottleneck
 from msconv_jax.operators.res2net import LastSlice
+from msconv_jax.picklable import Picklable
 
 __all__ = ["Res2TreeBlock", "Root", "Tree"]
 
@@ -111,7 +112,7 @@ class Res2TreeBlock(Res2Bottleneck):
         return self.join(shortcut, branch)
 
 
-class Root(nnx.Module):
+class Root(Picklable):
     """Joins the maps of a tree: 1x1 convolution over all their channels, normalisation, activation.
 
     Args:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.arguments import explains_arguments
+from msconv_jax.dtypes import wide_dtype
 from msconv_jax.models.layers import check_positive, classifier
 
 __all__ = ["FeatureBackbone", "ImageModel"]
@@ -122,7 +122,7 @@ class ImageModel(nnx.Module):
         """
         if not self.global_pool:
             return maps
-        pooled = maps.mean(axis=(1, 2), dtype=jnp.promote_types(maps.dtype, jnp.float32))
+        pooled = maps.mean(axis=(1, 2), dtype=wide_dtype(maps.dtype))
         return pooled if self.fc is None or pre_logits else self.fc(pooled)
 
     def __call__(self, x: jax.Array) -> jax.Array:

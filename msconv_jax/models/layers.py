@@ -11,6 +11,8 @@ from flax import nnx
 from jax import lax
 
 from msconv_jax.arguments import check_positive
+from msconv_jax.dtypes import wide_dtype
+from msconv_jax.normalization import BatchNorm
 
 __all__ = [
     "PaddingRule",
@@ -51,7 +53,7 @@ def batch_norm(features: int, **kwargs: Any) -> nnx.BatchNorm:
         >>> norm.epsilon, norm.momentum
         (1e-05, 0.9)
     """
-    return nnx.BatchNorm(features, **{"momentum": 0.9, "epsilon": 1e-5, **kwargs})
+    return BatchNorm(features, **{"momentum": 0.9, "epsilon": 1e-5, **kwargs})
 
 
 def check_drop_path_rate(rate: float, name: str = "drop_path_rate") -> None:
@@ -106,7 +108,7 @@ def max_pool(
         pairs = lax.padtype_to_pads(x.shape[1:3], (window, window), (strides, strides), "SAME")
     else:
         pairs = padding
-    # Padded here, which XLA makes part of the pooling: jax2onnx takes a pooling's own pads for none.
+    # Padded here, which XLA makes part of the pooling.
     padded = jnp.pad(x, [(0, 0), *pairs, (0, 0)], constant_values=-jnp.inf)
     return nnx.max_pool(padded, window_shape=(window, window), strides=(strides, strides), padding="VALID")
 
@@ -131,7 +133,7 @@ def average_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
         starts = np.arange(0, size, strides)
         pairs.append((0, int(starts[-1]) + window - size))
         counts.append(np.minimum(starts + window, size) - starts)
-    wide = jnp.pad(x.astype(jnp.promote_types(x.dtype, jnp.float32)), [*pairs, (0, 0)])
+    wide = jnp.pad(x.astype(wide_dtype(x.dtype)), [*pairs, (0, 0)])
     means = nnx.avg_pool(wide, window_shape=(window, window), strides=(strides, strides), padding="VALID")
     return (means * jnp.asarray(window**2 / np.outer(*counts)[:, :, None], wide.dtype)).astype(x.dtype)
 

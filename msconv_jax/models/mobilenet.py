@@ -16,6 +16,7 @@ from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 from msconv_jax.models.res2net_dla import ConvNormAct
 from msconv_jax.models.resnet import check_conv_paths
+from msconv_jax.picklable import Picklable
 
 __all__ = [
     "V1_UNITS",
@@ -129,7 +130,7 @@ def _divisible_by_8(channels: float) -> int:
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
-class SeparableConv(nnx.Module):
+class SeparableConv(Picklable):
     """A depthwise 3x3 and a 1x1 convolution, each normalised and activated: the unit of MobileNetV1.
 
     Args:
@@ -162,7 +163,7 @@ class SeparableConv(nnx.Module):
         return self.act(self.bn2(self.conv2(x)))
 
 
-class InvertedResidual(nnx.Module):
+class InvertedResidual(Picklable):
     """1x1 to more channels, depthwise 3x3, 1x1 to fewer without activation; added to the input where shapes agree.
 
     Args:

@@ -289,11 +289,10 @@ def create_model(
         arguments["num_classes"] = num_classes
     if features_only:
         arguments["num_classes"] = 0
-    arguments["rngs"] = rngs
     try:
-        model = entry.builder(**arguments)
+        model = entry.builder(**arguments, rngs=rngs)
     except SYMPTOMS as error:
-        check_arguments(entry.builder, arguments, cause=error)
+        check_arguments(entry.builder, {**arguments, "rngs": rngs}, cause=error)
         raise
     check_arguments(entry.builder, arguments)  # what a builder only keeps fails when the model is called
     check_arguments(create_model, {"features_only": features_only})

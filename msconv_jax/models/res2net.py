@@ -11,11 +11,12 @@ from msconv_jax.models.layers import average_pool, check_positive
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.resnet import Stem
 from msconv_jax.operators.res2net import Kind, LastSlice, Res2Conv
+from msconv_jax.picklable import Picklable
 
 __all__ = ["DEEP_STEM", "AveragePoolShortcut", "DeepStem", "DeepStemConv", "Res2Bottleneck"]
 
 
-class DeepStemConv(nnx.Module):
+class DeepStemConv(Picklable):
     """Three 3x3 convolutions in the place of the 7x7, the first with the stride; normalised and activated in between.
 
     Args:

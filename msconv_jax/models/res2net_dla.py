@@ -15,11 +15,12 @@ from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, kaiming_normal
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
+from msconv_jax.picklable import Picklable
 
 __all__ = ["DLA", "ConvNormAct"]
 
 
-class ConvNormAct(nnx.Module):
+class ConvNormAct(Picklable):
     """Convolution, normalisation, activation.
 
     Args:

@@ -19,6 +19,7 @@ from msconv_jax.models.layers import (
     max_pool,
 )
 from msconv_jax.models.parts import ConvShortcut, Layer, Parts, shortened
+from msconv_jax.picklable import Picklable
 
 __all__ = [
     "CIFAR_STEM",
@@ -88,7 +89,7 @@ IMAGENET_STEM = Stem(kernel_size=7, strides=2, max_pool=True)
 CIFAR_STEM = Stem(kernel_size=3, strides=1, max_pool=False)
 
 
-class ResNet(ImageModel):
+class ResNet(Picklable, ImageModel):
     """Residual network: stem, stages of residual blocks, global average pooling, classifier.
 
     Stage s (from 0) has `layers[s]` blocks of `width * 2**s` planes. The attributes carry the names

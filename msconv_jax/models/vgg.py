@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.dtypes import wide_dtype
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, max_pool
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import Convs, check_conv_paths, check_stages, conv_of_each_stage
+from msconv_jax.picklable import Picklable
 from msconv_jax.vision.resize import adaptive_average_pool
 
 __all__ = ["CIFAR_VGG16", "UNNORMALISED_CIFAR_10", "VGG", "VGG16", "VGGClassifier", "VGGStage"]
@@ -22,7 +24,7 @@ __all__ = ["CIFAR_VGG16", "UNNORMALISED_CIFAR_10", "VGG", "VGG16", "VGGClassifie
 _LAST_WIDTH = 8  # times the first stage's: the fifth is as wide as the fourth
 
 
-class VGGStage(nnx.Module):
+class VGGStage(Picklable):
     """3x3 convolutions of stride 1, each with normalisation and activation.
 
     Args:
@@ -52,7 +54,7 @@ class VGGStage(nnx.Module):
         return x
 
 
-class VGGClassifier(nnx.Module):
+class VGGClassifier(Picklable):
     """Averages over bins x bins windows, then linear layers, all but the last activated.
 
     Pixels are flattened channel by channel, as published weights have it.
@@ -117,7 +119,7 @@ class VGGClassifier(nnx.Module):
 
     def __call__(self, maps: jax.Array) -> jax.Array:
         """Classifies maps (N, H, W, in_features) of any size: logits (N, num_classes)."""
-        maps = maps.astype(jnp.promote_types(maps.dtype, jnp.float32))
+        maps = maps.astype(wide_dtype(maps.dtype))
         pooled = adaptive_average_pool(maps, (self.bins, self.bins))
         x = pooled.transpose(0, 3, 1, 2).reshape(len(pooled), -1)
         for number, layer in enumerate(self.hidden):

@@ -25,8 +25,9 @@ from flax.typing import Initializer
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.convolution import Padding, base_pads, check_groups, check_padding, compute_dtype
+from msconv_jax.convolution import Padding, base_pads, check_groups, check_padding
 from msconv_jax.costs import Shape, Shapes, known_shape
+from msconv_jax.dtypes import compute_dtype, wide_dtype
 from msconv_jax.lattice import dilated_extent, per_axis
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
@@ -230,12 +231,14 @@ class ACConv(CompositeConv):
     def _mixed(self, terms: list[jax.Array]) -> jax.Array:
         """The weighted sum of the terms; that of half precision is rounded once."""
         dtype = terms[0].dtype
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = wide_dtype(dtype)
         if self.mix_logits is None:
             weights = [jnp.asarray(1 / len(terms), wide)] * len(terms)
         else:
             weights = list(jax.nn.softmax(self.mix_logits[...].astype(wide), axis=0))
-        products = [weight * term.astype(wide) for weight, term in zip(weights, terms, strict=True)]
+        # All axes are written out: the weights of channels or positions have fewer than the terms.
+        spread = [weight.reshape((1,) * (terms[0].ndim - weight.ndim) + weight.shape) for weight in weights]
+        products = [weight * term.astype(wide) for weight, term in zip(spread, terms, strict=True)]
         return functools.reduce(operator.add, products).astype(dtype)
 
     def _gated(self, local: jax.Array, g: jax.Array) -> jax.Array:
@@ -255,7 +258,7 @@ class ACConv(CompositeConv):
         dtype = self.dtype if self.dtype is not None else compute_dtype(x, kernel)
         x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=dtype)
         y = jnp.matmul(x, kernel, precision=self.precision)
-        return y if bias is None else y + bias
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
     def _point_padding(self) -> Padding:
         """What makes the 1 x 1 convolution read the place that the class's text says."""
@@ -389,7 +392,7 @@ class ACGraph(nnx.Module):
             for array in (inputs, self.u[...], self.v[...], self.w[...], zeta, xi)
         )
         y = ac_graph(x, u, v, w, zeta, xi, self.mix_logits[...], precision=self.precision)
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
     def macs(self, input_shapes: Shapes, output_shapes: Shapes) -> int:
         """Multiply-accumulates of one call: three products with the matrices, and two with the edge weights.
@@ -464,7 +467,7 @@ def ac_graph(
         return jnp.matmul(a, b, precision=precision)
 
     terms = product(x, u), product(zeta, product(x, v)), product(xi, product(x, w))
-    wide = jnp.promote_types(dtype, jnp.float32)  # a half-precision sum is rounded once
+    wide = wide_dtype(dtype)  # a half-precision sum is rounded once
     alpha, beta, gamma = jax.nn.softmax(mix_logits.astype(wide))
     own, local, everything = (term.astype(wide) for term in terms)
     return (alpha * own + beta * local + gamma * everything).astype(dtype)

@@ -27,7 +27,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from msconv_jax.convolution import Padding, Pads, base_pads, check_padding
+from msconv_jax.dtypes import common_dtype, wide_dtype
 from msconv_jax.lattice import dilated_extent, per_axis
+from msconv_jax.meshes import sharded_like
 
 Shape = tuple[int, ...]
 Ints = int | Sequence[int] | None
@@ -130,18 +132,26 @@ class AdaptingKernel:
 
     @classmethod
     def of(cls, options: AdaptingOptions, guide: MaybeArray, ndim: int) -> AdaptingKernel:
-        """Checks the options against the guide; without one, K is given and there is nothing to be known about it.
+        """Checks the options against the guide; without one, K is given and can only be normalised.
 
         Raises:
             TypeError: for an option that does not exist.
-            ValueError: for one that does not fit.
+            ValueError: for one that does not fit, such as a smoothing kernel without a guide.
         """
         unknown = set(options) - set(AdaptingOptions.__annotations__)
         if unknown:
             raise TypeError(f"unexpected keyword argument {sorted(unknown)[0]!r}")
         kind = KernelType.parse(options.get("kernel_type", "gaussian"))
+        normalize = bool(options.get("normalize_kernel", False))
         if guide is None:
-            return cls()
+            if options.get("smooth_kernel") is not None:
+                raise ValueError(
+                    "smooth_kernel, or a layer with smooth_kernel_type, together with a precomputed adapting kernel: "
+                    "smoothing changes the guide's features, which K no longer has. Give the guide in place of K, or "
+                    "smooth where K is made (pac_kernel, adapting_kernel) and leave smooth_kernel out here "
+                    "(smooth_kernel_type='none')."
+                )
+            return cls(normalize=normalize)
         channels, channel_wise, numbers = guide.shape[-1], bool(options.get("channel_wise", False)), []
         for name, default in (("inv_alpha", kind.alpha), ("inv_lambda", kind.power)):
             value = options.get(name)
@@ -159,7 +169,7 @@ class AdaptingKernel:
         if smooth is not None and (smooth.ndim != ndim or any(n % 2 == 0 for n in smooth.shape)):
             raise ValueError(f"smooth_kernel has shape {smooth.shape}: expected odd sizes along {ndim} spatial axes.")
         alpha, power = numbers
-        return cls(alpha, power, smooth, kind, channel_wise, bool(options.get("normalize_kernel", False)))
+        return cls(alpha, power, smooth, kind, channel_wise, normalize)
 
     def between(self, neighbour: jax.Array, centre: jax.Array) -> jax.Array:
         """K of features, (..., G) and (..., G), as (..., 1), or (..., G) if it is channel-wise; not normalised."""
@@ -171,13 +181,16 @@ class AdaptingKernel:
             q = q.sum(-1, keepdims=True)
         if self.alpha is None or self.power is None:  # an inverse kernel has both
             return jnp.exp(-0.5 * q)
-        return self.alpha + (q + 1e-4) ** (self.power / 2)
+        dtype = common_dtype(q, self.alpha, self.power)
+        ones = (1,) * (q.ndim - 1)  # both are scalars, or have one number for each channel
+        alpha, power = (number.astype(dtype).reshape((*ones, -1)) for number in (self.alpha, self.power))
+        return alpha + (q.astype(dtype) + 1e-4) ** (power / 2)
 
 
 def widened(array: ArrayLike) -> jax.Array:
     """In at least float32, as all that K is made of: it depends on differences."""
     array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(wide_dtype(array.dtype))
 
 
 # --- geometry ---
@@ -349,7 +362,8 @@ class Operands(NamedTuple):
     x: jax.Array  # (n, *signal, C)
     weights: MaybeArray = None  # (taps, C, O), or (taps,) for all channels alike; None for 1
     guide: MaybeArray = None  # (n, *guide's size, G)
-    adapting: MaybeArray = None  # K as kernel_of_taps gives it, with 1 or C channels, in place of a guide
+    adapting: MaybeArray = None  # K as kernel_of_taps gives it, with 1 or C channels, in place of a guide; it may
+    # still have to be normalised
     mask: MaybeArray = None  # (n, *signal, 1)
 
 
@@ -362,6 +376,13 @@ def weighted_sum(
 
     The divisor is (n, *output, 1 or C); `precision` is that of the products with the weights.
     """
+    computed = functools.partial(_weighted_sum, geometry=geometry, precision=precision)
+    return sharded_like(arrays.x, computed, arrays, form)
+
+
+def _weighted_sum(
+    arrays: Operands, form: AdaptingKernel, geometry: Geometry, precision: Any
+) -> tuple[jax.Array, MaybeArray]:
     guide, mask = arrays.guide, arrays.mask
     centre = None
     if guide is not None:
@@ -383,6 +404,12 @@ def kernel_of_taps(
     guide: jax.Array, mask: MaybeArray, form: AdaptingKernel, *, geometry: Geometry
 ) -> tuple[jax.Array, MaybeArray]:
     """K as (n, *output, taps, 1 or G), and what it was divided by, if it was; arrays as in :class:`Operands`."""
+    return sharded_like(guide, functools.partial(_kernel_of_taps, geometry=geometry), guide, mask, form)
+
+
+def _kernel_of_taps(
+    guide: jax.Array, mask: MaybeArray, form: AdaptingKernel, geometry: Geometry
+) -> tuple[jax.Array, MaybeArray]:
     centre, seen = _centre(guide, form.smooth, geometry), geometry.guide
     if mask is None and form.normalize:
         mask = jnp.ones((1, *geometry.signal, 1), jnp.float32)
@@ -395,7 +422,7 @@ def kernel_of_taps(
     def of_tap(offset: jax.Array) -> tuple[jax.Array, MaybeArray]:
         neighbour, *valid = (_stepped(_window(array, offset, spread), seen.strides) for array in padded)
         K = form.between(neighbour, centre)
-        return (K * valid[0], valid[0]) if valid else (K, None)
+        return (K * valid[0].astype(K.dtype), valid[0]) if valid else (K, None)
 
     offsets = jnp.asarray([[k * d for k, d in zip(tap, seen.dilation, strict=True)] for tap in seen.taps], jnp.int32)
     K, valid = lax.map(jax.checkpoint(of_tap, prevent_cse=False), offsets)
@@ -416,7 +443,7 @@ def _sum_over_taps(
     """
     x, weights, guide, adapting, mask = arrays
     layout = _layout(geometry)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     sources = [a if a is None else _split(a, layout.low, layout.sizes, layout.step) for a in (x, guide, mask)]
     origin = (0,) * len(layout.window)
     centres, kernels = (a if a is None else _split(a, origin, layout.window, layout.phases) for a in (centre, adapting))
@@ -429,7 +456,7 @@ def _sum_over_taps(
         if neighbour is not None:
             K = form.between(neighbour, centres[group.phase])  # type: ignore[index]
         if valid is not None:
-            K = valid if K is None else K * valid
+            K = valid if K is None else K * valid.astype(K.dtype)
         term = signal.astype(wide)
         term = term if K is None else term * K.astype(wide)
         if weight is not None and weight.ndim == 2:
@@ -455,7 +482,8 @@ def _sum_over_taps(
 
         if not totals:
             shapes = jax.eval_shape(term, jax.tree.map(lambda a: a[0], taps))
-            totals = [jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)] * math.prod(layout.phases)
+            # Zeros that vary over a shard_map's axes as the terms do, which a scan asks of what it carries.
+            totals = [jax.tree.map(jnp.zeros_like, shapes)] * math.prod(layout.phases)
         totals[group.phase], _ = lax.scan(step, totals[group.phase], taps)
     return jax.tree.map(lambda *parts: _join(parts, layout.phases, geometry.output), *totals)
 
@@ -513,7 +541,7 @@ def _share(total: jax.Array, g: Geometry) -> jax.Array:
         place = np.arange(output)[:, None] * stride + np.arange(K) * d - low
         inside = (place >= 0) & (place <= (n - 1) * apart) & (place % apart == 0)
         count = np.maximum(inside.sum(1), 1).astype(np.float32)
-        total = total / count.reshape((-1,) + (1,) * (len(g.size) - axis))
+        total = total / count.reshape((1,) * (axis + 1) + (-1,) + (1,) * (len(g.size) - axis))
     return total
 
 

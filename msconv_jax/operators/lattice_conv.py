@@ -12,8 +12,9 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.convolution import Padding, check_padding, compute_dtype, lattice_convolve
+from msconv_jax.convolution import Padding, check_padding, lattice_convolve
 from msconv_jax.costs import ConvCost
+from msconv_jax.dtypes import compute_dtype
 from msconv_jax.lattice import KernelLattice, per_axis
 from msconv_jax.lowering import Lowering, check_lowering
 

@@ -17,6 +17,10 @@ from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike
 
+from msconv_jax.dtypes import wide_dtype
+from msconv_jax.meshes import sharded_like
+from msconv_jax.normalization import BatchNorm
+
 Odd = Literal["ceil", "floor"]
 Maps = ArrayLike | tuple[ArrayLike | None, ArrayLike | None]
 OctArrays = jax.Array | tuple[jax.Array | None, jax.Array | None]
@@ -51,6 +55,13 @@ def oct_pool(x: jax.Array, ndim: int, odd: Odd = "ceil") -> jax.Array:
     size = halved_size(spatial, odd)
     if 0 in size and 0 not in spatial:
         raise ValueError(f"maps of size {spatial} have no pooled pixel with odd={odd!r}: take odd='ceil'.")
+    return sharded_like(x, lambda x: _mean_of_pairs(x, size), x)
+
+
+def _mean_of_pairs(x: jax.Array, size: Sequence[int]) -> jax.Array:
+    """The pooling to maps of this size."""
+    ndim = len(size)
+    spatial = x.shape[-ndim - 1 : -1]
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
     keep = [(0, 0, 0)] * (x.ndim - ndim - 1)  # the batch axes
     x = lax.pad(
@@ -60,11 +71,11 @@ def oct_pool(x: jax.Array, ndim: int, odd: Odd = "ceil") -> jax.Array:
     )
     # A sum over a reshaped array: XLA's windowed sums and their gradients are slow in half precision.
     x = x.reshape((*x.shape[: len(keep)], *(n for half in size for n in (half, 2)), x.shape[-1]))
-    total = x.sum(tuple(len(keep) + 2 * axis + 1 for axis in range(ndim)), dtype=jnp.promote_types(dtype, jnp.float32))
-    weights = np.ones((1,) * (ndim + 1))
+    total = x.sum(tuple(len(keep) + 2 * axis + 1 for axis in range(ndim)), dtype=wide_dtype(dtype))
+    weights = np.ones((1,) * total.ndim)
     for axis, (half, n) in enumerate(zip(size, spatial, strict=True)):
         of_axis = np.where(2 * np.arange(half) + 1 < n, 0.5, 1.0)  # 1 for a pixel alone
-        weights = weights * of_axis.reshape((1,) * axis + (-1,) + (1,) * (ndim - axis))
+        weights = weights * of_axis.reshape((-1,) + (1,) * (ndim - axis))
     return (total * jnp.asarray(weights, total.dtype)).astype(dtype)
 
 
@@ -186,8 +197,8 @@ class OctBatchNorm(nnx.Module):
         options = {"epsilon": 1e-5, "momentum": 0.9, **options}
         self.split = oct_channels(features, alpha)
         high, low = self.split
-        self.bn_h: nnx.BatchNorm | None = nnx.BatchNorm(high, rngs=rngs, **options) if high else nnx.data(None)
-        self.bn_l: nnx.BatchNorm | None = nnx.BatchNorm(low, rngs=rngs, **options) if low else nnx.data(None)
+        self.bn_h: nnx.BatchNorm | None = BatchNorm(high, rngs=rngs, **options) if high else nnx.data(None)
+        self.bn_l: nnx.BatchNorm | None = BatchNorm(low, rngs=rngs, **options) if low else nnx.data(None)
 
     def __call__(self, maps: Maps) -> OctArrays:
         """Normalises maps of the form that :class:`msconv_jax.OctConv` takes and gives.

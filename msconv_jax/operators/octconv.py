@@ -46,6 +46,7 @@ from msconv_jax.operators.octave import (
     oct_pool,
     oct_upsample,
 )
+from msconv_jax.picklable import Picklable
 
 Exchange = Literal["l2h", "h2l"]
 Down = Literal["avg", "stride"]
@@ -366,7 +367,7 @@ def octconv(
     return joined_maps(*_octave(parts, paths, ndim=len(kernel_size), strides=step, down=down, odd=odd))
 
 
-class OctConvNormAct(nnx.Module):
+class OctConvNormAct(Picklable):
     """Octave convolution, normalisation of each frequency, activation: the unit of the papers' networks.
 
     Args:

@@ -27,8 +27,9 @@ from flax import nnx
 from flax.typing import Initializer
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.convolution import Padding, check_padding, compute_dtype
+from msconv_jax.convolution import Padding, check_padding
 from msconv_jax.costs import Shapes, known_shape
+from msconv_jax.dtypes import compute_dtype
 from msconv_jax.lattice import per_axis
 from msconv_jax.operators import adapting
 from msconv_jax.operators.adapting import Geometry, KernelType, smoothing_kernel
@@ -211,7 +212,8 @@ class _PACBase(_Adapting, CompositeConv):
         Args:
             inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
             guide: ``(*batch, *spatial, guide channels)``, for the transposed operator of the output's size.
-            kernel: K from :meth:`adapting_kernel` or another layer's, in place of the guide and the mask.
+            kernel: K from :meth:`adapting_kernel` or another layer's, in place of the guide and the mask. With
+                `normalize_kernel` it is normalised, unless it is already; a layer that smooths refuses it.
             mask: ``(*batch, *spatial)`` or with one channel: where the inputs are valid.
             out_sharding: as in ``nnx.Conv``, must be None.
 

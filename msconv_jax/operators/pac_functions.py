@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.convolution import Padding, compute_dtype
+from msconv_jax.convolution import Padding
+from msconv_jax.dtypes import compute_dtype, wide_dtype
 from msconv_jax.operators import adapting
 from msconv_jax.operators.adapting import AdaptingKernel, AdaptingOptions, Geometry
 from msconv_jax.operators.lattice_conv import check_kernel_size
@@ -93,7 +94,9 @@ def pac_convolve(
         strides: pixels between outputs, one int or one per spatial axis.
         padding: "SAME", "SAME_LOWER", "VALID", an int, or for each axis an int or a pair, of signal and guide.
         kernel_dilation: pixels between taps.
-        adapting_kernel: K from :func:`pac_kernel`, in place of `guide`, the `mask` and the `options`.
+        adapting_kernel: K from :func:`pac_kernel`, in place of `guide` and `mask`. With `normalize_kernel` it is
+            divided by its sum over the taps in the image, which changes nothing if it is normalised already. A
+            `smooth_kernel` is refused, and the kernel's type and its numbers mean nothing here.
         mask: ``(*batch, *spatial)`` or with one channel: where `x` is valid, 1 or True. Invalid taps are left out, and
             the rest is divided by the share of valid taps among those in the image, or, with `normalize_kernel`,
             by their sum of K.
@@ -191,7 +194,7 @@ def pac_pool(
 
     The arguments are those of :func:`pac_convolve`, with odd taps per spatial axis as `kernel_size`. With
     `channel_wise` the `guide` has as many channels as `x`, and its channel c makes the K of channel c; an
-    `adapting_kernel` has one channel or as many as `x`.
+    `adapting_kernel` has one channel or, and with `channel_wise` always, as many as `x`.
 
     Returns:
         ``(*batch, *output_spatial, features)``; with a `mask` also the output's mask, which has one channel for each
@@ -280,10 +283,15 @@ def _apply(
                 f"the adapting kernel has shape {K.shape}: expected {expected} and one channel"
                 + ("." if kernel is not None else f", or {channels} of them.")
             )
+        if options.get("channel_wise", False) and K.shape[-1] != (channels if kernel is None else 1):
+            raise ValueError(
+                f"channel_wise=True with an adapting kernel of shape {K.shape}: expected one K for each of the "
+                f"signal's {channels} channels; make K with channel_wise=True, or leave channel_wise out."
+            )
     form = AdaptingKernel.of(options, guide, ndim)
     dtype = compute_dtype(x) if kernel is None else compute_dtype(x, kernel)
     if not jnp.issubdtype(dtype, jnp.inexact):  # whole numbers, pooled
-        dtype = jnp.promote_types(dtype, jnp.float32)
+        dtype = wide_dtype(dtype)
     if precision is None and dtype == jnp.float32 and jax.config.jax_default_matmul_precision is None:  # type: ignore[attr-defined]
         precision = lax.Precision.HIGHEST
     weights = None

@@ -24,20 +24,23 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from msconv_jax.convolution import base_pads, compute_dtype, convolve
+from msconv_jax.convolution import base_pads, convolve
 from msconv_jax.costs import Shape, call_macs
+from msconv_jax.dtypes import compute_dtype
 from msconv_jax.lattice import dilated_extent, per_axis
+from msconv_jax.normalization import BatchNorm
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions
+from msconv_jax.picklable import Picklable
 
 Kind = Literal["normal", "stage"]
 LastSlice = Literal["pool", "conv"]
 
-_BATCH_NORM = functools.partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-5)  # PyTorch's defaults
+_BATCH_NORM = functools.partial(BatchNorm, momentum=0.9, epsilon=1e-5)  # PyTorch's defaults
 
 
-class Res2Conv(CompositeConv):
+class Res2Conv(Picklable, CompositeConv):
     """Res2Net's split convolution in ``nnx.Conv``'s place, with normalisation and activation inside.
 
     By default it is the part of the paper's block between its two 1x1 convolutions: each K_i is a convolution without

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from msconv_jax.convolution import ConvolveSettings, Padding, convolve
 from msconv_jax.costs import Shape
+from msconv_jax.normalization import BatchNorm
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions
@@ -187,7 +188,7 @@ class SISConv(CompositeConv):
         return 1 if self.kind == "basic" else self.steps  # two for the interactive kinds
 
     def _normalisation(self, features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-        return nnx.BatchNorm(features, momentum=0.9, epsilon=1e-5, param_dtype=self.param_dtype, rngs=rngs)
+        return BatchNorm(features, momentum=0.9, epsilon=1e-5, param_dtype=self.param_dtype, rngs=rngs)
 
 
 def sisconv(

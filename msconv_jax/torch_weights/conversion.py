@@ -18,9 +18,11 @@ import numpy as np
 from flax import nnx
 
 from msconv_jax.arguments import check_module, explains_arguments
+from msconv_jax.torch_weights.records import plain
 
 Arrays = Mapping[str, Any]
 Shape = tuple[int, ...]
+_MOST_SHOWN = 20  # problems of a kind in a message
 
 
 def _no_problems(tensors: Arrays) -> list[str]:
@@ -160,7 +162,8 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
         The module.
 
     Raises:
-        ValueError: naming all tensors that are missing, unexpected or of another shape; the module is then unchanged.
+        ValueError: naming tensors that are missing, unexpected or of another shape, at most 20 of each; the module is
+            then unchanged.
 
     Example:
         >>> import numpy as np
@@ -176,20 +179,24 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
     conversion = conversion_of(module, given)
     kept = () if strict else _unfit_classifier(module, conversion, given)
     given |= {name: np.zeros(conversion.shapes[name], np.float32) for name in kept}
-    problems = [f"missing: {name} {shape}" for name, shape in conversion.shapes.items() if name not in given]
+    kinds = [[f"missing: {name} {shape}" for name, shape in conversion.shapes.items() if name not in given]]
     if strict:
-        problems += [
-            f"unexpected: {name} {value.shape}" for name, value in given.items() if name not in conversion.shapes
+        unexpected = [name for name in given if name not in conversion.shapes]
+        kinds.append([f"unexpected: {plain(name)} {given[name].shape}" for name in unexpected])
+    kinds.append(
+        [
+            f"wrong shape: {name} is {given[name].shape}, expected {shape}"
+            for name, shape in conversion.shapes.items()
+            if name in given and given[name].shape != tuple(shape)
         ]
-    problems += [
-        f"wrong shape: {name} is {given[name].shape}, expected {shape}"
-        for name, shape in conversion.shapes.items()
-        if name in given and given[name].shape != tuple(shape)
-    ]
-    problems = problems or conversion.check({name: given[name] for name in conversion.shapes})
-    if problems:
+    )
+    if not any(kinds):
+        kinds = [conversion.check({name: given[name] for name in conversion.shapes})]
+    if any(kinds):
+        lines = [line for problems in kinds for line in _first(problems)]
         raise ValueError(
-            f"the weights do not fit {type(module).__name__} ({len(problems)} problems):\n  " + "\n  ".join(problems)
+            f"the weights do not fit {type(module).__name__} ({sum(map(len, kinds))} problems):\n  "
+            + "\n  ".join(lines)
         )
     values = conversion.convert({name: given[name] for name in conversion.shapes})
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))
@@ -202,6 +209,12 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
         variable[...] = jnp.asarray(values[name], variable.dtype)
     nnx.update(module, state)
     return module
+
+
+def _first(problems: list[str]) -> list[str]:
+    """The first problems of a kind, and the number of the others."""
+    more = len(problems) - _MOST_SHOWN
+    return [*problems[:_MOST_SHOWN], f"... and {more} more like this"] if more > 0 else problems
 
 
 def _unfit_classifier(module: nnx.Module, conversion: Conversion, given: Arrays) -> tuple[str, ...]:

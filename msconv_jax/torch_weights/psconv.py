@@ -34,7 +34,7 @@ def psconv(module: PSConv) -> tuple[Conversion, ...]:
         shapes |= {f"{name}.bias": (outputs,) for name in _NAMES}
 
     def convert(tensors: Arrays) -> dict[str, Any]:
-        values = {"kernel": psconv_kernel(tensors, groups, t)}
+        values = {"kernel": psconv_kernel(tensors, groups, t, official=module.overlap_kernel is not None)}
         if module.overlap_kernel is not None:
             values["overlap_kernel"] = hwio(tensors["conv.weight"]) * module.official_overlap()
         if module.use_bias:  # the public code adds three; one holds their sum
@@ -42,23 +42,33 @@ def psconv(module: PSConv) -> tuple[Conversion, ...]:
         return values
 
     def check(tensors: Arrays) -> list[str]:
-        if module.overlap_kernel is not None:
-            return []
-        served = np.kron(official_blocks(groups, t)[0], np.ones((outputs // groups // t, fan_in // t), bool))
-        extra = np.asarray(tensors["conv.weight"])[served]
+        served, zeroed = official_blocks(groups, t)
+        dropped = served if module.overlap_kernel is None else zeroed
+        extra = np.asarray(tensors["conv.weight"])[
+            np.kron(dropped, np.ones((outputs // groups // t, fan_in // t), bool))
+        ]
         if not extra.any():
             return []
+        count = f"conv.weight: {np.count_nonzero(extra)} of {extra.size} weights"
+        if module.overlap_kernel is None:
+            return [
+                f"{count} beside the dilated ones are not zero, a slip of the public code that the paper does not "
+                "have; build the PSConv with official_compat=True to keep them"
+            ]
         return [
-            f"conv.weight: {np.count_nonzero(extra)} of {extra.size} weights beside the dilated ones are not zero, a "
-            "slip of the public code that the paper does not have; build the PSConv with official_compat=True to keep "
-            "them"
+            f"{count} that the public constructor sets to zero are not zero, and official_compat=True has no kernel "
+            "for them; set them to zero if they are not to be kept"
         ]
 
     return Conversion(shapes, convert, check), plain_weights(module)
 
 
-def psconv_kernel(tensors: Arrays, groups: int, parts: int) -> Any:
-    """The one HWIO kernel of PSConv2d's three weights; what the constructor zeroes or should zero is left out."""
+def psconv_kernel(tensors: Arrays, groups: int, parts: int, *, official: bool = False) -> Any:
+    """The one HWIO kernel of PSConv2d's three weights; the dense kernel beside the dilated ones is left out.
+
+    With `official`, what the public constructor zeroes by its slip is left out too: for an odd number of groups it
+    hits blocks that only the dense kernel serves.
+    """
     diagonal, swapped, dense = (jnp.asarray(tensors[f"{name}.weight"]) for name in _NAMES)
     outputs, fan_in = dense.shape[0] // (parts * groups), dense.shape[1] // parts  # of a part
     _, zeroed = official_blocks(groups, parts)
@@ -66,7 +76,9 @@ def psconv_kernel(tensors: Arrays, groups: int, parts: int) -> Any:
     for block in range(groups * parts):
         rows, p = slice(block * outputs, (block + 1) * outputs), block % parts
         of_part = [
-            jnp.zeros_like(dense[rows, :fan_in]) if zeroed[block, q] else dense[rows, q * fan_in : (q + 1) * fan_in]
+            jnp.zeros_like(dense[rows, :fan_in])
+            if official and zeroed[block, q]
+            else dense[rows, q * fan_in : (q + 1) * fan_in]
             for q in range(parts)
         ]
         of_part[p], of_part[(p + parts // 2) % parts] = diagonal[rows], swapped[rows]

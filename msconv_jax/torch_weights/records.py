@@ -54,6 +54,11 @@ def shown(text: str) -> str:
     return ascii(text if len(text) <= 80 else text[:80] + "...")
 
 
+def plain(name: str) -> str:
+    """A name from a file for a message: as it is, or as :func:`shown` if it is long or acts on a terminal."""
+    return name if name.isprintable() and len(name) <= 80 else shown(name)
+
+
 class WeightFile(io.BufferedReader):
     """A file of known size that is read in bounded parts.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from msconv_jax.dtypes import wide_dtype
+
 __all__ = ["segmentation_cross_entropy"]
 
 
@@ -48,7 +50,7 @@ def segmentation_cross_entropy(
     is_ignored = labels == ignore_label
     is_class = (labels >= 0) & (labels < classes)
     index = jnp.where(is_class & ~is_ignored, labels, 0).astype(jnp.int32)  # a gather would clamp the others
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    log_probabilities = jax.nn.log_softmax(logits.astype(wide_dtype(logits.dtype)))
     losses = -jnp.take_along_axis(log_probabilities, index[..., None], axis=-1)[..., 0]
     losses = jnp.where(is_ignored, 0.0, jnp.where(is_class, losses, jnp.nan))
     return losses, (~is_ignored).astype(losses.dtype)

@@ -1,4 +1,4 @@
-"""Splits that batches do not divide, on several processes: every image once, in order, and the padding weighs nothing."""
+"""Splits that batches do not divide, on several processes: every image once, in order, and no padding counts."""
 
 import numpy as np
 import pytest

@@ -268,6 +268,26 @@ def test_pooling_is_the_definition(channel_wise, normalize):
     close(again, y)
 
 
+def test_a_given_kernel_is_normalised():
+    x, guide = normal((2, 6, 5, 3), 0), normal((2, 6, 5, 2), 1, 0.7)
+    conv, pool = PACConv(3, 2, (3, 3), 2, normalize_kernel=True, **drawn()), PACPool((3, 3), normalize_kernel=True)
+    for layer, strides in ((conv, (2, 2)), (pool, (1, 1))):
+        K = naive_kernel(
+            guide,
+            (3, 3),
+            strides,
+            (0, 1) if strides == (2, 2) else (1, 1),
+            (1, 1),
+            layer(x, guide).shape[1:3],
+            gaussian,
+        )
+        for given in (5 * K, layer.adapting_kernel(guide)) if layer is conv else (5 * K,):
+            close(layer(x, kernel=given), layer(x, guide))
+    up = PACConvTranspose(3, 3, (3, 3), 2, normalize_kernel=True, **drawn())
+    plain = pac_kernel(normal((2, 12, 10, 2), 2), (3, 3), 2, transposed=True)
+    close(up(x, kernel=plain), up(x, normal((2, 12, 10, 2), 2)))
+
+
 # --- what the definition implies ---
 
 
@@ -549,6 +569,7 @@ def test_bad_inputs():
     conv = PACConv(2, 2, (3, 3), **drawn())
     up = PACConvTranspose(2, 2, (5, 5), 2, **drawn())
     pool = PACPool((3, 3), channel_wise=True)
+    smoothing, W = PACConv(2, 2, (3, 3), smooth_kernel_type="average_3", **drawn()), jnp.ones((3, 3, 2, 2))
     for call, message in (
         (lambda: conv(x, x[:, :5]), "guide has shape"),
         (lambda: conv(x, x[0]), "guide has shape"),
@@ -559,6 +580,9 @@ def test_bad_inputs():
         (lambda: conv(x, kernel=jnp.ones((1, 6, 6, 9, 2))), "one channel"),
         (lambda: conv(x, kernel=K, mask=x[..., 0]), "a mask with"),
         (lambda: conv(x, x, mask=x), "mask has shape"),
+        (lambda: pool(x, kernel=K), r"channel_wise=True with an adapting kernel of shape \(1, 6, 6, 9, 1\)"),
+        (lambda: smoothing(x, kernel=K), "smooth_kernel, or a layer with smooth_kernel_type"),
+        (lambda: pac_convolve(x, W, adapting_kernel=K, smooth_kernel=jnp.ones((3, 3))), "Give the guide in place"),
         (lambda: conv(x[..., :1], x), "2 channels"),
         (lambda: pool(x, jnp.ones((1, 6, 6, 3))), "3 guide channels"),
         (lambda: pac_convolve(x, jnp.ones((3, 3, 2, 2)), x, channel_wise=True), "only PACPool"),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from msconv_jax.models.registry import ModelEntry, register_model
@@ -22,6 +23,7 @@ from train.engine.mesh import create_mesh, replicate, state_shardings, to_device
 from train.engine.network import SplitModel, split_model, split_shapes
 from train.engine.optim import create_optimiser
 from train.engine.step import TrainState, create_state, create_train_step
+from train.errors import run_program
 from train.task import Batch, Task
 from train.tasks import Classification
 
@@ -248,3 +250,22 @@ def assert_same_arrays(left: dict[str, np.ndarray], right: dict[str, np.ndarray]
     assert len(left) > 15
     for name in left:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def assert_same_runs(workdir: Path, finished_run: Path) -> None:
+    """Compares what two runs have computed, bit by bit."""
+    assert_same_arrays(stored_arrays(workdir), stored_arrays(finished_run))
+    for name in ("metrics.jsonl", "result.json"):
+        assert (workdir / name).read_text() == (finished_run / name).read_text()
+
+
+def fail(main: Callable[[list[str]], int], monkeypatch: Any, capsys: Any, *arguments: str) -> tuple[str, str]:
+    """Runs a program that must end in one sentence, and gives its output and that sentence."""
+    monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ending:
+        run_program(main)
+    output, errors = capsys.readouterr()
+    assert ending.value.code == 1
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    return output, errors

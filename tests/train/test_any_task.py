@@ -13,7 +13,7 @@ from train.engine import loop
 from train.engine.checkpoint import intact_checkpoints
 from train.engine.loop import train
 from train.engine.results import read_arrays
-from train.engine.trained import load_best
+from train.engine.trained import load_best, load_data
 from train.task import Metric, Pixels, Section
 
 
@@ -140,7 +140,7 @@ def test_a_task_of_its_own_trains_goes_on_and_reports(tmp_path, monkeypatch, cap
     assert records[1]["train_loss"] < records[0]["train_loss"]
     first, second = (record["validation_error"] for record in records)
     assert first != second
-    best = load_best(whole, lambda _: Brightness)
+    best = load_best(whole, lambda _: Brightness, load_data(whole, lambda _: Brightness))
     assert best.step == (5 if first < second else 10)
     ends = [checkpoint.metrics for checkpoint in intact_checkpoints(whole / "checkpoints")[0] if checkpoint.metrics]
     assert {"error": second} in ends

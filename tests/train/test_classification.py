@@ -1,3 +1,5 @@
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -198,7 +200,7 @@ def test_without_mistakes_there_is_a_sentence():
 
 
 def test_many_classes_are_a_picture_without_names():
-    names = [f"class {n}" for n in range(200)]
+    names = [f"class {n}" for n in range(100)]
     confusion, _ = answers([0, 1, 2], [0, 2, 2], [0.1, 0.1, 0.1], classes=names).sections()
     few, _ = answers([0, 1, 2], [0, 2, 2], [0.1, 0.1, 0.1]).sections()
     shapes = [
@@ -207,6 +209,35 @@ def test_many_classes_are_a_picture_without_names():
     ]
     assert shapes == [(550, 600, 3), (700, 800, 3)]
     assert confusion.rows == [("class 1", "class 2", 1)]
+
+
+def test_of_very_many_classes_those_confused_most_are_shown():
+    """ImageNet-21k has 21,841 classes, whose matrix has 4 GB; memory is that of the samples."""
+    names = [f"class {n}" for n in range(21_841)]
+    labels = np.arange(0, 21_840, 7)
+    predicted = np.where(labels % 700 == 0, labels + 1, labels)
+    labels[1] = 0
+    predicted[:2] = 9
+    tracemalloc.start()
+    confusion, mistakes = answers(labels, predicted, np.ones(len(labels)), classes=names).sections()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**26
+    assert confusion.rows[:2] == [("class 0", "class 9", 2), ("class 700", "class 701", 1)]
+    assert len(confusion.rows) == 10
+    assert confusion.text == "There are 21,841 classes; the picture shows those that are confused most often."
+    assert confusion.pictures[0].caption == "confusion matrix of 30 classes; shares are of all images of a class"
+    assert len(mistakes.pictures) == 24
+    confusion, _ = answers(labels, labels, np.ones(len(labels)), classes=names).sections()
+    assert (confusion.text, confusion.pictures) == ("None.", [])
+
+
+def test_names_that_no_formula_or_font_takes_are_drawn():
+    names = ("$x_$", "a$", "\u732b" * 85, "\\frac{", "x" * 255, "\u202e", "\u05d0")
+    confusion, _ = answers([0, 1, 2, 3], [1, 2, 3, 0], np.ones(4), classes=names).sections()
+    image = cv2.imdecode(np.frombuffer(confusion.pictures[0].png, np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape == (700, 800, 3)
+    assert confusion.text.startswith("In the picture number 2 is ")
 
 
 @pytest.mark.parametrize("classes", [2, 4])

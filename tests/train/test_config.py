@@ -16,6 +16,7 @@ from train.config import (
     check_workdir,
     checked,
     flatten,
+    is_longer,
     merged,
     parse_command_line,
     read_config,
@@ -444,8 +445,16 @@ def test_a_config_comes_back_from_its_folder(tmp_path):
     check_workdir(tmp_path / "new", tiny())
 
 
+def claim(workdir, config):
+    """Makes the folder look as if something was trained there."""
+    write_config(workdir, config)
+    (workdir / "checkpoints" / "1").mkdir(parents=True)
+
+
 def test_a_folder_of_another_config_is_refused_with_the_differing_keys(tmp_path):
-    write_config(tmp_path, tiny())
+    write_config(tmp_path, tiny(seed=5))
+    check_workdir(tmp_path, tiny())  # nothing was trained there
+    claim(tmp_path, tiny())
     with pytest.raises(UserError) as caught:
         check_workdir(tmp_path, tiny({"model.kwargs": {"width": 4}}, seed=5))
     message = str(caught.value)
@@ -465,11 +474,22 @@ def test_whole_numbers_are_the_same_run_and_the_stored_text_is_too(tmp_path):
 def test_the_same_command_line_is_the_same_run(tmp_path):
     overrides = ("--config.model.conv_kwargs={'pattern': (1, 2)}", "--config.optimizer.momentum=0")
     overrides += ("--noconfig.optimizer.nesterov",)
-    write_config(tmp_path, parsed(*overrides))
+    claim(tmp_path, parsed(*overrides))
     check_workdir(tmp_path, parsed(*overrides))
     assert read_config(tmp_path) == parsed(*overrides)
     with pytest.raises(UserError, match=r"optimizer.momentum \(0.0 there, 0.9 now\)"):
         check_workdir(tmp_path, parsed(*overrides[:1], *overrides[2:]))
+
+
+def test_what_changes_no_result_may_change_and_a_run_may_become_longer(tmp_path):
+    claim(tmp_path, tiny(epochs=4))
+    harmless = {"data.threads": 7, "data.dir": "elsewhere", "data.strict_images": True}
+    check_workdir(tmp_path, tiny(harmless, epochs=4, checkpoint_every=3, profile=True))
+    check_workdir(tmp_path, tiny(epochs=5))
+    assert is_longer(tmp_path, tiny(epochs=5))
+    assert not is_longer(tmp_path, tiny(epochs=4))
+    with pytest.raises(UserError, match=r"differs in epochs \(4 there, 3 now\)"):
+        check_workdir(tmp_path, tiny(epochs=3))
 
 
 def test_kinds_of_configs_have_files_of_their_own(tmp_path):

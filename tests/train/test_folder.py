@@ -1,7 +1,12 @@
 """Folders of pictures, good and bad."""
 
+import contextlib
 import os
+import shutil
+import tempfile
+import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,7 +17,8 @@ from tests.train.helpers import tiny
 from tests.train.rows import data_config, evaluation_rows, training_rows
 from train.data import evaluation_batches, load_source, train_batches
 from train.data.images import decode
-from train.data.readers.files import printable
+from train.data.readers.division import divide, number_contents
+from train.data.readers.files import visible
 from train.engine.loop import train
 from train.errors import UserError
 from train.tasks import Classification
@@ -74,49 +80,193 @@ def test_the_config_names_the_splits(pictures):
         load(pictures, splits={**named, "test": "best"})
 
 
-def test_without_folders_of_splits_the_contents_decide(tmp_path):
-    folder = tmp_path / "all"
-    fill(folder, count=400)
-    source = load(folder)
-    sizes = {split: len(records) for split, records in source.splits.items()}
-    assert sum(sizes.values()) == 800
-    assert 55 < sizes["validation"] < 105
-    assert 55 < sizes["test"] < 105
-    for split in ("validation", "test"):
-        of_class = Counter(record.label for record in source.splits[split])
-        assert min(of_class.values()) > 20
+def counts_of(source):
+    """The number of pictures of each class by split."""
+    return {
+        split: [Counter(sample.label for sample in samples)[label] for label in range(len(source.classes))]
+        for split, samples in source.splits.items()
+    }
 
-    # Neither more pictures, nor other names, nor copies move a picture.
+
+def test_without_folders_of_splits_each_class_gives_a_tenth(tmp_path):
+    folder = tmp_path / "all"
+    sizes = [1, 2, 3, 4, 14, 15, 24, 25, 50]
+    for number, size in enumerate(sizes):
+        fill(folder, classes=(f"class {number}",), count=size, seed=number)
+    source = load(folder)
+    tenths = [0, 0, 1, 1, 1, 2, 2, 3, 5]
+    counts = counts_of(source)
+    assert counts["test"] == counts["validation"] == tenths
+    assert counts["train"] == [size - 2 * tenth for size, tenth in zip(sizes, tenths, strict=True)]
+    assert counts["train"][-1] == 40
+
+    # Neither other names, nor more classes, nor copies move a picture.
     where = {record.image: split for split, records in source.splits.items() for record in records}
     other = tmp_path / "more"
-    fill(other, count=400)
-    fill(other / "..", classes=("owl",), count=30, seed=9)
-    (tmp_path / "owl").rename(other / "aardvark")
-    for n in range(0, 400, 10):
-        (other / "cat" / f"{n:03}.jpg").rename(other / "cat" / f"renamed {n}.jpg")
-        (other / "cat" / f"copy {n}.jpg").write_bytes((other / "cat" / f"{n + 1:03}.jpg").read_bytes())
+    shutil.copytree(folder, other)
+    fill(other, classes=("aardvark",), count=30, seed=99)
+    for n in range(0, 50, 10):
+        file = other / "class 8" / f"{n:03}.jpg"
+        (other / "class 8" / f"copy {n}.jpg").write_bytes((other / "class 8" / f"{n + 1:03}.jpg").read_bytes())
+        file.rename(other / "class 8" / f"renamed {n}.jpg")
     again = load(other)
     found = {record.image: split for split, records in again.splits.items() for record in records}
     assert {image: found[image] for image in where} == where
-    assert sum(map(len, again.splits.values())) == 870
+    assert sum(map(len, again.splits.values())) == sum(sizes) + 30 + 5
     contents = [{record.image for record in records} for records in again.splits.values()]
     assert len(set.union(*contents)) == sum(map(len, contents))
+    assert "also in" not in again.report
+
+    # One more picture of a class moves at most two.
+    fill(tmp_path / "one", classes=("class 8",), count=1, seed=77)
+    shutil.copy(tmp_path / "one" / "class 8" / "000.jpg", folder / "class 8" / "new.jpg")
+    again = load(folder.rename(tmp_path / "again"))
+    found = {record.image: split for split, records in again.splits.items() for record in records}
+    assert sum(found[image] != split for image, split in where.items()) <= 2
+
+
+def test_shares_by_their_definition():
+    """Against every order of contents and sizes of classes: shares, copies and the number that moves."""
+    rng = np.random.default_rng(0)
+
+    def drawn(values):
+        contents = number_contents(b"".join(int(value).to_bytes(16, "big") for value in values))
+        chosen = divide(contents, np.zeros(len(values), int), [None] * len(values), [])
+        return dict(zip(values.tolist(), chosen, strict=True))
+
+    for size in (1, 2, 3, 4, 5, 9, 14, 15, 16, 24, 25, 33, 44, 45, 99, 100, 104, 105):
+        values = rng.permutation(10**6)[: size + 1]
+        before, after = drawn(values[:-1]), drawn(values)
+        tenth = 0 if size < 3 else max(1, int(size / 10 + 0.5))
+        ordered = sorted(before)
+        assert [value for value in ordered if before[value] == "test"] == ordered[:tenth]
+        assert [value for value in ordered if before[value] == "validation"] == ordered[size - tenth :]
+        moved = [{before[value], after[value]} for value in before if before[value] != after[value]]
+        assert len(moved) <= 2
+        assert all("train" in pair for pair in moved)
+
+
+def test_copies_in_several_classes_stand_in_one_split(tmp_path):
+    fill(tmp_path / "two", count=40)
+    for n in range(0, 40, 2):
+        shutil.copy(tmp_path / "two" / "cat" / f"{n:03}.jpg", tmp_path / "two" / "dog" / f"cat {n}.jpg")
+    source = load(tmp_path / "two")
+    contents = [{record.image for record in records} for records in source.splits.values()]
+    assert len(set.union(*contents)) == sum(map(len, contents)) == 80
+    assert counts_of(source)["test"] == counts_of(source)["validation"] == [4, 6]
+    assert "20 pictures are in several classes, cat/000.jpg and dog/cat 0.jpg for one." in source.report.splitlines()
+
+    # A class whose pictures are all in the other has its tenth, too.
+    shutil.rmtree(tmp_path / "two" / "dog")
+    (tmp_path / "two").rename(tmp_path / "same")
+    shutil.copytree(tmp_path / "same" / "cat", tmp_path / "same" / "dog")
+    assert counts_of(load(tmp_path / "same")) == {"train": [32, 32], "validation": [4, 4], "test": [4, 4]}
 
 
 def test_missing_splits_are_taken_from_the_others(tmp_path):
-    fill(tmp_path / "train", count=100)
+    fill(tmp_path / "train", classes=("cat",), count=50)
+    fill(tmp_path / "train", classes=("dog",), count=24)
     fill(tmp_path / "test", seed=1)
     source = load(tmp_path)
-    assert len(source.splits["test"]) == 24
-    assert 8 < len(source.splits["validation"]) < 40
-    assert len(source.splits["train"]) + len(source.splits["validation"]) == 200
+    assert counts_of(source) == {"train": [45, 22], "validation": [5, 2], "test": [12, 12]}
     assert "There is no folder for validation: a tenth" in source.report
 
     fill(tmp_path / "second" / "train")
     fill(tmp_path / "second" / "validation", seed=1)
     source = load(tmp_path / "second")
     assert [r.file for r in source.splits["test"]] == [r.file for r in source.splits["validation"]]
+    assert source.fingerprints["test"] == source.fingerprints["validation"] != source.fingerprints["train"]
     assert "the validation pictures are the test too" in source.report
+    assert "also in" not in source.report
+
+
+def test_copies_in_folders_of_splits_are_noted(pictures):
+    for n in range(3):
+        shutil.copy(pictures / "train" / "cat" / f"00{n}.jpg", pictures / "test" / "cat" / f"copy {n}\n.jpg")
+    shutil.copy(pictures / "train" / "cat" / "005.jpg", pictures / "val" / "dog" / "005.jpg")
+    lines = load(pictures).report.splitlines()
+    assert "3 pictures of test are also in train, train/cat/000.jpg and test/cat/copy 0\\n.jpg for one." in lines
+    assert "1 picture of validation is also in train, train/cat/005.jpg and val/dog/005.jpg for one." in lines
+    assert "1 picture is in several classes, train/cat/005.jpg and val/dog/005.jpg for one." in lines
+
+
+def test_unicode_spellings_of_a_class_are_one(tmp_path):
+    nfc = unicodedata.normalize("NFC", "café")
+    nfd = unicodedata.normalize("NFD", "café")
+    fill(tmp_path / "one" / "train", classes=(nfc, nfd, "tea"))
+    fill(tmp_path / "one" / "val", classes=(nfd, "tea"), seed=1)
+    fill(tmp_path / "one" / "test", classes=(nfc, "tea"), seed=2)
+    source = load(tmp_path / "one")
+    assert source.classes == (nfc, "tea")
+    assert counts_of(source) == {"train": [24, 12], "validation": [12, 12], "test": [12, 12]}
+    names = [Path(sample.file).parent.name for sample in source.splits["train"]]
+    assert names == 12 * [nfd] + 12 * [nfc] + 12 * ["tea"]  # as they are spelled on the disk
+    assert all(isinstance(sample.image, bytes) for sample in source.splits["train"])
+
+    fill(tmp_path / "two", classes=(nfc, "tea"), count=9)
+    fill(tmp_path / "two", classes=(nfd,), count=11, seed=1)
+    assert counts_of(load(tmp_path / "two"))["test"] == [2, 1]
+
+    (tmp_path / "one" / "train").rename(tmp_path / "one" / nfd)
+    assert load(tmp_path / "one", splits={"train": nfc}).classes == (nfc, "tea")
+
+
+def test_names_that_look_alike_stay_different_classes(tmp_path):
+    names = ["a\nb", r"a\nb", r"a\\nb", "a b", "a b ", " a b", r"a b\x20", "A B", "a\u200bb", r"a\b", "a\\", "a" * 255]
+    fill(tmp_path, classes=names, count=3)
+    source = load(tmp_path)
+    shown = [visible(name) for name in sorted(names)]
+    assert list(source.classes) == shown
+    assert len(set(shown)) == len(names)
+    assert {r"a\nb", r"a\\nb", r"a b\x20", r"\x20a b", r"a\b", r"a\u200bb"} <= set(shown)
+    assert all(name.isprintable() and name == name.strip() for name in shown)
+    assert [line for line in source.report.splitlines() if line.endswith(": 1, 1, 1")] == [
+        f"  {name}: 1, 1, 1" for name in shown
+    ]
+
+
+def test_fingerprints_change_with_the_pictures_alone(pictures, tmp_path):
+    before = load(pictures).fingerprints
+    assert len(set(before.values())) == 3
+    assert all(len(value) == 32 for value in before.values())
+    train = pictures.rename(tmp_path / "moved") / "train"
+    assert load(tmp_path / "moved", threads=5).fingerprints == before
+    seen = {before["train"]}
+
+    def assert_changed():
+        found = load(tmp_path / "moved").fingerprints
+        assert (found["validation"], found["test"]) == (before["validation"], before["test"])
+        assert found["train"] not in seen
+        seen.add(found["train"])
+
+    file = (train / "dog" / "003.jpg").rename(train / "dog" / "003 b.jpg")
+    assert_changed()
+    data = bytearray(file.read_bytes())
+    times = file.stat()
+    data[15] ^= 2  # the density of its dots; it is as large and as old
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert_changed()
+    file.unlink()
+    assert_changed()
+    (train / "dog" / "099.jpg").write_bytes(jpeg(99))
+    assert_changed()
+    (train / "dog" / "099.jpg").rename(train / "cat" / "099.jpg")
+    assert_changed()
+    (train / "dog").rename(train / "hound")
+    fill(train, classes=("dog",), count=1, seed=5)  # else none of validation and test are known
+    assert_changed()
+
+
+def test_the_current_folder(pictures, monkeypatch):
+    monkeypatch.chdir(pictures)
+    source = load(".")
+    assert source.splits["train"][12].image == (pictures / "train" / "dog" / "000.jpg").read_bytes()
+    monkeypatch.chdir(pictures / "train")
+    splits = {"train": ".", "validation": "../val/", "test": str(pictures / "test")}
+    source = load("./", splits=splits)
+    assert source.splits["validation"][12].image == (pictures / "val" / "dog" / "000.jpg").read_bytes()
+    assert source.splits["test"][12].image == (pictures / "test" / "dog" / "000.jpg").read_bytes()
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -227,11 +377,73 @@ def test_a_file_that_goes_bad_or_away_later_is_named(pictures):
         list(evaluation_batches(source, "validation", config, evaluation_rows(source)))
 
 
-def test_a_file_without_permission(pictures):
-    if os.geteuid() == 0:
-        pytest.skip("the superuser may read everything")
-    (pictures / "train" / "dog" / "003.jpg").chmod(0)
-    assert "train/dog/003.jpg: cannot be read: Permission denied" in load(pictures).report
+@contextlib.contextmanager
+def as_nobody():
+    """Gives up the superuser's rights, who may read everything, for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that everyone can find, unlike `tmp_path`."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_what_cannot_be_read_is_named(open_folder):
+    for split, seed in (("train", 0), ("val", 1), ("test", 2)):
+        fill(open_folder / "data" / split, classes=("cat", "dog", "owl", "pig"), count=4, seed=seed)
+    train = open_folder / "data" / "train"
+    (train / "dog" / "003.jpg").chmod(0)
+    (train / "owl").chmod(0)
+    (train / "pig").chmod(0o444)  # its files have names and no more
+    with as_nobody():
+        source = load(open_folder / "data")
+    assert source.classes == ("cat", "dog")
+    assert "  train/dog/003.jpg: cannot be read: Permission denied" in source.report.splitlines()
+    assert "  train/owl: cannot be listed: Permission denied" in source.report.splitlines()
+    assert "  train/pig/000.jpg: cannot be read: Permission denied" in source.report.splitlines()
+    for folder, mode, message in (
+        (train / "..", 0o444, r"holds no picture for train .*cannot be read: Permission denied"),
+        (train, 0, r"train cannot be listed: Permission denied; the folder of the data must be readable"),
+        (train / "..", 0, r"data cannot be listed: Permission denied; the folder of the data must be readable"),
+        (open_folder, 0, r"config\.data\.dir is '.*', which cannot be read: Permission denied"),
+    ):
+        folder.chmod(mode)
+        with as_nobody(), pytest.raises(UserError, match=message):
+            load(open_folder / "data")
+        folder.chmod(0o755)
+
+
+def test_links_and_devices(tmp_path):
+    fill(tmp_path / "data", count=4)
+    fill(tmp_path, classes=("elsewhere",), count=4, seed=1)
+    data = tmp_path / "data"
+    (data / "linked").symlink_to(tmp_path / "elsewhere")
+    (data / "self").symlink_to(".")
+    (data / "circle").symlink_to("circle")
+    (data / "cat" / "up.jpg").symlink_to("..")
+    (data / "cat" / "circle.jpg").symlink_to("circle.jpg")
+    (data / "cat" / "zero.jpg").symlink_to("/dev/zero")
+    os.mkfifo(data / "pipe")
+    source = load(data)
+    assert source.classes == ("cat", "dog", "linked")
+    entries = [line for line in source.report.splitlines() if line.startswith("  ") and ", " not in line]
+    assert [entry for entry in entries if not entry.startswith("  self/")] == [
+        "  cat/circle.jpg: a link to nothing",
+        "  cat/up.jpg: a folder within the folder of a class; only files are read there",
+        "  cat/zero.jpg: no regular file",
+        "  circle: cannot be read: Too many levels of symbolic links",
+        "  pipe: not in the folder of a class",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +466,16 @@ def test_the_folder_must_be_named():
         load_source(data_config("folder", augment=CROP))
 
 
-def test_printable():
-    assert printable("é 猫") == "é 猫"
-    assert printable("a\nb\udcff") == "a\\nb\\udcff"
+def test_escaped():
+    assert visible("é 猫") == "é 猫"
+    assert visible("a\nb\udcff") == "a\\nb\\udcff"
+    rng = np.random.default_rng(0)
+    names = {"".join(rng.choice(list("\\ nx\n20"), rng.integers(1, 6))) for _ in range(3000)}
+    assert len({visible(name) for name in names}) == len(names)
+
+
+def test_a_path_that_is_too_long():
+    with pytest.raises(
+        UserError, match=r"^config\.data\.dir is 'a{300}\.\.\.', which cannot be read: File name too long"
+    ):
+        load("a" * 5000)

@@ -1,7 +1,9 @@
 """Folders of pictures with masks, good and bad, and files of indices."""
 
 import io
+import os
 import struct
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -83,30 +85,112 @@ def test_folders_of_splits(pictures):
     assert "  1: 6, 6, 6" in rest
 
 
-def test_without_folders_of_splits_the_contents_decide(tmp_path):
-    for seed in range(120):
+def test_without_folders_of_splits_a_tenth_is_kept(tmp_path):
+    for seed in range(45):
         add(tmp_path / "all", f"{seed}.a", seed, suffix=".png" if seed % 3 else ".jpg")
     source = load(tmp_path / "all")
     sizes = {split: len(samples) for split, samples in source.splits.items()}
-    assert sum(sizes.values()) == 120
-    assert 4 <= sizes["validation"] <= 22
-    assert 4 <= sizes["test"] <= 22
+    assert sizes == {"train": 35, "validation": 5, "test": 5}
     where = {sample.image: split for split, samples in source.splits.items() for sample in samples}
-    again = (tmp_path / "all").rename(tmp_path / "again")  # a folder is checked once
+    assert len(where) == 45
     for place in ("images", "masks"):
-        (again / place / "7.a.png").rename(again / place / "new.png")
-    again = load(again)
+        (tmp_path / "all" / place / "7.a.png").rename(tmp_path / "all" / place / "new.png")
+    # A copy with another mask goes with the picture.
+    add(tmp_path / "all", "copy", 8, suffix=".png")
+    (tmp_path / "all" / "masks" / "copy.png").write_bytes(png(classes_of(99)))
+    again = load(tmp_path / "all")
+    assert sum(map(len, again.splits.values())) == 46
     assert {sample.image: split for split, samples in again.splits.items() for sample in samples} == where
+    assert "also in" not in again.report
 
 
 def test_missing_splits_are_taken_from_the_others(tmp_path):
-    for seed in range(60):
+    for seed in range(26):
         add(tmp_path / "learn", str(seed), seed)
     source = load(tmp_path, splits={"train": "learn"})
-    assert 1 <= len(source.splits["validation"]) <= 15
+    assert (len(source.splits["train"]), len(source.splits["validation"])) == (23, 3)
     assert source.splits["test"] == source.splits["validation"]
+    assert source.fingerprints["test"] == source.fingerprints["validation"]
     assert "There is no folder for validation: a tenth" in source.report
     assert "the validation pictures are the test too" in source.report
+
+
+def test_copies_in_folders_of_splits_are_noted(pictures):
+    add(pictures / "test", "copy", 3)
+    line = "1 picture of test is also in train, train/images/003.jpg and test/images/copy.jpg for one."
+    assert line in load(pictures).report.splitlines()
+
+
+def test_fingerprints_change_with_images_and_masks_alone(pictures, tmp_path):
+    before = load(pictures).fingerprints
+    assert len(set(before.values())) == 3
+    train = pictures.rename(tmp_path / "moved") / "train"
+    assert load(tmp_path / "moved", threads=5).fingerprints == before
+    seen = {before["train"]}
+
+    def assert_changed():
+        found = load(tmp_path / "moved").fingerprints
+        assert (found["validation"], found["test"]) == (before["validation"], before["test"])
+        assert found["train"] not in seen
+        seen.add(found["train"])
+
+    (train / "masks" / "003.png").write_bytes(png(classes_of(99)))
+    assert_changed()
+    (train / "images" / "003.jpg").write_bytes(picture(99))
+    assert_changed()
+    for name in ("images/003.jpg", "masks/003.png"):
+        (train / name).rename(train / name.replace("3", "9"))
+    assert_changed()
+    (train / "masks" / "009.png").unlink()
+    assert_changed()
+
+
+def test_unicode_spellings_of_image_and_mask_are_one(pictures):
+    nfc, nfd = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    train = pictures / "train"
+    add(train, f"one {nfc}", 50)
+    (train / "masks" / f"one {nfc}.png").rename(train / "masks" / f"one {nfd}.png")
+    add(train, f"two {nfd}", 51)
+    (train / "masks" / f"two {nfd}.png").rename(train / "masks" / f"two {nfc}.png")
+    add(train, f"both {nfc}", 52)
+    add(train, f"both {nfd}", 53)
+    add(train, f"half {nfc}", 54)
+    add(train, f"half {nfd}", 55)
+    (train / "masks" / f"half {nfd}.png").unlink()
+    source = load(pictures)
+    found = {Path(sample.file).stem: sample.segmentation for sample in source.splits["train"]}
+    names = {f"one {nfc}": 50, f"two {nfd}": 51, f"both {nfc}": 52, f"both {nfd}": 53, f"half {nfc}": 54}
+    assert found.keys() == {*names, *(f"{seed:03}" for seed in range(6))}
+    for name, seed in names.items():
+        np.testing.assert_array_equal(found[name], classes_of(seed))
+    assert f"train/images/half {nfd}.jpg: it has no mask masks/half {nfd}.png" in source.report
+
+    (pictures / "classes.txt").write_bytes(b"\xef\xbb\xbf" + f"sky\r\ncaf{nfd}\r\na\u2028b\r\n".encode())
+    assert load(pictures).segmentation_classes == ("sky", f"caf{nfc}", "a\\u2028b")
+    (pictures / "classes.txt").write_text(f"caf{nfd}\nsky\ncaf{nfc}\n")
+    with pytest.raises(UserError, match=f"has the lines 'caf{nfc}' twice, but must hold"):
+        load(pictures)
+
+
+def test_classes_that_are_no_file_of_text(pictures):
+    file = pictures / "classes.txt"
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=r"classes\.txt cannot be read \(no regular file\)"):
+        load(pictures)
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"classes\.txt cannot be read \(no regular file\)"):
+        load(pictures)
+    file.unlink()
+    file.symlink_to("nowhere.txt")
+    with pytest.raises(UserError, match=r"classes\.txt cannot be read \(a link to nothing\)"):
+        load(pictures)
+    file.unlink()
+    file.write_text("\n".join(f"\x1b[31m{'x' * 99}{n}" for n in range(200_000)))
+    with pytest.raises(UserError, match="255 names") as error:
+        load(pictures)
+    assert len(str(error.value)) < 700
+    assert str(error.value).isprintable()
 
 
 def test_classes_have_the_names_of_a_file(pictures):

@@ -1,11 +1,12 @@
 import io
 import json
+import tracemalloc
 
 import cv2
 import pytest
 from rich.console import Console
 
-from train.engine.log import MetricsLog, ProgressReport, draw_curves, read_metrics
+from train.engine.log import MetricsLog, ProgressReport, cleaned, draw_curves, read_metrics
 from train.task import Metric
 
 BEST = Metric("accuracy")
@@ -40,13 +41,105 @@ def test_lines_after_the_restored_step_are_dropped(tmp_path):
     assert steps_in(again.path) == [5, 10, 15]
 
 
-@pytest.mark.parametrize("tail", [b'{"step": 10, "epo', b"\xff\xfe\n", b"[1]\n", b"{}\n"])
-def test_what_a_crash_left_of_a_line_is_dropped(tmp_path, tail):
+DAMAGED = [
+    (b'{"step": 10, "epo', "it is not JSON"),
+    (b"\xff\xfe\x00", "it is not JSON"),
+    (b"", "it is not JSON"),
+    (b"[" * 30_000, "it is not JSON"),
+    (b'{"step": 9, "epoch": ' + b"1" * 5000 + b"}", "it is not JSON"),
+    (b"[1]", "it is no JSON object"),
+    (b"{}", "it has no 'step'"),
+    (b'{"step": 9, "epoch": 1}', "it has no 'validation_accuracy'"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": NaN}', "is nan, which is no finite number"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": 1e999}', "is inf, which is no finite number"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": 1' + b"0" * 400 + b"}", "which is no finite number"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": true}', "is True, which is no finite number"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": "\\u001b[31m"}', "is '\\x1b[31m', which is no finite number"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": 1, "\\u202e": 1}', "it has the name"),
+    (b'{"step": 9.5, "epoch": 1, "validation_accuracy": 1}', "'step' is 9.5, which is no whole number"),
+    (b'{"step": 9, "epoch": 0, "validation_accuracy": 1}', "'epoch' is 0, which is no whole number above 0"),
+    (b'{"step": 5, "epoch": 1, "validation_accuracy": 1}', "its step 5 is there before"),
+    (b'{"step": 9, "epoch": 1, "x": "' + b"y" * 100_000 + b'"}', "it has more than 65,536 bytes"),
+]
+
+
+def test_a_damaged_line_is_skipped_alone_and_the_file_is_kept(tmp_path, capsys):
+    """Whatever the line, the lines before and after it stay; stderr says what was skipped, and why."""
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(json.dumps(record(5)).encode() + b"\n" + tail)
-    assert read_metrics(path, 100) == [record(5)]
+    good = [json.dumps(record(step)).encode() + b"\n" for step in (5, 10, 15)]
+    for number, (line, reason) in enumerate(DAMAGED, start=1):
+        content = good[0] + line + b"\n" + good[1] + good[2]
+        path.write_bytes(content)
+        assert cleaned(path, 100, ["validation_accuracy"]) == [record(step) for step in (5, 10, 15)], line
+        assert path.read_bytes() == b"".join(good), line
+        kept = tmp_path / f"metrics.jsonl.damaged{number if number > 1 else ''}"
+        assert kept.read_bytes() == content
+        errors = capsys.readouterr().err
+        assert errors.startswith(f"{path} is damaged and is kept as {kept.name}; skipped: line 2: "), line
+        assert reason in errors, line
+        assert errors.removesuffix("\n").isprintable()
+        assert len(errors) < 500
+    for ending in (b"", good[2][:-1]):  # a crash leaves a part of a line, or the end of a line is missing
+        path.write_bytes(good[0] + good[1] + ending)
+        assert read_metrics(path, 100).skipped == 0
+        assert len(read_metrics(path, 100).records) == 2 + bool(ending)
+
+
+def test_many_damaged_lines_are_counted_and_lines_are_put_in_order(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps(record(step)) for step in (15, 5, 10)]
+    path.write_text("\n".join(["nothing"] * 4 + lines[:2] + ["{"] * 1000 + lines[2:]) + "\n")
     MetricsLog(tmp_path, 100, BEST).close()
-    assert steps_in(path) == [5]
+    assert steps_in(path) == [5, 10, 15]
+    errors = capsys.readouterr().err
+    assert "line 1: it is not JSON; line 2" in errors
+    assert "line 7: it is not JSON; 999 more" in errors
+
+
+def test_speeds_without_fields_are_skipped_too(tmp_path, capsys):
+    speed = {"step": 5, "epoch": 1, "images_per_second": 10.0, "waiting": 0.5}
+    (tmp_path / "speeds.jsonl").write_text(f'{json.dumps(speed)}\n{{"step": 6, "epoch": 1, "waiting": 0.5}}\n')
+    MetricsLog(tmp_path, 100, BEST).close()
+    assert (tmp_path / "speeds.jsonl").read_text() == json.dumps(speed) + "\n"
+    assert "speeds.jsonl is damaged" in (errors := capsys.readouterr().err)
+    assert "line 2: it has no 'images_per_second'" in errors
+
+
+@pytest.mark.slow
+def test_a_huge_line_takes_no_memory(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with path.open("wb") as file:
+        file.truncate(2**28)
+        file.seek(0, 2)
+        file.write(b"\n" + json.dumps(record(5)).encode() + b"\n")
+    tracemalloc.start()
+    found = read_metrics(path, 100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (found.records, found.skipped) == ([record(5)], 1)
+    assert peak < 2**22
+
+
+def test_records_of_different_fields_are_drawn(tmp_path, capsys):
+    """As after lines were edited by hand: what a record lacks is left out."""
+    some = {name: value for name, value in record(10).items() if name != "train_loss"}
+    draw_curves([some, record(5), {**record(15), "validation_$x_{": 1.0}], BEST, tmp_path / "curves.png")
+    assert cv2.imread(str(tmp_path / "curves.png")).shape[1] == 1800
+    assert capsys.readouterr().err == ""
+
+
+def test_curves_that_cannot_be_drawn_are_a_note(tmp_path, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no \x1b[31m ink")
+
+    monkeypatch.setattr("train.engine.log.Figure.suptitle", fail)
+    log = MetricsLog(tmp_path, 0, BEST)
+    log.write(record(5))
+    log.close()
+    assert capsys.readouterr().err == (
+        "note: curves.png is missing, drawing it failed with RuntimeError: no \\x1b[31m ink\n"
+    )
+    assert steps_in(log.path) == [5]
 
 
 def test_tensorboard_files_hold_the_scalars(tmp_path):

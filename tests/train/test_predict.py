@@ -75,7 +75,7 @@ def bad_files(tmp_path, finished_run):
         ("missing.png", "there is no such file"),
         ("", "not a file"),
         ("empty.png", "the file is empty"),
-        ("cut.png", "not an image, or a damaged one"),
+        ("cut.png", "the PNG data is cut off or damaged"),
         ("text.png", "not an image, or a damaged one"),
         ("large.png", "67,108,865 bytes, at most 67,108,864"),
         ("bomb.png", "it has too many pixels"),
@@ -101,7 +101,7 @@ def test_good_images_are_classified_beside_bad_ones(finished_run, bad_files, cap
     assert [line.partition(": ")[0] for line in output] == [str(path) for path in samples]
     named = [line for line in errors if line.startswith("error: ")]
     assert named == [
-        f"error: {bad_files / 'cut.png'}: not an image, or a damaged one",
+        f"error: {bad_files / 'cut.png'}: the PNG data is cut off or damaged",
         f"error: {bad_files / 'missing.png'}: there is no such file",
     ]
 

@@ -22,7 +22,7 @@ from tests.train.test_tfds import (
 )
 from train import prepare as program
 from train.data import load_source, prepare
-from train.data.readers.tfds import find_prepared
+from train.data.readers.prepared import find_prepared
 from train.errors import UserError
 
 needs_tensorflow = pytest.mark.skipif(

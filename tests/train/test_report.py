@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from train.data.opencv import cv2
-from train.page import Page, encode_png, enlarged, thumbnail, versions, write_page
+from train.page import Page, encode_png, enlarged, labels_of, thumbnail, versions, write_page
 from train.task import Picture, Section
 
 PNG = encode_png(np.zeros((4, 4, 1), np.uint8))
@@ -89,6 +89,27 @@ def test_names_are_text_and_never_markup(tmp_path):
     quoted = written(tmp_path, sections=[Section("s", pictures=[Picture(PNG, '"><b>')])])
     assert "<b>" not in quoted
     assert Outline(quoted).headings[1] == "s"
+
+
+def test_what_turns_or_breaks_a_page_is_escaped(tmp_path):
+    wild = "\u202e\x1b[31m\0\udcff</td>"
+    picture = Picture(PNG, wild)
+    section = Section(
+        wild, text=wild, columns=(wild,), rows=[(wild,)], pictures=[picture, picture._replace(is_small=True)]
+    )
+    page = written(tmp_path, title=wild, result=wild, sections=[section], notes=f"{wild}\nand", config={wild: wild})
+    assert page.replace("\n", "").isprintable()
+    assert page.count("\\u202e\\x1b[31m\\x00\\udcff&lt;/td&gt;") == 13
+    assert "\nand" in page
+    Outline(page)
+
+
+def test_labels_of_figures(tmp_path):
+    names = ["$x_$", "\u732b", "a" * 40, "a\u202eb", "\u043a\u043e\u0442", "\\frac{"]
+    labels, text = labels_of(names, [5, 0, 1, 2, 3, 4])
+    assert labels == ["\\frac{", "$x_$", "number 1", "aaaaaaaaa ... aaaaaa", "number 3", "\u043a\u043e\u0442"]
+    assert text == "In the picture number 1 is \u732b, number 3 is a\u202eb."
+    assert labels_of(["cat"], [0]) == (["cat"], "")
 
 
 def test_nothing_measured_and_no_epoch(tmp_path):

@@ -2,7 +2,6 @@ import contextlib
 import errno
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,8 @@ import pytest
 from tests.train.helpers import (
     ROOT,
     TINY_CONFIG,
-    assert_same_arrays,
+    assert_same_runs,
+    fail,
     run_python,
     stored_arrays,
     tiny,
@@ -22,24 +22,20 @@ from tests.train.helpers import (
 from train import __main__ as program
 from train import evaluate
 from train.config import changed, write_config
+from train.data import load_source
+from train.data.record import write_record
 from train.engine import loop, trained
 from train.engine.checkpoint import intact_checkpoints
 from train.engine.loop import train
 from train.engine.profiling import StepProfiler
 from train.engine.results import read_arrays
-from train.engine.trained import Scorer, load_best, score
-from train.errors import UserError, run_program
+from train.engine.trained import Scorer, load_best, load_data, score
+from train.errors import UserError
 from train.tasks import Classification, task_kind
 
 
 def lines(workdir):
     return (workdir / "metrics.jsonl").read_text()
-
-
-def assert_same_runs(workdir, finished_run):
-    assert_same_arrays(stored_arrays(workdir), stored_arrays(finished_run))
-    assert lines(workdir) == lines(finished_run)
-    assert (workdir / "result.json").read_text() == (finished_run / "result.json").read_text()
 
 
 def test_the_answers_of_a_run_give_its_accuracy(finished_run):
@@ -64,6 +60,7 @@ def test_a_run_leaves_its_files(finished_run):
         "checkpoints",
         "config.json",
         "curves.png",
+        "data.json",
         "metrics.jsonl",
         "report.html",
         "test_answers.npz",
@@ -224,49 +221,69 @@ def test_a_run_with_only_damaged_checkpoints_starts_anew_and_says_so(finished_ru
 
 
 KILLED_BY_CHANCE = """
-import os, signal, sys, threading
+import os, random, signal, sys, threading
 from pathlib import Path
 import grain, matplotlib.figure, PIL.Image, rich.progress  # here, so that no life spends its time on it
 from tests.train.helpers import register_tiny, tiny
 from train.engine import loop
+from train.errors import UserError
 from train.tasks import Classification
 register_tiny()
+chance = random.Random(0)
 
-def live(seconds, workdir):
+def live(workdir, steps=0, seconds=0.0):
     import jax
     # The first life leaves its compiled programs to the others, which write none that a kill could spoil.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0 if workdir.name == "whole" else 60.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 60.0 if steps else 0.0)
     original, calls = loop.to_devices, []
     def deadly(*arguments):
         calls.append(1)
-        if len(calls) == 2 and seconds:  # the step is compiled
+        if len(calls) == steps:  # within this step, or what is saved after the one before
             threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
         return original(*arguments)
     loop.to_devices = deadly
-    return loop.train(tiny(epochs=6, checkpoint_every=1), Classification, workdir, command="again")
+    try:
+        return loop.train(tiny(epochs=16, checkpoint_every=1), Classification, workdir, command="again")
+    except UserError as error:
+        print("refused:", error)
+        return 3
 
-lives = [(0, sys.argv[1])] + [(float(seconds), sys.argv[2]) for seconds in sys.argv[3:]]
-for seconds, workdir in lives:
+def start(*life):
     child = os.fork()
     if not child:
-        sys.exit(live(seconds, Path(workdir)))
+        sys.exit(live(*life))
+    return child
+
+def end(child):
     print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+whole, killed = map(Path, sys.argv[1:])
+end(start(whole))
+for number in range(20):
+    # Of every fourth life there are two at once; steps are few, so that no life ends the run.
+    for child in [start(killed, chance.randint(2, 4), chance.uniform(0, 0.05)) for _ in range(2 - bool(number % 4))]:
+        end(child)
+end(start(killed))
 """
 
 
 @pytest.mark.slow
-def test_twenty_kills_by_chance_change_nothing(tmp_path):
-    chance, whole = random.Random(0), tmp_path / "whole"
-    workdir, temporary = tmp_path / "parent" / "run", tmp_path / "temporary"
+def test_twenty_kills_by_chance_and_starts_at_once_change_nothing(tmp_path):
+    whole, workdir, temporary = tmp_path / "whole", tmp_path / "parent" / "run", tmp_path / "temporary"
     temporary.mkdir()
-    lives = [str(chance.uniform(0.01, 0.6)) for _ in range(20)] + ["0"]
     environment = {"TMPDIR": str(temporary), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    run = run_python("-u", "-c", KILLED_BY_CHANCE, str(whole), str(workdir), *lives, **environment)
+    run = run_python("-u", "-c", KILLED_BY_CHANCE, str(whole), str(workdir), **environment)
     assert (run.returncode, run.stderr) == (0, "")  # no checkpoint is damaged
     output = run.stdout.splitlines()
-    assert [line for line in output if line.startswith("status")] == ["status 0", *["status -9"] * 20, "status 0"]
+    statuses = [line for line in output if line.startswith("status")]
+    refused = [line for line in output if line.startswith("refused: ")]
+    # Of two at once the second is refused, or starts when the first is dead.
+    assert statuses[0] == statuses[-1] == "status 0"
+    assert statuses.count("status -9") == 25 - len(refused)
+    assert statuses.count("status 3") == len(refused) > 0
+    assert all(f"--workdir={workdir} is in use by process " in line for line in refused)
     # The kills were spread over the run.
-    assert len({line for line in output if line.startswith("going on from the checkpoint of step")}) > 3
+    assert len({line for line in output if line.startswith("going on from the checkpoint of step")}) > 10
     assert_same_runs(workdir, whole)
     assert [path.name for path in workdir.parent.iterdir()] == ["run"]
     assert list(temporary.iterdir()) == []
@@ -317,7 +334,7 @@ runpy.run_module("train", run_name="__main__")
         ("train.engine.log", "MetricsLog.write"),
         ("train.engine.log", "draw_curves"),
         ("train.engine.results", "write_samples"),
-        ("train.engine.results", "write_page"),
+        ("train.engine.results", "write_report"),
         ("train.engine.results", "write_arrays"),
         ("train.engine.results", "write_text"),  # result.json
     ],
@@ -414,17 +431,6 @@ def test_the_three_commands(tmp_path):
     assert run.stderr == "error: missing.png: there is no such file\n"
 
 
-def fail(main, monkeypatch, capsys, *arguments):
-    monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ending:
-        run_program(main)
-    output, errors = capsys.readouterr()
-    assert ending.value.code == 1
-    assert errors.startswith("error: ")
-    assert errors.count("\n") == 1
-    return output, errors
-
-
 @pytest.mark.parametrize(
     ("override", "part"),
     [
@@ -510,7 +516,7 @@ def test_averages_are_what_is_evaluated_and_kept(tmp_path, monkeypatch):
         patch.setattr(Scorer, "score", watch)
         assert train(config, Classification, tmp_path, command="again") == 0
     assert [split for split, _ in seen] == ["validation", "test"]
-    best = load_best(tmp_path, task_kind)
+    best = load_best(tmp_path, task_kind, load_data(tmp_path, task_kind))
     jax.tree.map(np.testing.assert_array_equal, (best.params, best.rest), seen[0][1])
     (checkpoint,) = intact_checkpoints(tmp_path / "checkpoints")[0]
     assert {"params.head.kernel", "average.params.head.kernel", "average.rest.norm.mean"} <= checkpoint.arrays.keys()
@@ -527,7 +533,7 @@ def test_what_is_frozen_goes_through_a_run(tmp_path):
     """The config's paths come to the optimiser, the network and the checkpoint, from which a run goes on."""
     config = tiny({"model.frozen": ["conv", "norm"], "optimizer.multipliers": {"head": 2.0}}, epochs=1)
     assert train(config, Classification, tmp_path, command="again") == 0
-    best = load_best(tmp_path, task_kind)
+    best = load_best(tmp_path, task_kind, load_data(tmp_path, task_kind))
     fresh = Classification(config, best.source).create()
     np.testing.assert_array_equal(best.params["conv"]["kernel"], fresh.conv.kernel[...])
     np.testing.assert_array_equal(best.rest["norm"]["mean"], np.zeros(8))
@@ -560,9 +566,68 @@ def test_which_steps_are_profiled(steps, traced, tmp_path, monkeypatch):
     assert [events.count(word) for word in ("start", "stop")] == [1, 1]
 
 
+@pytest.fixture
+def nearly_finished(finished_run, tmp_path):
+    """A run that was killed before its results were written."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    for name in ("result.json", "report.html", "test_answers.npz"):
+        (workdir / name).unlink()
+    return workdir
+
+
+def test_a_report_that_cannot_be_drawn_ends_no_finished_run(nearly_finished, finished_run, monkeypatch, capsys):
+    def fail(*_):
+        assert (nearly_finished / "result.json").exists()  # the numbers come first
+        raise ZeroDivisionError("\x1b[31m")
+
+    report = nearly_finished / "report.html"
+    with monkeypatch.context() as patch:
+        patch.setattr("train.engine.results.page_html", fail)
+        assert train(tiny(), Classification, nearly_finished, command="again") == 0
+    output = capsys.readouterr()
+    assert output.err == "note: report.html is missing, drawing it failed with ZeroDivisionError: \\x1b[31m\n"
+    assert output.out.splitlines()[-1].startswith("test accuracy ")
+    assert_same_runs(nearly_finished, finished_run)
+    assert len(read_arrays(nearly_finished)["labels"]) == 364
+    # The rerun is finished, and says how to get the report.
+    assert train(tiny(), Classification, nearly_finished, command="again") == 0
+    output = capsys.readouterr()
+    assert "this run is finished" in output.out
+    assert f"{report} is missing; remove {nearly_finished / 'result.json'}, and the same command" in output.out
+    (nearly_finished / "result.json").unlink()
+    assert train(tiny(), Classification, nearly_finished, command="again") == 0
+    assert report.exists()
+    capsys.readouterr()
+    assert train(tiny(), Classification, nearly_finished, command="again") == 0
+    assert "missing" not in capsys.readouterr().out
+
+
+def test_damaged_metrics_and_samples_that_cannot_be_drawn(nearly_finished, finished_run, monkeypatch, capsys):
+    """Damaged lines are lost alone, and the run ends without the samples."""
+
+    def fail(image, side):
+        raise ValueError("no")
+
+    monkeypatch.setattr("train.engine.results.enlarged", fail)
+    shutil.rmtree(nearly_finished / "samples")
+    path = nearly_finished / "metrics.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + b"\0\xff{\n{}\n" + second)
+    assert train(tiny(), Classification, nearly_finished, command="again") == 0
+    assert_same_runs(nearly_finished, finished_run)
+    errors = capsys.readouterr().err
+    assert "line 2: it is not JSON; line 3: it has no 'step'" in errors
+    assert path.with_name("metrics.jsonl.damaged").read_bytes() == first + b"\0\xff{\n{}\n" + second
+    assert errors.count("is missing, drawing it failed with ValueError: no\n") == 10
+    assert (nearly_finished / "report.html").exists()
+
+
 def test_a_damaged_result_is_not_repeated(finished_run, tmp_path):
     write_config(tmp_path, tiny())
-    for content in ('{"step": 10}', '{"test_accuracy": 0.5}', '{"step": "ten"}', "[]", "{"):
+    contents = ['{"step": 10}', '{"test_accuracy": 0.5}', '{"step": "ten"}', "[]", "{", "[" * 10**5]
+    contents += ['{"step": 1, "test_accuracy": ' + value + "}" for value in ("NaN", "1e999", "[1]", "null", "true")]
+    for content in contents:
         (tmp_path / "result.json").write_text(content)
         with pytest.raises(UserError, match=r"result.json is damaged; remove it"):
             train(tiny(), Classification, tmp_path, command="again")
@@ -572,6 +637,9 @@ def test_folders_without_a_trained_network(tmp_path, monkeypatch, capsys):
     _, errors = fail(evaluate.main, monkeypatch, capsys, f"--workdir={tmp_path / 'nowhere'}")
     assert "is not the folder of a run" in errors
     write_config(tmp_path, tiny())
+    _, errors = fail(evaluate.main, monkeypatch, capsys, f"--workdir={tmp_path}")
+    assert "has no data.json, which training writes before its first step" in errors
+    write_record(tmp_path, load_source(tiny()))
     _, errors = fail(evaluate.main, monkeypatch, capsys, f"--workdir={tmp_path}")
     assert "holds no intact checkpoint of a finished epoch" in errors
     _, errors = fail(evaluate.main, monkeypatch, capsys)

@@ -18,6 +18,7 @@ from train.data.source import Source
 from train.engine import loop
 from train.errors import UserError
 from train.tasks.segmentation import IGNORED, Confusions, Segmentation, overlay, palette
+from train.untrusted import shortened
 
 CONFIG = Path(__file__).with_name("masks_config.py")
 NAMES = ("ground", "red", "blue")
@@ -221,6 +222,25 @@ def test_colours_are_those_of_pascal_voc():
     shown = overlay(image, np.array([[0, 1, IGNORED]], np.uint8))
     assert shown.tolist() == [[[45, 45, 45], [115, 45, 45], [45, 45, 45]]]
     assert overlay(image[..., :1], np.zeros((1, 3), np.uint8)).shape == (1, 3, 3)
+
+
+def test_a_byte_holds_the_class_of_a_pixel(masks):
+    for count in (256, 10_000):
+        with pytest.raises(UserError, match=f"has {count:,} classes of pixels, but .* at most 255"):
+            task_of(config_of(masks), classes=count)
+
+
+def test_the_worst_of_many_classes_are_drawn_whatever_their_names():
+    names = ["$x_$", "a$", "\u732b" * 85, "\\frac{", "\u202e", *(f"class {n}" for n in range(250))]
+    counts = np.diag(np.arange(1, 256))
+    counts[:, 254] += 1  # the IoU grows with the number
+    evaluator = Confusions(names)
+    evaluator.add({"confusion": counts[None]})
+    by_class, _ = evaluator.sections()
+    assert by_class.pictures[0].caption == "IoU of the 150 worst classes; the line is the mean of all"
+    assert by_class.text == f"In the picture number 2 is {shortened(names[2])}, number 4 is \u202e."
+    assert len(by_class.rows) == 255
+    assert cv2.imdecode(np.frombuffer(by_class.pictures[0].png, np.uint8), cv2.IMREAD_COLOR).shape == (360, 1600, 3)
 
 
 def lines_of(workdir):

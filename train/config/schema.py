@@ -27,6 +27,8 @@ class Settings(pydantic.BaseModel):
     """A group of settings: strict about types, without unknown keys, and never changed after it was checked."""
 
     file: ClassVar[str]  # the name of the file in the folder of a run that holds all settings of a program
+    changeable: ClassVar[tuple[str, ...]] = ()  # settings that may change between a stop and going on
+    raisable: ClassVar[tuple[str, ...]] = ()  # settings that may become larger, which makes a run longer
 
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -179,6 +181,15 @@ class Config(Settings):
     """The settings of a run; `train.config.checked` makes one of nested values."""
 
     file: ClassVar[str] = "config.json"
+    # Where the data are may change, for a run knows what they are.
+    changeable: ClassVar[tuple[str, ...]] = (
+        "data.dir",
+        "data.strict_images",
+        "data.threads",
+        "checkpoint_every",
+        "profile",
+    )
+    raisable: ClassVar[tuple[str, ...]] = ("epochs",)
 
     data: Data
     model: Model

@@ -3,7 +3,7 @@
 JPEGs are read with simplejpeg (libjpeg-turbo), because it tells what libjpeg warns of, which OpenCV only prints: a JPEG
 has no checksum, and a damaged one is decoded to grey areas or false colours with no more than a warning. It is also
 somewhat faster; the pixels are the same. All other formats are OpenCV's, and so are JPEGs that simplejpeg does not
-know, such as those in four colours.
+know, such as those in four colours. What a file declares is compared with its bytes first, in `train.data.formats`.
 """
 
 import re
@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from train.data.formats import ImageError, check_file, check_jpeg_size, jpeg_frame
 from train.data.opencv import MAX_PIXELS, cv2
+
+__all__ = ["Image", "ImageError", "as_pixels", "decode", "jpeg_size"]
 
 Image = np.ndarray | bytes  # (height, width, channels) uint8, or a file that holds one
 
@@ -30,14 +33,10 @@ _FOUR_COLOURS = ("CMYK", "YCCK")
 _NEEDLESS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 
 
-class ImageError(ValueError):
-    """The bytes are no image that can be read; the message says why, in a few words."""
-
-
 def decode(
     data: bytes, channels: int, reduction: int = 1, *, rows: int | None = None, strict: bool = False
 ) -> np.ndarray:
-    """Decodes JPEG, PNG, GIF, WebP, BMP, TIFF and what else OpenCV knows.
+    """Decodes JPEG, PNG, GIF, WebP, BMP and TIFF.
 
     16 bits become 8, of an animation the first frame is taken; transparency and the camera's orientation are ignored,
     as torchvision does.
@@ -56,10 +55,9 @@ def decode(
         (height, width, channels) uint8; with `rows` it may be less high, but holds all of these.
 
     Raises:
-        ImageError: if the file is empty, cut off, damaged, too large or no image.
+        ImageError: if the file is empty, cut off, damaged, too large or no image of these formats.
     """
-    if not data:
-        raise ImageError("the file is empty")
+    check_file(data)
     if not data.startswith(b"\xff\xd8"):
         return _with_opencv(data, channels)
     # The end of the image follows the start of its last scan; before it may come a thumbnail with an end of its own.
@@ -70,11 +68,10 @@ def decode(
     except (ValueError, KeyError):  # KeyError: of a header that ends too soon
         return _with_opencv(data, channels, reduction)
     height, width, colours, _ = header
-    if height * width > MAX_PIXELS:
-        raise ImageError(f"it has too many pixels, at most {MAX_PIXELS:,} are read")
+    check_jpeg_size(data, height, width)
     if colours in _FOUR_COLOURS:
         return _with_opencv(data, channels, reduction)
-    frame = _frame(data)
+    frame = jpeg_frame(data)
     if rows is not None and frame is not None:
         # libjpeg reads as many rows as the header says. A few more have a part in the colours of the last.
         height = min(height, rows + 4 * reduction)
@@ -151,22 +148,8 @@ def as_pixels(image: Image, channels: int) -> np.ndarray:
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Reads (height, width) from the header of a JPEG; None if it is not one, or its header says nothing."""
-    frame = _frame(data)
+    frame = jpeg_frame(data)
     if frame is None:
         return None
     height, width = (int.from_bytes(data[frame + at : frame + at + 2], "big") for at in (5, 7))
     return (height, width) if height and width else None
-
-
-def _frame(data: bytes) -> int | None:
-    """Finds the segment of a JPEG's header that says its size; its height stands 5 bytes from there."""
-    position = 2
-    while data.startswith(b"\xff\xd8") and position + 9 <= len(data) and data[position] == 0xFF:
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == 0xFF:  # filling
-            position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # no table: the frame
-            return position
-        else:
-            position += 2 + length
-    return None

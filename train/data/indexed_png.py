@@ -6,12 +6,11 @@ OpenCV turns a palette into colours; so these files are read with Pillow, which 
 
 import io
 import struct
-import zlib
 
 import numpy as np
 from PIL import Image
 
-from train.data.images import ImageError
+from train.data.formats import ImageError, check_png
 from train.data.opencv import MAX_PIXELS
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -33,12 +32,13 @@ def read_indices(data: bytes) -> np.ndarray:
             bits.
     """
     _, bits, kind = read_header(data)
+    check_png(data)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.verify()  # the checksums, which loading skips in part
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             pixels = np.array(image, np.uint8)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except Exception as error:  # of many kinds: Pillow has no error of its own for damage
         raise ImageError("the PNG data is cut off or damaged") from error
     return pixels // (255 // (2**bits - 1)) if kind == _GREY and bits in (2, 4) else pixels  # Pillow scales these
 

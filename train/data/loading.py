@@ -1,13 +1,18 @@
 """From the name of a source to its samples."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from train.config.schema import Config
 from train.data.readers.digits import digits
 from train.data.readers.folder import folder
 from train.data.readers.masks import masks
 from train.data.readers.miniature import miniature, miniature32
-from train.data.source import Source
+from train.data.sample import Sample
+from train.data.source import Source, fingerprint
 from train.errors import UserError
 
 SOURCES: dict[str, Callable[[Config], Source]] = {
@@ -69,4 +74,24 @@ def load_source(config: Config, needs: frozenset[str] = _LABEL) -> Source:
                 f"config.data.pixel_{statistic} is {list(values)} but must have a number for each of the "
                 f"{source.image_shape[-1]} channels"
             )
+    if not source.fingerprints:  # it stands in memory
+        prints = {split: fingerprint(_parts(samples)) for split, samples in source.splits.items()}
+        source = source._replace(fingerprints=prints)
     return source
+
+
+def _parts(value: Any) -> Iterator[str | bytes | np.ndarray]:
+    """Gives all that samples hold, in order."""
+    if isinstance(value, bytes | np.ndarray):
+        yield value
+    elif isinstance(value, Sample):
+        found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        yield from _parts({name: part for name, part in found.items() if part is not None})
+    elif isinstance(value, Mapping):
+        yield from _parts([part for item in value.items() for part in item])
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        yield f"{len(value)}"
+        for part in value:
+            yield from _parts(part)
+    else:
+        yield repr(value)

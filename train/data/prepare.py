@@ -15,18 +15,10 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from rich.progress import track
 
+from train.data.readers.descriptions import Description
+from train.data.readers.prepared import find_prepared, folder_of, is_name, one_line, repair_advice, unknown_name
 from train.data.readers.scaled_digits import ScaledDigits
-from train.data.readers.tfds import (
-    Records,
-    allow_open_files,
-    find_features,
-    find_prepared,
-    folder_of,
-    one_line,
-    open_records,
-    repair_advice,
-    unknown_name,
-)
+from train.data.readers.tfds import Records, allow_open_files, find_features, open_records
 from train.errors import UserError
 
 # What must be there by hand, where tfds would go on with half of it, and the number of images that makes.
@@ -48,6 +40,8 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
     Raises:
         UserError: if TensorFlow or files are missing, there is no such data set, or tfds fails.
     """
+    if not is_name(name):
+        raise unknown_name("--dataset", name)
     if re.split("[/:]", name)[0] not in WITHOUT_TENSORFLOW and not _has_tensorflow():
         raise UserError(
             "preparing a data set takes TensorFlow, which is not installed; install it with "
@@ -130,11 +124,11 @@ def _check_manual_files(builder: Any, manual: Path, folder: Path) -> None:
         )
 
 
-def verify(builder: Any, advice: str) -> dict[str, int]:
+def verify(prepared: Description, advice: str) -> dict[str, int]:
     """Reads every record of a prepared data set and decodes the first and the last image of each split.
 
     Args:
-        builder: what `find_prepared` gave.
+        prepared: what `find_prepared` gave.
         advice: what to do about damaged files.
 
     Returns:
@@ -145,11 +139,11 @@ def verify(builder: Any, advice: str) -> dict[str, int]:
             is no class, or an image cannot be decoded.
     """
     counts = {}
-    allow_open_files(sum(len(info.shard_lengths) for info in builder.info.splits.values()))
-    for split, info in builder.info.splits.items():
+    allow_open_files(sum(len(info.shard_lengths) for info in prepared.splits.values()))
+    for split, info in prepared.splits.items():
         if not info.num_examples:
             continue
-        records = open_records(builder, split, advice)
+        records = open_records(prepared, split, advice)
         if len(records) != info.num_examples:
             raise UserError(f"{split} has {len(records)} records and should have {info.num_examples}; {advice}")
         for position in (0, len(records) - 1):
@@ -196,23 +190,23 @@ def _check_image(records: Records, position: int, advice: str) -> None:
 def prepare_and_verify(name: str, data_dir: str, manual_dir: str) -> None:
     """Prepares a data set unless its files are there, and reads every record of them; see `prepare` and `verify`."""
     is_new = prepare_once(name, data_dir, manual_dir)
-    builder = find_prepared(name, data_dir)
-    if builder is None:
+    prepared = find_prepared(name, data_dir)
+    if prepared is None:
         raise UserError(f"tfds prepared {name!r} but no files of it are in {folder_of(data_dir)}")
     if not is_new:
-        print(f"{name} is already prepared in {builder.data_dir}; reading it ...")
+        print(f"{name} is already prepared in {prepared.folder}; reading it ...")
     try:
-        counts = verify(builder, repair_advice(name, data_dir, builder))
+        counts = verify(prepared, repair_advice(name, data_dir, prepared))
     except UserError as error:
         if is_new:
-            builder.data_path.rmtree()
+            prepared.folder.rmtree()
             raise UserError(
                 f"what was written is not whole and was removed again; is the disk full? ({error})"
             ) from error
         raise
-    full = FULL_COUNTS.get(builder.name, {})
+    full = FULL_COUNTS.get(prepared.name, {})
     for split in full:
         if counts.get(split) != full[split]:
             print(f"note: the full {name} has {full[split]:,} images in {split}; were the archives complete?")
     place = f" --config.data.dir={data_dir}" if data_dir else ""
-    print(f"whole, in {builder.data_dir}; train on it with --config.data.source={name}{place}")
+    print(f"whole, in {prepared.folder}; train on it with --config.data.source={name}{place}")

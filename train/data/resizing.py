@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from train.data.limits import MAX_ENLARGED_PIXELS
 from train.data.opencv import cv2
 
 
@@ -28,7 +29,21 @@ def resize(image: np.ndarray, height: int, width: int, *, quick: bool = False) -
 
 
 def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
-    """Resizes an image so that its shorter side has `side` pixels; the proportions stay, rounded to whole pixels."""
+    """Resizes an image so that its shorter side has `side` pixels; the proportions stay, rounded to whole pixels.
+
+    Of a strip so long that the result would have more than `MAX_ENLARGED_PIXELS`, the middle is resized.
+    """
     height, width = image.shape[:2]
     shorter = min(height, width)
+    if height * width > shorter**2 and side * side * (max(height, width) / shorter) > MAX_ENLARGED_PIXELS:
+        image = _middle(image, shorter * (MAX_ENLARGED_PIXELS // side**2))
+        height, width = image.shape[:2]
     return resize(image, max(side, round(height * side / shorter)), max(side, round(width * side / shorter)))
+
+
+def _middle(image: np.ndarray, length: int) -> np.ndarray:
+    """Takes the middle of the longer side, of at most `length` pixels; its centre is the image's."""
+    longer = max(image.shape[:2])
+    first = max(0, (longer - length + 1) // 2)
+    inside = slice(first, longer - first)
+    return image[inside] if image.shape[0] == longer else image[:, inside]

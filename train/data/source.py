@@ -1,7 +1,10 @@
 """What a data source gives: samples by split, and what a network must know of them."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from msconv_jax.models.registry import ModelEntry
 from train.config.schema import Split
@@ -27,6 +30,7 @@ class Source(NamedTuple):
         report: what was left out of the data and why, for people to read; the first line sums it up. Empty if nothing
             had to be checked.
         note: what a user should know about the splits, or "".
+        fingerprints: a checksum of each split, which changes with its samples and their order; see `fingerprint`.
     """
 
     splits: Mapping[Split, Sequence[Sample]]
@@ -39,3 +43,22 @@ class Source(NamedTuple):
     segmentation_classes: tuple[str, ...] = ()
     report: str = ""
     note: str = ""
+    fingerprints: Mapping[Split, str] = {}
+
+
+def fingerprint(parts: Iterable[bytes | str | np.ndarray]) -> str:
+    """Gives the checksum of a sequence of texts, files and arrays as 32 hexadecimal digits.
+
+    Example:
+        >>> fingerprint(["cat", b"1"]) == fingerprint(["ca", b"t1"])
+        False
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(f"{part.dtype.str}{part.shape} ".encode())
+            part = np.ascontiguousarray(part).tobytes()
+        data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return digest.hexdigest()

@@ -26,12 +26,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from train.config import sync_folder
 from train.engine.distributed import explain_lost, first_line, from_main
 from train.errors import UserError
 from train.task import Metric
+from train.untrusted import escaped, finite, load_json, shortened
 
 Tree = TypeVar("Tree")
 _MANIFEST = "manifest.json"
@@ -59,7 +62,7 @@ def intact_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[Path]]:
     for step in steps:
         folder = directory / str(step)
         if fault := _fault(folder):
-            print(f"checkpoint {folder} is damaged and not used: {fault}", file=sys.stderr)
+            print(f"checkpoint {folder} is damaged and not used: {shortened(escaped(fault), 300)}", file=sys.stderr)
             damaged.append(folder)
         else:
             intact.append(_read_meta(folder))
@@ -116,8 +119,13 @@ def wait_until_shared(path: Path) -> None:
 
 def _read_meta(folder: Path) -> Checkpoint:
     # Not by orbax, which would wait for the other processes.
-    meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
-    return Checkpoint(meta["step"], meta["metrics"], meta["arrays"], folder)
+    meta = load_json((folder / "meta" / "metadata").read_bytes())
+    step, metrics, arrays = int(meta["step"]), meta["metrics"], dict[str, str](meta["arrays"])
+    if str(step) != folder.name or step >= 2**31 or not all(isinstance(word, str) for word in arrays.values()):
+        raise ValueError("metadata of another checkpoint")
+    if metrics is not None:
+        metrics = {name: finite(value) for name, value in metrics.items()}
+    return Checkpoint(step, metrics, arrays, folder)
 
 
 def restore(checkpoint: Checkpoint, template: Tree, shardings: Any) -> Tree:
@@ -135,12 +143,20 @@ def restore(checkpoint: Checkpoint, template: Tree, shardings: Any) -> Tree:
     if differing := there.items() ^ here.items():
         name = min(differing)[0]
         raise UserError(
-            f"checkpoint {checkpoint.folder} holds other arrays than the model of config.json: {name} is "
-            f"{there.get(name, 'missing')} there, {here.get(name, 'missing')} here; use the version of msconv_jax that "
-            "wrote it"
+            f"checkpoint {checkpoint.folder} holds other arrays than the model of config.json: {shortened(name, 200)} "
+            f"is {shortened(there.get(name, 'missing'))} there, {here.get(name, 'missing')} here; use the version of "
+            "msconv_jax that wrote it"
         )
-    with ocp.StandardCheckpointer() as reader:
-        state = reader.restore(checkpoint.folder.absolute() / "state", wanted)
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            state = reader.restore(checkpoint.folder.absolute() / "state", wanted)
+    except (ValueError, TypeError, KeyError, OSError) as error:  # files that are no checkpoint, with right checksums
+        if explain_lost(error):
+            raise
+        raise UserError(
+            f"checkpoint {checkpoint.folder} cannot be read ({first_line(error)}); remove that folder, and an earlier "
+            "one is used"
+        ) from error
     return jax.tree.unflatten(jax.tree.structure(template), [state[name] for name in wanted])
 
 
@@ -149,12 +165,13 @@ class CheckpointWriter:
 
     The folder is made if it does not exist. What a run left in it that was killed in a save, or while it removed an
     old checkpoint, goes. Of the metric `best` the best checkpoint is kept; messages name the command `resume`, which
-    goes on with the run.
+    goes on with the run. Unless checkpoints are `proven` there, the first one is read back at once.
     """
 
-    def __init__(self, directory: Path, best: Metric, resume: str):
+    def __init__(self, directory: Path, best: Metric, resume: str, *, proven: bool = False):
         self._directory = directory
         self._resume = resume
+        self._proven = proven
         self._step: int | None = None
         self._failed = False
         # The libraries below log failed writes with tracebacks; `_writing` reports them in a sentence.
@@ -192,12 +209,35 @@ class CheckpointWriter:
         self._step = step
         with self._writing():
             self._manager.save(step, args=args, metrics=metrics, force=True)
+        if not self._proven:
+            self.wait()
+            self._read_back(Checkpoint(step, metrics, meta["arrays"], self._directory / str(step)), state)
+            self._proven = True
 
     def wait(self) -> None:
         """Waits until all is saved, and no more is there than is kept; a failed save is a `UserError`."""
         with self._writing():
             self._manager.wait_until_finished()
+            if self._directory.exists():
+                sync_folder(self._directory)
             self._empty_removed()
+
+    def _read_back(self, checkpoint: Checkpoint, state: Any) -> None:
+        """Raises a `UserError` if a checkpoint that was just written cannot be read."""
+        shardings = jax.tree.map(lambda leaf: jnp.asarray(leaf).sharding, state)
+        fault = _fault(checkpoint.folder) if jax.process_index() == 0 else None
+        try:
+            if not fault:
+                restore(checkpoint, state, shardings)
+        except (OSError, ValueError) as error:
+            if explain_lost(error):
+                raise
+            fault = first_line(error)
+        if fault:
+            raise UserError(
+                f"the first checkpoint was written to {checkpoint.folder} but cannot be read back ({fault}); choose a "
+                "--workdir on another disk or under another name"
+            )
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -233,6 +273,13 @@ class CheckpointWriter:
             (folder,) = self._directory.glob(f"{self._step}.*tmp*")
             manifest = {"step": self._step, "files": _digests(folder)}
             (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            # All of it survives a power cut that comes after the renaming.
+            for path in (folder, *folder.rglob("*")):
+                if path.is_dir():
+                    sync_folder(path)
+                else:
+                    with path.open("rb+") as file:
+                        os.fsync(file.fileno())
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -279,7 +326,7 @@ def _digests(folder: Path) -> dict[str, str]:
 def _fault(folder: Path) -> str | None:
     """Says what is wrong with the files of a checkpoint, or None if nothing is."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = load_json((folder / _MANIFEST).read_bytes())
         step, recorded = manifest["step"], {**manifest["files"]}
     except FileNotFoundError:
         return f"it has no {_MANIFEST}"
@@ -297,4 +344,8 @@ def _fault(folder: Path) -> str | None:
             return f"the file {name} was not written with it"
         if found[name] != recorded[name]:
             return f"the file {name} has changed since it was written"
+    try:
+        _read_meta(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its metadata cannot be read"
     return None

@@ -1,6 +1,13 @@
 """Checks of a config against the data and the machine."""
 
+import zlib
+
+import jax
+
 from train.config import Config
+from train.data.record import record_of
+from train.data.source import Source
+from train.engine.distributed import from_main
 from train.errors import UserError
 
 
@@ -28,4 +35,14 @@ def check_accumulation(config: Config, devices: int) -> None:
         raise UserError(
             f"config.optimizer.accumulation_steps is {parts} but must divide the {rows} images of a "
             f"batch that each of the {devices} devices has; {near} would do"
+        )
+
+
+def check_same_data(source: Source) -> None:
+    """Raises a `UserError` if this process has other data than process 0; all processes must call this together."""
+    number = zlib.crc32(record_of(source).to_json().encode()) >> 1
+    if from_main(number) != number:
+        raise UserError(
+            f"process {jax.process_index()} has other data than process 0 under the same config.data.dir; give all "
+            "hosts the same data"
         )

@@ -5,10 +5,13 @@ All of it is written by process 0 alone; the others get a `MetricsLog` that writ
 
 import contextlib
 import json
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -16,25 +19,106 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
 from train.config import write_text
+from train.errors import decorating
+from train.page import figure_png
 from train.task import Metric
+from train.untrusted import escaped, finite, load_json, quoted, shortened
 
 Record = dict[str, Any]  # one line of metrics.jsonl
 Batch = TypeVar("Batch")
+SPEEDS = ("images_per_second", "waiting")  # what a line of speeds.jsonl has beside "step" and "epoch"
+_MOST_BYTES = 2**16  # of a line
+_MOST_FAULTS = 5  # shown
 
 
-def read_metrics(path: Path, last_step: int) -> list[Record]:
+class Lines(NamedTuple):
+    """What was read of a file of records."""
+
+    records: list[Record]  # in the order of their steps
+    faults: list[str]  # a sentence about each of the first lines that were skipped
+    skipped: int  # how many there are of them
+
+
+def read_metrics(path: Path, last_step: int, needed: Iterable[str] = ()) -> Lines:
     """Reads the lines of a ``metrics.jsonl``, which need not exist, up to a step.
 
-    A line that is not JSON, as a crash leaves one, ends the reading.
+    A line is skipped, and no other one with it, unless it is a JSON object with names of at most 100 characters for
+    finite numbers, a whole "step" and "epoch" above 0 and the `needed` names, and its step is not there before. Lines
+    beyond `last_step` are left out and are no fault.
     """
-    records = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    found: dict[int, Record] = {}
+    faults, skipped = [], 0
+    for number, line in enumerate(_lines(path), start=1):
         try:
-            record = json.loads(line)
-            if record["step"] <= last_step:
-                records.append(record)
-        except (ValueError, KeyError, TypeError):
-            break
+            record = _record(line, needed)
+            if record["step"] in found:
+                raise ValueError(f"its step {record['step']} is there before")
+        except ValueError as error:
+            skipped += 1
+            if len(faults) < _MOST_FAULTS:
+                faults.append(f"line {number}: {shortened(escaped(str(error)), 200)}")
+            continue
+        if record["step"] <= last_step:
+            found[record["step"]] = record
+    return Lines([found[step] for step in sorted(found)], faults, skipped)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Gives the lines of a file; of very long ones the beginning, which is a little longer than a line may be."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        while line := file.readline(_MOST_BYTES + 1):
+            end = line
+            while len(end) > _MOST_BYTES and not end.endswith(b"\n"):
+                end = file.readline(_MOST_BYTES + 1)
+            yield line
+
+
+def _record(line: bytes, needed: Iterable[str]) -> Record:
+    """Reads a line, or raises a ValueError that says what is wrong with it."""
+    if len(line) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    try:
+        record = load_json(line)
+    except ValueError:  # also of bytes that are no text
+        raise ValueError("it is not JSON") from None
+    if not isinstance(record, dict):
+        raise ValueError("it is no JSON object")
+    for name in ("step", "epoch", *needed):
+        if name not in record:
+            raise ValueError(f"it has no {name!r}")
+    for name, value in record.items():
+        if len(name) > 100 or not name.isprintable():
+            raise ValueError(f"it has the name {quoted(name)}")
+        try:
+            finite(value)
+        except (ValueError, TypeError):
+            raise ValueError(f"its {name!r} is {quoted(value)}, which is no finite number") from None
+    for name in ("step", "epoch"):
+        if not isinstance(record[name], int) or record[name] < 1:
+            raise ValueError(f"its {name!r} is {quoted(record[name])}, which is no whole number above 0")
+    return record
+
+
+def cleaned(path: Path, last_step: int, needed: Iterable[str]) -> list[Record]:
+    """Reads a file as `read_metrics` does and leaves these lines in it.
+
+    If any line is skipped, stderr says which, and the file is kept as ``NAME.damaged``, or under the first free number
+    after that.
+    """
+    records, faults, skipped = read_metrics(path, last_step, needed)
+    if skipped:
+        kept, number = path.with_name(f"{path.name}.damaged"), 1
+        while kept.exists():
+            number += 1
+            kept = path.with_name(f"{path.name}.damaged{number}")
+        shutil.copyfile(path, kept)
+        more = f"; {skipped - len(faults)} more" if skipped > len(faults) else ""
+        print(f"{path} is damaged and is kept as {kept.name}; skipped: {'; '.join(faults)}{more}", file=sys.stderr)
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    if skipped or not path.exists() or path.read_bytes() != text.encode():
+        write_text(path, text)
     return records
 
 
@@ -50,11 +134,11 @@ class MetricsLog:
         # By themselves, for they differ from run to run, and metrics.jsonl does not.
         self._speeds = workdir / "speeds.jsonl"
         self._best = best
-        self._records = read_metrics(self.path, first_step)
+        self._records: list[Record] = []
         self._events = None
         if enabled:
-            for path in (self.path, self._speeds):
-                write_text(path, "".join(json.dumps(record) + "\n" for record in read_metrics(path, first_step)))
+            self._records = cleaned(self.path, first_step, [f"validation_{best.name}"])
+            cleaned(self._speeds, first_step, SPEEDS)
             dropped = first_step + 1 if first_step else None
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=dropped)
 
@@ -72,6 +156,8 @@ class MetricsLog:
             return
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         for name, value in record.items():
             if name not in ("step", "epoch"):
                 # train_loss becomes train/loss: TensorBoard groups by the part before the stroke.
@@ -103,27 +189,41 @@ class MetricsLog:
 
 
 def draw_curves(records: list[Record], best: Metric, path: Path) -> None:
-    """Draws every quantity of the train and validation splits over the epochs as a PNG file."""
-    epochs = [record["epoch"] for record in records]
-    names = [name for name in records[0] if name.startswith(("train_", "validation_"))]
+    """Draws every quantity of the train and validation splits over the epochs as a PNG file.
+
+    If that fails, a note on stderr says why.
+    """
+    png = b""
+    with decorating(path.name):
+        png = _curves(records, best)
+    if png:
+        path.write_bytes(png)
+
+
+def _curves(records: list[Record], best: Metric) -> bytes:
+    names = dict.fromkeys(name for record in records for name in record if name.startswith(("train_", "validation_")))
     quantities = dict.fromkeys(name.partition("_")[2] for name in names)
     columns = min(len(quantities), 3)
     rows = -(-len(quantities) // columns)
-    figure = Figure(figsize=(5 * columns, 3.6 * rows + 0.4), layout="constrained")
-    for number, quantity in enumerate(quantities, start=1):
-        axes = figure.add_subplot(rows, columns, number)
-        for split, style in (("train", "C0.-"), ("validation", "C1.-")):
-            if f"{split}_{quantity}" in records[0]:
-                axes.plot(epochs, [record[f"{split}_{quantity}"] for record in records], style, label=split)
-        words = quantity.replace("_", " ")
-        axes.set(xlabel="epoch", ylabel=words, title=words)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    name = f"validation_{best.name}"
-    top = max(records, key=lambda record: (best.sign(record[name]), record["step"]))
-    title = f"best {name.replace('_', ' ')} {top[name]:.4f} at epoch {top['epoch']}"
-    figure.suptitle(f"{title}\ntrain: on augmented images, in training mode", fontsize=10)
-    figure.savefig(path, dpi=120)
+
+    def draw(figure: Figure) -> None:
+        for number, quantity in enumerate(quantities, start=1):
+            axes = figure.add_subplot(rows, columns, number)
+            for split, style in (("train", "C0.-"), ("validation", "C1.-")):
+                name = f"{split}_{quantity}"
+                points = [(record["epoch"], record[name]) for record in records if name in record]
+                if points:
+                    axes.plot(*zip(*points, strict=True), style, label=split)
+            words = quantity.replace("_", " ")
+            axes.set(xlabel="epoch", ylabel=words, title=words)
+            axes.grid(alpha=0.3)
+            axes.legend()
+        name = f"validation_{best.name}"
+        top = max(records, key=lambda record: (best.sign(record[name]), record["step"]))
+        title = f"best {name.replace('_', ' ')} {top[name]:.4f} at epoch {top['epoch']}"
+        figure.suptitle(f"{title}\ntrain: on augmented images, in training mode", fontsize=10)
+
+    return figure_png((5 * columns, 3.6 * rows + 0.4), draw, dpi=120)
 
 
 class SpeedMeter:

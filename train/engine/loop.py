@@ -13,18 +13,20 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from train.config import Config, check_workdir, write_config, write_text
+from train.config import Config, check_workdir, is_longer, write_config, write_text
 from train.data import load_source, train_batches
-from train.engine.checkpoint import CheckpointWriter, choose_checkpoint, latest_of, restore, wait_until_shared
-from train.engine.checks import check_accumulation, check_batch_size
+from train.data.record import check_data, write_record
+from train.engine.checkpoint import CheckpointWriter, choose_checkpoint, latest_of, restore
+from train.engine.checks import check_accumulation, check_batch_size, check_same_data
 from train.engine.distributed import from_main
+from train.engine.folder import RunFolder, own
 from train.engine.guard import check_state, check_step
 from train.engine.log import MetricsLog, ProgressReport, SpeedMeter
 from train.engine.mesh import create_mesh, state_shardings, to_devices, to_mesh
 from train.engine.network import check_paths, split_model
 from train.engine.optim import create_optimiser
 from train.engine.profiling import StepProfiler
-from train.engine.results import read_result, result_line, result_of, write_results
+from train.engine.results import missing_report, read_result, result_line, result_of, write_results
 from train.engine.step import Report, TrainState, create_state, create_train_step, evaluated, zero_terms
 from train.engine.trained import Scorer, load_best
 from train.errors import program
@@ -37,19 +39,32 @@ def train(config: Config, kind: type[Task], workdir: Path, command: str) -> int:
     Messages name `command` to go on with the run. The exit status is 0, or 128 + the number of the signal that stopped
     the training. A `UserError` says what does not fit together.
     """
-    is_main = jax.process_index() == 0  # of several processes, one writes and speaks
-    log = print if is_main else lambda *_: None
+    if _is_finished(config, kind, workdir):
+        return 0
+    with own(workdir) if jax.process_index() == 0 else contextlib.nullcontext() as folder:
+        if _is_finished(config, kind, workdir):  # another process had the folder until now
+            return 0
+        return _train(config, kind, workdir, command, folder)
 
-    # The folder must be new, or hold a run of this very config. Process 0 looks, for all.
+
+def _is_finished(config: Config, kind: type[Task], workdir: Path) -> bool:
+    """Checks that the folder is new or of this run, and whether the run is finished, on process 0 for all."""
     result = None
-    if is_main:
+    if jax.process_index() == 0:
         check_workdir(workdir, config)
         result = read_result(workdir, kind)
-    if from_main(result is not None):
-        log(f"this run is finished; its files are in {workdir}")
-        if result is not None:
-            log(result_line(result, kind))
-        return 0
+        if result and not is_longer(workdir, config):
+            print(f"this run is finished; its files are in {workdir}\n{result_line(result, kind)}")
+            if note := missing_report(workdir):
+                print(note)
+        else:
+            result = None
+    return from_main(result is not None) == 1
+
+
+def _train(config: Config, kind: type[Task], workdir: Path, command: str, folder: RunFolder | None) -> int:
+    is_main = folder is not None  # of several processes, one writes and speaks
+    log = print if is_main else lambda *_: None
 
     # Data and task.
     source = load_source(config, kind.needs)
@@ -75,16 +90,19 @@ def train(config: Config, kind: type[Task], workdir: Path, command: str) -> int:
     state = jax.jit(create, out_shardings=shardings)(*to_mesh((params, rest), mesh))
     del params, rest  # the state is all that is kept on the devices
 
-    # From here on the folder is this run's. Go on from the latest checkpoint, if there is one.
+    # Go on from the latest checkpoint, if there is one. From here on the folder is this run's.
+    check_same_data(source)
+    latest = choose_checkpoint(workdir / "checkpoints", latest_of, repair=True)
     if is_main:
+        if latest:
+            check_data(workdir, source)
+        else:
+            write_record(workdir, source)
+        (workdir / "result.json").unlink(missing_ok=True)  # of a run that becomes longer
         write_config(workdir, config)
         if source.report:
             write_text(workdir / "images.txt", source.report)
             log(f"{source.report.partition(chr(10))[0]}; see {workdir / 'images.txt'}")
-    latest = choose_checkpoint(workdir / "checkpoints", latest_of, repair=True)
-    if not is_main:
-        wait_until_shared(workdir / config.file)
-        check_workdir(workdir, config)
     if latest:
         state = restore(latest, state, shardings)
         log(f"going on from the checkpoint of step {latest.step} of {total_steps}")
@@ -105,7 +123,9 @@ def train(config: Config, kind: type[Task], workdir: Path, command: str) -> int:
     report: Report | None = None
     with contextlib.ExitStack() as stack:
         metrics = stack.enter_context(MetricsLog(workdir, first_step, task.best, enabled=is_main))
-        writer = stack.enter_context(CheckpointWriter(workdir / "checkpoints", task.best, resume=command))
+        writer = stack.enter_context(
+            CheckpointWriter(workdir / "checkpoints", task.best, command, proven=latest is not None)
+        )
         progress = stack.enter_context(ProgressReport(total_steps, first_step, enabled=is_main))
         stopped_by = stack.enter_context(catch_signals())
         profiler = StepProfiler(workdir / "profile", total_steps - first_step, enabled=config.profile and is_main)
@@ -135,6 +155,8 @@ def train(config: Config, kind: type[Task], workdir: Path, command: str) -> int:
             if ends_epoch or is_due or stopped_by:
                 check_step(step, report, config)
                 check_state(step, state, config)
+                if folder:
+                    folder.check()
                 scores = None
                 if ends_epoch:
                     epoch = step // steps_per_epoch
@@ -166,7 +188,7 @@ def train(config: Config, kind: type[Task], workdir: Path, command: str) -> int:
         return 128 + stopped_by[0]
 
     # The best checkpoint looks at the test split, once.
-    trained = load_best(workdir, lambda _: kind)
+    trained = load_best(workdir, lambda _: kind, source)
     evaluator = scorer.score(trained.params, trained.rest, "test")
     result = result_of(evaluator, trained.step)
     samples = write_results(workdir, trained, evaluator, result) if is_main else {}

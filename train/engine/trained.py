@@ -15,6 +15,7 @@ import msconv_jax
 from msconv_jax.models.registry import model_entry
 from train.config import Config, read_config
 from train.data import evaluation_batches, load_source
+from train.data.record import check_data, compare_names, read_record
 from train.data.source import Source, Split
 from train.engine.checkpoint import best_of, choose_checkpoint, restore
 from train.engine.mesh import create_mesh, state_shardings, to_devices, to_mesh
@@ -46,11 +47,20 @@ class Trained(NamedTuple):
         return Scorer(self.config, self.source, self.task, self.mesh, self.model)
 
 
-def load_best(workdir: Path, kind: Callable[[Config], type[Task]]) -> Trained:
+def load_data(workdir: Path, kind: Callable[[Config], type[Task]]) -> Source:
+    """Loads the data of the run in a folder; raises a `UserError` if they are not what it was trained on."""
+    config = read_config(workdir)
+    source = load_source(config, kind(config).needs)
+    check_data(workdir, source)
+    return source
+
+
+def load_best(workdir: Path, kind: Callable[[Config], type[Task]], source: Source | None = None) -> Trained:
     """Restores the best checkpoint of the run in a folder, for any number of devices.
 
     Its arrays are divided over as many devices as config.compute.shards and their number allow. `kind` gives the task
-    of a config. Raises a `UserError` if the folder holds no config or no such checkpoint.
+    of a config. Without a source the network can only predict: of the data all is known but the samples. Raises a
+    `UserError` if the folder holds no config or no such checkpoint.
     """
     config = read_config(workdir)
     metric = kind(config).best
@@ -60,7 +70,8 @@ def load_best(workdir: Path, kind: Callable[[Config], type[Task]]) -> Trained:
             f"{str(workdir)!r} holds no intact checkpoint of a finished epoch; train first, or "
             f"on, with {program('train')} --config=... --workdir={workdir}"
         )
-    source, task, mesh = _prepare(config, kind)
+    source = source or read_record(workdir).source()
+    task, mesh = _prepare(config, source, kind)
     model, params, rest = split_shapes(task.create, config.model.frozen)
     # A checkpoint is restored as a whole; the optimiser gives the names of its part.
     optimiser, _ = create_optimiser(config, steps_per_epoch=1)
@@ -77,7 +88,8 @@ def load_weights(config: Config, weights: Path, kind: Callable[[Config], type[Ta
     the network's published weights ask for, unless the config says how. `kind` gives the task of a config. Raises a
     `UserError` if there is no such file, or its weights are not those of the network.
     """
-    source, task, mesh = _prepare(config, kind)
+    source = load_source(config, kind(config).needs)
+    task, mesh = _prepare(config, source, kind)
     if weights.is_dir():
         run = load_best(weights, kind)
         model, *shapes = split_shapes(task.create)
@@ -87,6 +99,13 @@ def load_weights(config: Config, weights: Path, kind: Callable[[Config], type[Ta
                 f"{run.config.data.source!r}, whose parameters are not those of config.model.name="
                 f"{config.model.name!r} on {config.data.source!r}; give the config of that run"
             )
+        if differing := compare_names(run.source.classes, source.classes, "class"):
+            raise UserError(
+                f"--weights={weights} is a run on other classes than those of {config.data.source!r}: "
+                f"{'; '.join(differing)}; give data whose classes have the same names"
+            )
+        if not config.data.pixel_mean and not config.data.pixel_std:
+            task.pixels = run.task.pixels
         return run._replace(config=config, source=source, task=task, model=model)
     network = task.create()
     try:
@@ -102,10 +121,8 @@ def load_weights(config: Config, weights: Path, kind: Callable[[Config], type[Ta
     return Trained(config, source, task, mesh, model, *to_mesh((params, rest), mesh), step=0)
 
 
-def _prepare(config: Config, kind: Callable[[Config], type[Task]]) -> tuple[Source, Task, Mesh]:
-    task_type = kind(config)
-    source = load_source(config, task_type.needs)
-    return source, task_type(config, source), create_mesh(math.gcd(config.compute.shards, jax.device_count()))
+def _prepare(config: Config, source: Source, kind: Callable[[Config], type[Task]]) -> tuple[Task, Mesh]:
+    return kind(config)(config, source), create_mesh(math.gcd(config.compute.shards, jax.device_count()))
 
 
 class Scorer:

@@ -23,14 +23,17 @@ from train.data.source import Source
 from train.data.transforms import check_equal_sizes, create_augmentation
 from train.data.transforms.evaluation import create_evaluation
 from train.errors import UserError
-from train.page import figure_png, thumbnail
+from train.page import figure_png, labels_of, thumbnail
 from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row, Rows, Section, Terms
 from train.tasks.mixing import mix
 from train.tasks.network import create_network
+from train.untrusted import escaped, shortened
 
 _TOP_5_FROM = 11  # classes, from which on the top-5 accuracy is worth a look
 _MISTAKES = 24  # shown in the report
 _MOST_NAMED = 30  # classes whose names fit beside the confusion matrix
+_MOST_DRAWN = 200  # classes in the confusion matrix; of more, the _MOST_NAMED that are confused most often
+_MOST_SAMPLES = 100  # classes
 
 
 class Classification:
@@ -95,13 +98,13 @@ class Classification:
         return Answers(self.source, split)
 
     def samples(self) -> dict[str, np.ndarray]:
-        """Gives the first image of each class, by the name of the class."""
+        """Gives the first image of each class, of the first hundred classes found, by the name of the class."""
         found: dict[int, np.ndarray] = {}
         for sample in self.source.splits["validation"]:
             label = int(np.asarray(sample.label))
             if label not in found:
                 found[label] = as_pixels(sample.image, self.source.image_shape[-1])
-            if len(found) == len(self.source.classes):
+            if len(found) == min(len(self.source.classes), _MOST_SAMPLES):
                 break
         return {self.source.classes[label]: image for label, image in found.items()}
 
@@ -174,7 +177,7 @@ class Classification:
         """Names the most probable classes, three or as many as `limit`, with their probabilities."""
         classes, probabilities = self.source.classes, prediction["probabilities"]
         best = np.argsort(-probabilities, kind="stable")[: limit or 3]
-        return ", ".join(f"{classes[i]} {probabilities[i]:.1%}" for i in best), None
+        return ", ".join(f"{shortened(escaped(classes[i]), 300)} {probabilities[i]:.1%}" for i in best), None
 
 
 def _logits(network: Any, images: jax.Array) -> jax.Array:
@@ -227,18 +230,26 @@ class Answers:
         return result
 
     def sections(self) -> Iterator[Section]:
-        """Gives the confusion matrix and the worst mistakes."""
+        """Gives the confusion of classes and the worst mistakes.
+
+        Memory grows with the samples, and not with the square of the classes.
+        """
         found, classes = self.arrays(), self._source.classes
-        counts = confusion_matrix(found["labels"], found["predicted"], len(classes))
-        wrong = counts - np.diag(np.diag(counts))
-        pairs = [divmod(int(place), len(counts)) for place in np.argsort(-wrong, axis=None, kind="stable")[:10]]
+        pairs = confused_pairs(found["labels"], found["predicted"])
+        shown = range(len(classes))
+        text, caption = "", "confusion matrix"
+        if len(classes) > _MOST_DRAWN:
+            # Both classes of the first pairs, then of the next, until there are enough.
+            shown = sorted(list(dict.fromkeys(number for pair in pairs for number in pair[:2]))[:_MOST_NAMED])
+            text = f"There are {len(classes):,} classes; the picture shows those that are confused most often. "
+            caption = f"confusion matrix of {len(shown)} classes; shares are of all images of a class"
+        labels, explanation = labels_of(classes, shown) if len(shown) <= _MOST_NAMED else ([], "")
         yield Section(
             title="Confusion of the test images",
+            text=(text + explanation).strip() if shown else "None.",
             columns=("most often confused: class", "taken for", "images"),
-            rows=[
-                (classes[row], classes[column], int(wrong[row, column])) for row, column in pairs if wrong[row, column]
-            ],
-            pictures=[Picture(_draw_confusion(counts, classes), "confusion matrix")],
+            rows=[(classes[label], classes[predicted], count) for label, predicted, count in pairs[:10]],
+            pictures=[Picture(_draw_confusion(found, len(classes), shown, labels), caption)] if shown else [],
         )
         mistakes = np.flatnonzero(found["predicted"] != found["labels"])
         worst = mistakes[np.argsort(-found["losses"][mistakes], kind="stable")][:_MISTAKES]
@@ -252,6 +263,19 @@ class Answers:
         yield Section(title="Worst mistakes", text=text, pictures=pictures)
 
 
+def confused_pairs(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
+    """Gives (class, what it was taken for, images) of all confusions, the most frequent first.
+
+    Example:
+        >>> confused_pairs(np.array([0, 1, 2, 2]), np.array([0, 2, 1, 1]))
+        [(2, 1, 2), (1, 2, 1)]
+    """
+    is_wrong = labels != predicted
+    pairs, counts = np.unique(np.stack([labels, predicted])[:, is_wrong], axis=1, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [(int(pairs[0, place]), int(pairs[1, place]), int(counts[place])) for place in order]
+
+
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Gives (classes, classes): how many images of a class (row) were taken for which (column)."""
     counts = np.zeros((classes, classes), np.int64)
@@ -259,21 +283,28 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
     return counts
 
 
-def _draw_confusion(counts: np.ndarray, classes: tuple[str, ...]) -> bytes:
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    few = len(classes) <= _MOST_NAMED
-    figure = Figure(figsize=(8, 7) if few else (6, 5.5), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    axes.set(xlabel="taken for", ylabel="class")
-    if few:
-        places = range(len(classes))
-        names = [name if len(name) <= 20 else name[:19] + "\u2026" for name in classes]
-        axes.set_xticks(places, names, rotation=90 if max(map(len, names)) > 3 else 0)
-        axes.set_yticks(places, names)
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
-    return figure_png(figure)
+def _draw_confusion(found: Mapping[str, np.ndarray], classes: int, shown: Sequence[int], names: Sequence[str]) -> bytes:
+    """Draws the confusion matrix of the classes `shown`, with names beside it if there are any."""
+    labels, predicted = found["labels"], found["predicted"]
+    place = np.full(classes, -1)
+    place[shown] = np.arange(len(shown))
+    rows, columns = place[labels], place[predicted]
+    is_shown = (rows >= 0) & (columns >= 0)
+    counts = confusion_matrix(rows[is_shown], columns[is_shown], len(shown))
+    totals = np.bincount(labels, minlength=classes)[shown]
+    shares = counts / np.maximum(totals[:, None], 1)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        axes.set(xlabel="taken for", ylabel="class")
+        if names:
+            axes.set_xticks(range(len(shown)), names, rotation=90 if max(map(len, names)) > 3 else 0)
+            axes.set_yticks(range(len(shown)), names)
+            for (row, column), count in np.ndenumerate(counts):
+                if count:
+                    colour = "white" if shares[row, column] > 0.5 else "black"
+                    axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+        figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
+
+    return figure_png((8, 7) if names else (6, 5.5), draw)

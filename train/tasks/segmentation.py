@@ -24,14 +24,17 @@ from train.data.sample import Generator, Sample
 from train.data.source import Source
 from train.data.transforms import RandomCrop, create_augmentation
 from train.errors import UserError
-from train.page import encode_png, figure_png
+from train.page import encode_png, figure_png, labels_of, squares
 from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row, Rows, Section, Terms
 from train.tasks.miou import confusion, segmentation_metrics
 from train.tasks.network import create_network
 from train.tasks.sliding import sliding_probabilities
+from train.untrusted import escaped, shortened
 
 IGNORED = 255  # the label of pixels that do not count, in rows
 _SHOWN = 8  # test images in the report
+_MOST_DRAWN = 150  # classes whose names fit under the bars of their IoU
+_BLENDED = 2**20  # pixels at once, to take little memory
 _MOST_VALUES = 2**28  # probabilities of an image, 1 GiB
 
 
@@ -55,6 +58,11 @@ class Segmentation:
         assert isinstance(config.task, SegmentationSettings)
         self.config, self.settings, self.source = config, config.task, source
         self.names: Sequence[str] = source.segmentation_classes
+        if len(self.names) > IGNORED:
+            raise UserError(
+                f"{config.data.source!r} has {len(self.names):,} classes of pixels, but a pixel's class is stored in a "
+                f"byte, of which {IGNORED} means that it does not count; join classes until there are at most {IGNORED}"
+            )
         self.pixels = Pixels(source.mean, source.std)
         self.crop = _crop_size(config, source)
         self._augment = create_augmentation(config.data.augment, source)
@@ -239,8 +247,8 @@ class Segmentation:
         """Names the classes that cover most of the image, with their shares of it; shows them in colours."""
         predicted = prediction["predicted"]
         shares = np.bincount(predicted.ravel(), minlength=len(self.names)) / predicted.size
-        order = [number for number in np.argsort(-shares, kind="stable")[: limit or 3] if shares[number]]
-        line = ", ".join(f"{self.names[number]} {shares[number]:.1%}" for number in order)
+        order = [int(number) for number in np.argsort(-shares, kind="stable")[: limit or 3] if shares[number]]
+        line = ", ".join(f"{shortened(escaped(self.names[number]), 300)} {shares[number]:.1%}" for number in order)
         return line, overlay(image, predicted)
 
 
@@ -307,18 +315,19 @@ class Confusions:
             (name, float(iou), float(recall), f"{count / max(pixels.sum(), 1):.2%}")
             for name, iou, recall, count in zip(self._names, ious, recalls, pixels, strict=True)
         ]
+        picture, text = _draw_ious(self._names, ious, found["miou"])
         yield Section(
             title="IoU of the test images by class",
+            text=text,
             columns=("class", "IoU", "accuracy", "share of the pixels"),
             rows=rows,
-            pictures=[Picture(_draw_ious(self._names, ious, found["miou"]), "IoU by class; the line is the mean")],
+            pictures=[picture],
         )
         pictures = []
         for negative_iou, _, row in sorted(self._worst, key=lambda entry: -entry[0]):
             image, labels, predicted = (row[name][0] for name in ("image", "segmentation", "predicted"))
             panels = np.concatenate([image_rgb(image), overlay(image, labels), overlay(image, predicted)], axis=1)
-            factor = max(1, 160 // panels.shape[0])
-            panels = np.kron(panels, np.ones((factor, factor, 1), np.uint8))
+            panels = squares(panels, max(1, 160 // panels.shape[0]))
             pictures.append(Picture(encode_png(panels), f"mean IoU {-negative_iou:.3f}: image, labels, prediction"))
         yield Section(title="Worst test images", pictures=pictures)
 
@@ -346,17 +355,28 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Blends the colours of the classes into an image, which class 0 and ignored pixels only darken."""
     colours = palette(256)
     colours[IGNORED] = 0
-    colour = colours[labels].astype(np.float32)
-    return np.rint(0.45 * image_rgb(image) + 0.55 * colour).astype(np.uint8)
+    blended = np.empty((*labels.shape, 3), np.uint8)
+    rows = max(1, _BLENDED // labels.shape[1])
+    for first in range(0, len(labels), rows):
+        part = slice(first, first + rows)
+        blended[part] = np.rint(0.45 * image_rgb(image[part]) + 0.55 * colours[labels[part]].astype(np.float32))
+    return blended
 
 
-def _draw_ious(names: Sequence[str], ious: np.ndarray, mean: float) -> bytes:
-    figure = Figure(figsize=(min(16, 2 + 0.45 * len(names)), 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.bar(range(len(names)), ious, color=palette(len(names)) / 255, edgecolor="black", linewidth=0.5)
-    axes.axhline(mean, color="black", linewidth=1, linestyle="--")
-    shown = [name if len(name) <= 20 else name[:19] + "\u2026" for name in names]
-    axes.set_xticks(range(len(names)), shown, rotation=90 if max(map(len, shown)) > 3 else 0, fontsize=8)
-    axes.set(ylabel="IoU", ylim=(0, 1))
-    axes.grid(axis="y", alpha=0.3)
-    return figure_png(figure)
+def _draw_ious(names: Sequence[str], ious: np.ndarray, mean: float) -> tuple[Picture, str]:
+    """Draws the IoU of each class, or of those with the lowest; gives a text on its labels, too."""
+    shown = np.sort(np.argsort(ious, kind="stable")[:_MOST_DRAWN])
+    labels, text = labels_of(names, shown.tolist())
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        places = range(len(shown))
+        axes.bar(places, ious[shown], color=palette(len(names))[shown] / 255, edgecolor="black", linewidth=0.5)
+        axes.axhline(mean, color="black", linewidth=1, linestyle="--")
+        axes.set_xticks(places, labels, rotation=90 if max(map(len, labels)) > 3 else 0, fontsize=8)
+        axes.set(ylabel="IoU", ylim=(0, 1))
+        axes.grid(axis="y", alpha=0.3)
+
+    which = "IoU by class" if len(shown) == len(names) else f"IoU of the {len(shown)} worst classes"
+    png = figure_png((min(16, 2 + 0.45 * len(shown)), 3.6), draw)
+    return Picture(png, f"{which}; the line is the mean of all"), text

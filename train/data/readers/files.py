@@ -3,21 +3,24 @@
 import dataclasses
 import hashlib
 import os
+import stat
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
 
 from train.config.schema import Split
+from train.data.limits import MAX_FILE_BYTES
 from train.errors import UserError
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 _SYSTEM_FILES = ("thumbs.db", "desktop.ini", "__macosx")
-_SHARE = 0.1  # of the pictures, to each split that is taken from the others
 _CHECKED_AT_ONCE = 1024
 _PROGRESS_S = 5.0
 
@@ -88,22 +91,20 @@ class Rejects:
     """Gathers what is left out of a folder.
 
     Args:
-        root: the folder.
         strict: whether damage is an error, `config.data.strict_images`.
     """
 
-    def __init__(self, root: epath.Path, strict: bool):
-        self._root = root
+    def __init__(self, strict: bool):
         self._strict = strict
         self.entries: list[LeftOut] = []
 
-    def add(self, path: epath.Path, reason: str, is_damaged: bool = False) -> None:
-        """Notes that something is left out.
+    def add(self, path: str, reason: str, is_damaged: bool = False) -> None:
+        """Notes that something is left out, by its path within the folder.
 
         Raises:
             UserError: if it is damaged and the reader is strict.
         """
-        name = printable(relative(path, self._root))
+        name = visible(path)
         if self._strict and is_damaged:
             raise UserError(
                 f"{name}: {reason}; repair or remove it, or set config.data.strict_images=False to leave it out"
@@ -115,19 +116,101 @@ class Rejects:
         return f": {self.entries[0].path}: {self.entries[0].reason}" if self.entries else ""
 
 
-def printable(name: str) -> str:
-    """Writes a path so that it can be printed and stored; unreadable characters are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+def visible(name: str) -> str:
+    r"""Writes a path so that it can be printed and stored; different paths stay different.
+
+    Unreadable characters, and spaces at the ends, are escaped; a backslash that would look like an escape is doubled.
+
+    Example:
+        >>> print(visible("a\nb\\nc "))
+        a\nb\\nc\x20
+    """
+    start, stop = len(name) - len(name.lstrip(" ")), len(name.rstrip(" "))
+    is_plain = [c.isprintable() and start <= place < stop for place, c in enumerate(name)]
+    if all(is_plain) and "\\" not in name:
+        return name
+    visible = []
+    for place, c in enumerate(name):
+        if not is_plain[place]:
+            visible.append("\\x20" if c == " " else c.encode("unicode_escape").decode())
+        elif c == "\\" and place + 1 < len(name) and (name[place + 1] in "\\nrtuUx" or not is_plain[place + 1]):
+            visible.append("\\\\")
+        else:
+            visible.append(c)
+    return "".join(visible)
 
 
-def relative(path: epath.Path, root: epath.Path) -> str:
-    """Gives the path of a file within a folder."""
-    return str(path)[len(str(root)) :].lstrip("/")
+def one_form(name: str) -> str:
+    """Gives the one of several equal Unicode spellings of a name by which it is compared, NFC."""
+    return unicodedata.normalize("NFC", name)
 
 
-def is_hidden(path: epath.Path) -> bool:
-    """Whether a file is hidden, or one that systems put next to pictures."""
-    return path.name.startswith(".") or path.name.lower() in _SYSTEM_FILES
+def joined(place: str, name: str) -> str:
+    """Gives the path of `name` in the folder `place`, both within the folder of the data, whose path is ""."""
+    return f"{place}/{name}" if place else name
+
+
+def names_in(folder: epath.Path) -> list[str]:
+    """Lists a folder in the order of names, whichever way they are spelled in Unicode.
+
+    Raises:
+        UnusableError: if it cannot be listed.
+    """
+    try:
+        return sorted((path.name for path in folder.iterdir()), key=lambda name: (one_form(name), name))
+    except OSError as error:
+        raise UnusableError(f"cannot be listed: {error.strerror or error}") from error
+
+
+def names_needed(folder: epath.Path) -> list[str]:
+    """Lists a folder without which there are no data; see `names_in`.
+
+    Raises:
+        UserError: if it cannot be listed.
+    """
+    try:
+        return names_in(folder)
+    except UnusableError as error:
+        raise UserError(f"{visible(str(folder))} {error}; the folder of the data must be readable") from error
+
+
+def is_folder(path: epath.Path) -> bool:
+    """Whether a path is a folder.
+
+    Raises:
+        UnusableError: if that cannot be seen.
+    """
+    if path.is_dir():  # false whatever fails
+        return True
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UnusableError(f"cannot be read: {error.strerror or error}") from error
+    return False
+
+
+def open_root(data_dir: str) -> epath.Path:
+    """Gives the folder that `config.data.dir` names.
+
+    Raises:
+        UserError: if it is no folder.
+    """
+    root = epath.Path(data_dir)
+    try:
+        if is_folder(root):
+            return root
+        reason = "is no folder"
+    except UnusableError as error:
+        reason = str(error)
+    shown = visible(data_dir if len(data_dir) < 300 else data_dir[:300] + "...")
+    raise UserError(f"config.data.dir is '{shown}', which {reason}; name the folder of your pictures")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is hidden by its name, or one that systems put next to pictures."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def read_now(path: epath.Path) -> bytes:
@@ -137,76 +220,133 @@ def read_now(path: epath.Path) -> bytes:
         UserError: if the file cannot be read any more.
     """
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return _read(path, MAX_FILE_BYTES)
+    except (OSError, UnusableError) as error:
+        reason = error.strerror or error if isinstance(error, OSError) else error
         raise UserError(
-            f"{printable(str(path))} can no longer be read ({error.strerror or error}); restore it, then give the "
-            "same command again"
+            f"{visible(str(path))} can no longer be read ({reason}); restore it, then give the same command again"
         ) from error
 
 
-def read_regular(path: epath.Path) -> bytes:
+def read_regular(path: epath.Path, limit: int = MAX_FILE_BYTES) -> bytes:
     """Reads a file of which nothing is known.
 
+    Args:
+        path: the file.
+        limit: the number of bytes that it may have.
+
     Raises:
-        UnusableError: if it is no regular file or cannot be read.
+        UnusableError: if it is no regular file, is too large or cannot be read.
     """
     try:
-        local = os.fspath(path)
-        if os.path.lexists(local) and not os.path.isfile(local):  # reading a pipe would wait forever
-            raise UnusableError("no regular file" if os.path.exists(local) else "a link to nothing")
-        return path.read_bytes()
+        return _read(path, limit)
     except OSError as error:
         raise UnusableError(f"cannot be read: {error.strerror or error}") from error
 
 
-def find_splits(root: epath.Path, named: dict[Split, str]) -> dict[Split, epath.Path]:
-    """Finds the folder of each split that has one; gives none if the data stand in `root` itself.
+def _read(path: epath.Path, limit: int) -> bytes:
+    local = os.fspath(path)
+    if os.path.lexists(local) and not os.path.isfile(local):  # reading a pipe would wait forever
+        raise UnusableError("no regular file" if os.path.exists(local) else "a link to nothing")
+    size = path.stat().length
+    if size <= limit:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)  # no more even if it grows
+        size = len(data)
+        if size <= limit:
+            return data
+    raise UnusableError(f"it has {size:,} bytes, and at most {limit:,} are read")
+
+
+def state_of(root: epath.Path, named: Iterable[str]) -> bytes:
+    """Gives a checksum of the names, sizes and times of all files, for a check to be repeated only if they changed.
+
+    It is the same at all times for a bucket.
+
+    Args:
+        root: the folder.
+        named: folders of splits, which may stand outside.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for folder in (root, *(root / name for name in named)):
+        place = os.path.realpath(folder)
+        digest.update(os.fsencode(place))
+        _add_state(place, digest)
+    return digest.digest()
+
+
+def _add_state(folder: str, digest: Any, depth: int = 3) -> None:
+    """Adds what stands in a folder; pictures stand in <split>/<class>/ at the deepest."""
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        digest.update(f"{error.errno}".encode())
+        return
+    for entry in entries:
+        digest.update(os.fsencode(entry.name) + b"/")
+        try:
+            found = entry.stat()
+        except OSError as error:
+            digest.update(f"{error.errno}".encode())
+            continue
+        digest.update(f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}".encode())
+        if depth > 1 and stat.S_ISDIR(found.st_mode):
+            _add_state(entry.path, digest, depth - 1)
+
+
+def find_splits(root: epath.Path, named: dict[Split, str]) -> dict[Split, str]:
+    """Finds the folder of each split that has one, within `root`; gives none if the data stand in `root` itself.
 
     Args:
         root: the folder.
         named: `config.data.splits`.
 
     Raises:
-        UserError: if a folder that is named does not exist, or others are named but none for train.
+        UserError: if a folder that is named does not exist, others are named but none for train, or a folder cannot be
+            listed.
     """
-    found: dict[Split, epath.Path] = {}
+    entries = names_needed(root)
+    found: dict[Split, str] = {}
     for split in SPLITS:
         if split in named:
-            found[split] = root / named[split]
-            if not found[split].is_dir():
-                raise UserError(
-                    f"config.data.splits names {named[split]!r} for {split} but {str(root)!r} has no such folder; it "
-                    "has " + (", ".join(sorted(printable(p.name) for p in root.iterdir() if p.is_dir())) or "none")
-                )
+            found[split] = _named_folder(root, entries, split, named[split])
             continue
         for name in _FOLDERS[split]:
-            if split not in found and (root / name).is_dir():
-                found[split] = root / name
+            if split not in found and _is_seen_folder(root / name):
+                found[split] = name
     if "train" not in found:
         if named:
             raise UserError(f"config.data.splits is {named} but {str(root)!r} has no folder for train; name it, too")
         return {}
     # A class may be called "train"; then there are pictures in it, no folders.
-    if not named and not any(p.is_dir() for p in found["train"].iterdir()):
+    train = root / found["train"]
+    if not named and not any(_is_seen_folder(train / name) for name in names_needed(train) if not is_hidden(name)):
         return {}
     return found
 
 
-def choose_split(data: bytes, found: Split | None, folders: dict[Split, epath.Path]) -> Split:
-    """Chooses the split of an image by a hash of its file, where its folder does not decide.
+def _named_folder(root: epath.Path, entries: list[str], split: Split, name: str) -> str:
+    """Gives a folder of a split as it is spelled on the disk."""
+    for spelling in (name, *(entry for entry in entries if one_form(entry) == one_form(name))):
+        if _is_seen_folder(root / spelling):
+            path = str(PurePosixPath(spelling))
+            return "" if path == "." else path
+    raise UserError(
+        f"config.data.splits names {name!r} for {split} but {str(root)!r} has no such folder; it has "
+        + (", ".join(visible(entry) for entry in entries if _is_seen_folder(root / entry)) or "none")
+    )
 
-    A tenth goes to test and a tenth to validation; a tenth of the train folder goes to validation if that has none.
-    """
-    digest = hashlib.blake2b(data, digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
-    if found is None:
-        return "test" if place < _SHARE else "validation" if place < 2 * _SHARE else "train"
-    return "validation" if found == "train" and "validation" not in folders and place < _SHARE else found
+
+def _is_seen_folder(path: epath.Path) -> bool:
+    try:
+        return is_folder(path)
+    except UnusableError:
+        return False
 
 
-def notes_on(folders: dict[Split, epath.Path]) -> list[str]:
-    """Says which splits are taken from others: see `choose_split`; the test's samples are the validation's."""
+def notes_on(folders: dict[Split, str]) -> list[str]:
+    """Says which splits are taken from others: see `division.divide`; the test's samples are the validation's."""
     notes = []
     if folders and "validation" not in folders:
         notes.append("There is no folder for validation: a tenth of the training pictures is held back.")

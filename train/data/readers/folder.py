@@ -6,28 +6,35 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from train.config.schema import Config, Split
 from train.data.images import ImageError, decode
+from train.data.readers.division import DIGEST_BYTES, digest_of, divide, notes_on_copies, number_contents
 from train.data.readers.files import (
     HIDDEN,
     SPLITS,
     FolderReport,
     Rejects,
     UnusableError,
-    choose_split,
     find_splits,
     in_threads,
+    is_folder,
     is_hidden,
+    joined,
+    names_in,
+    names_needed,
     notes_on,
-    printable,
+    one_form,
+    open_root,
     read_now,
     read_regular,
-    relative,
+    state_of,
+    visible,
 )
 from train.data.sample import Sample
-from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source
+from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, fingerprint
 from train.errors import UserError
 
 
@@ -55,7 +62,7 @@ class Files(Sequence[Sample]):
             UserError: if the file cannot be read any more.
         """
         path = self.folder / self.names[position]
-        return Sample(image=read_now(path), label=self.labels[position], file=printable(str(path)))
+        return Sample(image=read_now(path), label=self.labels[position], file=visible(str(path)))
 
 
 def folder(config: Config) -> Source:
@@ -63,10 +70,14 @@ def folder(config: Config) -> Source:
 
     Either ``<split>/<class>/<file>`` with the folders ``train``, ``validation`` or ``val``, and ``test``, or those that
     `config.data.splits` names; or ``<class>/<file>``. Without split folders a tenth of each class goes to test and a
-    tenth to validation, chosen by a hash of the file's bytes: copies of a picture never stand in two splits, and adding
-    pictures moves no others. If only the validation folder is missing, it is a tenth of the training pictures, chosen
-    likewise; if only the test folder is, the validation pictures are the test too. The class of a picture is its
-    folder's name.
+    tenth to validation, chosen by the files' contents: of 50 pictures 5 each, and one each as soon as a class has three
+    (see `train.data.readers.division.divide`). Copies of a picture never stand in two of these splits, and a new
+    picture moves at most two others. If only the validation folder is missing, it is a tenth of each class of the
+    training pictures, chosen likewise; if only the test folder is, the validation pictures are the test too. The report
+    names copies that stand in two folders.
+
+    The class of a picture is its folder's name in the Unicode form NFC, escaped where it cannot be printed. Names that
+    differ in capitals or spaces are different classes.
 
     All files are read once, by several threads. What cannot be used is left out and reported in the source's `report`.
     The network's input has `config.data.image_size` pixels a side, or 224.
@@ -80,11 +91,28 @@ def folder(config: Config) -> Source:
         raise UserError(
             "config.data.dir is '' but config.data.source='folder' needs the folder of your pictures; set it"
         )
-    splits, classes, report = _read(
-        data.dir, tuple(sorted(data.splits.items())), data.strict_images, max(1, data.threads)
-    )
+    state = state_of(epath.Path(data.dir), data.splits.values())
+    found = _read(data.dir, tuple(sorted(data.splits.items())), data.strict_images, max(1, data.threads), state)
     side = data.image_size or 224
-    return Source(splits, classes, (side, side, 3), False, IMAGENET_MEAN, IMAGENET_STD, report=str(report))
+    return Source(
+        splits=found.splits,
+        classes=found.classes,
+        image_shape=(side, side, 3),
+        is_sized=False,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        report=str(found.report),
+        fingerprints=found.fingerprints,
+    )
+
+
+class _Folder(NamedTuple):
+    """What a folder holds."""
+
+    splits: dict[Split, Files]
+    classes: tuple[str, ...]
+    report: FolderReport
+    fingerprints: dict[Split, str]
 
 
 class _Found(NamedTuple):
@@ -92,88 +120,114 @@ class _Found(NamedTuple):
 
     split: Split | None  # None: not decided by its folder
     label: str
-    path: epath.Path
+    name: str  # the path within the folder
 
 
 @functools.lru_cache(maxsize=4)  # training, and the evaluation at its end, check the folder once
-def _read(
-    data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int
-) -> tuple[dict[Split, Files], tuple[str, ...], FolderReport]:
-    root = epath.Path(data_dir)
-    if not root.is_dir():
-        raise UserError(f"config.data.dir is {data_dir!r}, which is no folder; name the folder of your pictures")
+def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int, state: bytes) -> _Folder:
+    """Checks a folder; `state` is that of its files, see `state_of`."""
+    root = open_root(data_dir)
     folders = find_splits(root, dict(named))
-    rejects = Rejects(root, strict)
+    rejects = Rejects(strict)
 
-    def check(file: _Found) -> tuple[_Found, Split | UnusableError]:
+    def check(file: _Found) -> tuple[_Found, bytes | UnusableError]:
         try:
-            return file, choose_split(_read_picture(file.path), file.split, folders)
+            return file, digest_of(_read_picture(root / file.name))
         except UnusableError as error:
             return file, error
 
     # Read every file once.
-    used: dict[Split, list[tuple[str, str]]] = {split: [] for split in SPLITS}  # class, path
+    names: list[str] = []
+    labels: list[str] = []
+    places: list[Split | None] = []
+    digests = bytearray()  # 16 bytes a picture
     for file, found in in_threads(check, _walk(root, folders, rejects), threads):
         if isinstance(found, UnusableError):
-            rejects.add(file.path, str(found), found.is_damaged)
+            rejects.add(file.name, str(found), found.is_damaged)
         else:
-            used[found].append((file.label, relative(file.path, root)))
+            names.append(file.name)
+            labels.append(file.label)
+            places.append(file.split)
+            digests += found
+
+    contents = number_contents(digests)
+    position = {label: place for place, label in enumerate(sorted(set(labels)))}
+    numbers = np.fromiter((position[label] for label in labels), int, len(labels))
+    chosen = divide(contents, numbers, places, tuple(folders))
+
+    # A class is known by its pictures to train on.
+    used: dict[Split, list[int]] = {split: [] for split in SPLITS}
+    for place, split in enumerate(chosen):
+        used[split].append(place)
     notes = notes_on(folders)
     if folders and "test" not in folders:
         used["test"] = used["validation"]
-
-    # A class is known by its pictures to train on.
-    counts: dict[Split, Counter[str]] = {split: Counter(label for label, _ in used[split]) for split in SPLITS}
+    counts: dict[Split, Counter[str]] = {split: Counter(labels[place] for place in used[split]) for split in SPLITS}
     classes = sorted(counts["train"])
     for split in ("validation", "test"):
         for label in sorted(counts[split].keys() - set(classes)):
             number = counts[split].pop(label)
-            notes.append(f"Class {printable(label)!r} has nothing to train on: {number} pictures of {split} left out.")
+            notes.append(f"Class '{visible(label)}' has nothing to train on: {number} pictures of {split} left out.")
     for split in SPLITS:
         if not counts[split]:
             raise UserError(
                 f"config.data.dir is {data_dir!r}, which holds no picture for {split} ({len(rejects.entries)} entries "
-                f"left out{rejects.first()}); it must be <class>/<picture> or <split>/<class>/<picture>, with more "
-                "pictures"
+                f"left out{rejects.first()}); it must be <class>/<picture> or <split>/<class>/<picture>, with at "
+                "least three pictures of a class, or more pictures, where a split has no folder"
             )
+    notes += notes_on_copies(names, contents, numbers, chosen)
+
     position = {label: place for place, label in enumerate(classes)}
     splits: dict[Split, Files] = {}
-    for split, pairs in used.items():
-        known = [(label, name) for label, name in pairs if label in position]
-        splits[split] = Files(root, [name for _, name in known], [position[label] for label, _ in known])
+    fingerprints: dict[Split, str] = {}
+    for split, taken in used.items():
+        known = [place for place in taken if labels[place] in position]
+        splits[split] = Files(root, [names[place] for place in known], [position[labels[place]] for place in known])
+        fingerprints[split] = fingerprint(
+            part
+            for place in known
+            for part in (
+                labels[place],
+                one_form(names[place]),
+                bytes(digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]),
+            )
+        )
     images: dict[Split, dict[str, int]] = {
-        split: {printable(label): counts[split][label] for label in classes} for split in SPLITS
+        split: {visible(label): counts[split][label] for label in classes} for split in SPLITS
     }
     totals: dict[Split, int] = {split: len(splits[split]) for split in SPLITS}
-    report = FolderReport(printable(data_dir), totals, images, tuple(sorted(rejects.entries)), tuple(notes))
-    return splits, tuple(map(printable, classes)), report
+    report = FolderReport(visible(data_dir), totals, images, tuple(sorted(rejects.entries)), tuple(notes))
+    return _Folder(splits, tuple(map(visible, classes)), report, fingerprints)
 
 
-def _walk(root: epath.Path, folders: dict[Split, epath.Path], rejects: Rejects) -> Iterator[_Found]:
+def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iterator[_Found]:
     """Finds everything that stands where a picture should; leaves out what stands elsewhere."""
     if folders:
-        for path in sorted(root.iterdir()):
-            if path not in folders.values():
-                rejects.add(path, "not a folder of a split")
-    for split, place in folders.items() or [(None, root)]:
-        for class_folder in sorted(place.iterdir()):
-            if is_hidden(class_folder):
+        for name in names_needed(root):
+            if name not in folders.values():
+                rejects.add(name, "not a folder of a split")
+    for split, place in folders.items() or [(None, "")]:
+        for class_name in names_needed(root / place):
+            class_folder = joined(place, class_name)
+            if is_hidden(class_name):
                 rejects.add(class_folder, HIDDEN)
-            elif not class_folder.is_dir():
+                continue
+            try:
+                names = names_in(root / class_folder) if is_folder(root / class_folder) else None
+            except UnusableError as error:
+                rejects.add(class_folder, str(error), error.is_damaged)
+                continue
+            if names is None:
                 rejects.add(class_folder, "not in the folder of a class")
+            elif not names:
+                rejects.add(class_folder, "an empty folder")
             else:
-                try:
-                    paths = sorted(class_folder.iterdir())
-                except OSError as error:
-                    rejects.add(class_folder, f"cannot be listed: {error.strerror or error}")
-                    continue
-                if not paths:
-                    rejects.add(class_folder, "an empty folder")
-                yield from (_Found(split, class_folder.name, path) for path in paths)
+                label = one_form(class_name)
+                yield from (_Found(split, label, joined(class_folder, name)) for name in names)
 
 
 def _read_picture(path: epath.Path) -> bytes:
-    if is_hidden(path):
+    if is_hidden(path.name):
         raise UnusableError(HIDDEN, is_damaged=False)
     if path.is_dir():
         raise UnusableError("a folder within the folder of a class; only files are read there", is_damaged=False)

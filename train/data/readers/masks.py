@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,24 +13,30 @@ from etils import epath
 from train.config.schema import Config, Split
 from train.data.images import ImageError, decode, jpeg_size
 from train.data.indexed_png import read_indices
+from train.data.limits import MAX_NAME_LENGTH, MAX_TEXT_BYTES
+from train.data.readers.division import DIGEST_BYTES, digest_of, divide, notes_on_copies, number_contents
 from train.data.readers.files import (
     HIDDEN,
     SPLITS,
     FolderReport,
     Rejects,
     UnusableError,
-    choose_split,
     find_splits,
     in_threads,
+    is_folder,
     is_hidden,
+    joined,
+    names_needed,
     notes_on,
-    printable,
+    one_form,
+    open_root,
     read_now,
     read_regular,
-    relative,
+    state_of,
+    visible,
 )
 from train.data.sample import IGNORED, Sample
-from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source
+from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, fingerprint
 from train.errors import UserError
 
 _CLASSES = "classes.txt"
@@ -61,21 +69,22 @@ class Pairs(Sequence[Sample]):
             segmentation = read_indices(read_now(mask))
         except ImageError as error:
             raise UserError(
-                f"{printable(str(mask))}: {error}; repair or remove it, then give the same command again"
+                f"{visible(str(mask))}: {error}; repair or remove it, then give the same command again"
             ) from error
-        return Sample(image=read_now(image), segmentation=segmentation, file=printable(str(image)))
+        return Sample(image=read_now(image), segmentation=segmentation, file=visible(str(image)))
 
 
 def masks(config: Config) -> Source:
     """The pictures below `config.data.dir`, a local folder or a bucket's, with the class of every pixel.
 
     Either ``images/<name>.*`` and ``masks/<name>.png``, or both of these in each of the folders ``train``,
-    ``validation`` or ``val``, and ``test``, or those that `config.data.splits` names. Without split folders the split
-    is chosen as by `train.data.readers.folder`, by a hash of the image's file.
+    ``validation`` or ``val``, and ``test``, or those that `config.data.splits` names. Without split folders a
+    tenth of all pictures goes to test and a tenth to validation, chosen by the contents of the images' files as by
+    `train.data.readers.folder`. Names of image and mask may be spelled in different Unicode forms.
 
     A mask is a palette or grey PNG file of the image's size. Its values are the numbers of classes, 255 where a pixel
-    does not count. ``classes.txt`` in `config.data.dir`, if it is there, holds the name of a class a line; otherwise
-    there are as many classes as the largest number asks for, and numbers are their names.
+    does not count. ``classes.txt`` in `config.data.dir`, if it is there, holds the name of a class a line, in UTF-8;
+    otherwise there are as many classes as the largest number asks for, and numbers are their names.
 
     All files are read once, by several threads. What cannot be used is left out and reported in the source's `report`.
     The source's image shape is that of the images if all have one, else `config.data.image_size` pixels a side, or 224.
@@ -89,7 +98,8 @@ def masks(config: Config) -> Source:
         raise UserError(
             "config.data.dir is '' but config.data.source='masks' needs the folder of your pictures; set it"
         )
-    found = _read(data.dir, tuple(sorted(data.splits.items())), data.strict_images, max(1, data.threads))
+    state = state_of(epath.Path(data.dir), data.splits.values())
+    found = _read(data.dir, tuple(sorted(data.splits.items())), data.strict_images, max(1, data.threads), state)
     side = data.image_size or 224
     height, width = found.size if found.size and not data.image_size else (side, side)
     return Source(
@@ -102,6 +112,7 @@ def masks(config: Config) -> Source:
         fields=frozenset({"segmentation"}),
         segmentation_classes=found.classes,
         report=str(found.report),
+        fingerprints=found.fingerprints,
     )
 
 
@@ -112,52 +123,65 @@ class _Folder(NamedTuple):
     classes: tuple[str, ...]
     size: tuple[int, int] | None
     report: FolderReport
+    fingerprints: dict[Split, str]
 
 
 class _Pair(NamedTuple):
-    """An image that has a file for its mask."""
+    """An image that has a file for its mask; both by their paths within the folder."""
 
     split: Split | None  # None: not decided by its folder
-    image: epath.Path
-    mask: epath.Path
+    image: str
+    mask: str
 
 
 class _Checked(NamedTuple):
     """What a pair holds."""
 
-    split: Split
     size: tuple[int, int]
-    classes: np.ndarray  # the numbers that occur, ascending, without 255
+    classes: np.ndarray  # (255,) bool, whether each number occurs
+    image: bytes  # the digests of the files
+    mask: bytes
 
 
 class _Bad(NamedTuple):
     """Why a pair is left out, and for which of its files."""
 
-    path: epath.Path
+    name: str
     reason: str
 
 
 @functools.lru_cache(maxsize=4)  # training, and the evaluation at its end, check the folder once
-def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int) -> _Folder:
-    root = epath.Path(data_dir)
-    if not root.is_dir():
-        raise UserError(f"config.data.dir is {data_dir!r}, which is no folder; name the folder of your pictures")
+def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int, state: bytes) -> _Folder:
+    """Checks a folder; `state` is that of its files, see `state_of`."""
+    root = open_root(data_dir)
     known = _read_classes(root / _CLASSES)
     folders = find_splits(root, dict(named))
-    rejects = Rejects(root, strict)
+    rejects = Rejects(strict)
 
     # Read every file once.
-    used: dict[Split, list[tuple[str, str]]] = {split: [] for split in SPLITS}
-    occurrences: dict[Split, np.ndarray] = {split: np.zeros(IGNORED, int) for split in SPLITS}
+    names: list[tuple[str, str]] = []
+    places: list[Split | None] = []
+    images, masks, shown = bytearray(), bytearray(), bytearray()  # 16, 16 and 32 bytes a picture
     sizes = set()
     pairs = _walk(root, folders, rejects)
-    for pair, found in in_threads(lambda pair: (pair, _check(pair, folders, len(known))), pairs, threads):
+    for pair, found in in_threads(lambda pair: (pair, _check(root, pair, len(known))), pairs, threads):
         if isinstance(found, _Bad):
-            rejects.add(found.path, found.reason, is_damaged=True)
+            rejects.add(found.name, found.reason, is_damaged=True)
             continue
-        used[found.split].append((relative(pair.image, root), relative(pair.mask, root)))
-        occurrences[found.split][found.classes] += 1
+        names.append((pair.image, pair.mask))
+        places.append(pair.split)
+        images += found.image
+        masks += found.mask
+        shown += np.packbits(found.classes).tobytes()
         sizes.add(found.size)
+
+    contents, one_class = number_contents(images), np.zeros(len(names), int)
+    chosen = divide(contents, one_class, places, tuple(folders))
+    used: dict[Split, list[int]] = {split: [] for split in SPLITS}
+    occurrences: dict[Split, np.ndarray] = {split: np.zeros(IGNORED, int) for split in SPLITS}
+    for place, split in enumerate(chosen):
+        used[split].append(place)
+        occurrences[split] += np.unpackbits(np.frombuffer(shown, np.uint8, 32, 32 * place), count=IGNORED)
     if folders and "test" not in folders:
         used["test"], occurrences["test"] = used["validation"], occurrences["validation"]
     for split in SPLITS:
@@ -165,7 +189,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
             raise UserError(
                 f"config.data.dir is {data_dir!r}, which holds no picture with a mask for {split} "
                 f"({len(rejects.entries)} entries left out{rejects.first()}); it must be images/<name>.* and "
-                "masks/<name>.png, or these in a folder for each split, with more pictures"
+                "masks/<name>.png, or these in a folder for each split, with more pictures (at least three)"
             )
 
     largest = max((int(np.flatnonzero(counts)[-1]) for counts in occurrences.values() if counts.any()), default=-1)
@@ -179,92 +203,125 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
     untrained = [name for name, count in zip(classes, occurrences["train"], strict=False) if not count]
     if untrained:
         notes.append(f"No training picture shows {', '.join(untrained)}.")
+    notes += notes_on_copies([image for image, _ in names], contents, one_class, chosen)
     report = FolderReport(
-        printable(data_dir),
+        visible(data_dir),
         totals={split: len(used[split]) for split in SPLITS},
         images={split: dict(zip(classes, map(int, occurrences[split]), strict=False)) for split in SPLITS},
         left_out=tuple(sorted(rejects.entries)),
         notes=tuple(notes),
     )
-    splits: dict[Split, Pairs] = {split: Pairs(root, names) for split, names in used.items()}
-    return _Folder(splits, classes, sizes.pop() if len(sizes) == 1 else None, report)
+    splits: dict[Split, Pairs] = {split: Pairs(root, [names[place] for place in used[split]]) for split in SPLITS}
+    fingerprints: dict[Split, str] = {}
+    for split, taken in used.items():
+        fingerprints[split] = fingerprint(
+            part
+            for place in taken
+            for name, digests in zip(names[place], (images, masks), strict=True)
+            for part in (one_form(name), bytes(digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]))
+        )
+    return _Folder(splits, classes, sizes.pop() if len(sizes) == 1 else None, report, fingerprints)
 
 
 def _read_classes(path: epath.Path) -> tuple[str, ...]:
     """Reads the names of classes; none if there is no such file."""
-    if not path.exists():
-        return ()
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{printable(str(path))} cannot be read ({error}); it must be text, a class a line") from error
-    repeated = [name for place, name in enumerate(names) if name in names[:place]]
-    if not 2 <= len(names) <= IGNORED or not all(names) or repeated:
+        if not path.exists() and not os.path.islink(path):
+            return ()
+        text = read_regular(path, MAX_TEXT_BYTES).decode(
+            "utf-8-sig"
+        )  # some editors begin a file with a byte order mark
+    except (OSError, UnusableError, UnicodeDecodeError) as error:
+        raise UserError(f"{visible(str(path))} cannot be read ({error}); it must be text, a class a line") from error
+    lines = text.rstrip().replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    names = [one_form(line.strip()) for line in lines[: IGNORED + 1]]
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
+    is_named = all(0 < len(name) <= MAX_NAME_LENGTH for name in names)
+    if not 2 <= len(names) <= IGNORED or not is_named or repeated:
+        shown = ", ".join(f"'{_shortened(name)}'" for name in (repeated or names)[:4])
         raise UserError(
-            f"{printable(str(path))} has the lines {names[:4]} ..., but must hold 2 to {IGNORED} names of classes, one "
-            "a line, none empty and none twice; the first line is class 0"
+            f"{visible(str(path))} has the lines {shown}{' twice' if repeated else ' ...'}, but must hold 2 to "
+            f"{IGNORED} names of classes, one a line, none empty, none twice and none of more than {MAX_NAME_LENGTH} "
+            "characters; the first line is class 0"
         )
-    return tuple(map(printable, names))
+    return tuple(map(visible, names))
 
 
-def _walk(root: epath.Path, folders: dict[Split, epath.Path], rejects: Rejects) -> Iterator[_Pair]:
+def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iterator[_Pair]:
     """Finds images that have a file for their mask; leaves out all else."""
     if folders:
-        for path in sorted(root.iterdir()):
-            if path not in folders.values() and path != root / _CLASSES:
-                rejects.add(path, "not a folder of a split")
-    for split, place in folders.items() or [(None, root)]:
-        images, masks = place / "images", place / "masks"
-        for path in sorted(place.iterdir()):
-            if path not in (images, masks, root / _CLASSES):
-                rejects.add(path, HIDDEN if is_hidden(path) else "neither images nor masks")
-        names = {path.name: path for path in _files(masks, rejects)}
+        for name in names_needed(root):
+            if name not in folders.values() and name != _CLASSES:
+                rejects.add(name, "not a folder of a split")
+    for split, place in folders.items() or [(None, "")]:
+        for name in names_needed(root / place):
+            if name not in ("images", "masks") and joined(place, name) != _CLASSES:
+                rejects.add(joined(place, name), HIDDEN if is_hidden(name) else "neither images nor masks")
+        image_folder, mask_folder = joined(place, "images"), joined(place, "masks")
+        masks = _files(root, mask_folder, rejects)
+        images = _files(root, image_folder, rejects)
+        # A mask belongs to the image of the same spelling; else to one that is spelled in another Unicode form.
+        spelled, wanted = set(masks), {_mask_of(name) for name in images}
+        others = {one_form(name): name for name in masks if name not in wanted}
         taken: dict[str, str] = {}  # from masks to images
-        for path in _files(images, rejects):
-            mask = f"{path.name.rpartition('.')[0] or path.name}.png"
-            if mask not in names:
-                rejects.add(path, f"it has no mask masks/{printable(mask)}", is_damaged=True)
+        for name in images:
+            path, mask = joined(image_folder, name), _mask_of(name)
+            mask = mask if mask in spelled else others.get(one_form(mask))
+            if mask is None:
+                rejects.add(path, f"it has no mask masks/{visible(_mask_of(name))}", is_damaged=True)
             elif mask in taken:
-                rejects.add(path, f"masks/{printable(mask)} is the mask of {printable(taken[mask])}", is_damaged=True)
+                rejects.add(path, f"masks/{visible(mask)} is the mask of {visible(taken[mask])}", is_damaged=True)
             else:
-                taken[mask] = path.name
-                yield _Pair(split, path, names[mask])
-        for name in sorted(names.keys() - taken.keys()):
-            is_png = name.endswith(".png")
-            reason = "it has no image" if is_png else "not a PNG file by its name, <name>.png"
-            rejects.add(names[name], reason, is_damaged=True)
+                taken[mask] = name
+                yield _Pair(split, path, joined(mask_folder, mask))
+        for name in masks:
+            if name not in taken:
+                reason = "it has no image" if name.endswith(".png") else "not a PNG file by its name, <name>.png"
+                rejects.add(joined(mask_folder, name), reason, is_damaged=True)
 
 
-def _files(folder: epath.Path, rejects: Rejects) -> list[epath.Path]:
+def _mask_of(image: str) -> str:
+    return f"{image.rpartition('.')[0] or image}.png"
+
+
+def _files(root: epath.Path, folder: str, rejects: Rejects) -> list[str]:
     """Lists a folder's files that are not hidden; none if there is no such folder."""
+    try:
+        if not is_folder(root / folder):
+            return []
+    except UnusableError as error:
+        raise UserError(f"{visible(str(root / folder))} {error}; the folder of the data must be readable") from error
     files = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if is_hidden(path):
+    for name in names_needed(root / folder):
+        path = joined(folder, name)
+        if is_hidden(name):
             rejects.add(path, HIDDEN)
-        elif path.is_dir():
+        elif (root / path).is_dir():
             rejects.add(path, _ONE_FOLDER)
         else:
-            files.append(path)
+            files.append(name)
     return files
 
 
-def _check(pair: _Pair, folders: dict[Split, epath.Path], class_count: int) -> _Checked | _Bad:
-    path = pair.image
+def _check(root: epath.Path, pair: _Pair, class_count: int) -> _Checked | _Bad:
+    name = pair.image
     try:
-        data = read_regular(path)
-        size = _size(data)
-        path = pair.mask
-        mask = read_indices(read_regular(path))
+        image = read_regular(root / name)
+        size = _size(image)
+        name = pair.mask
+        mask = read_regular(root / name)
+        indices = read_indices(mask)
     except (UnusableError, ImageError) as error:
-        return _Bad(path, str(error))
-    if mask.shape != size:
-        return _Bad(path, f"it has {_written(mask.shape)} pixels, but its image has {_written(size)}")
-    numbers = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[:IGNORED])
+        return _Bad(name, str(error))
+    if indices.shape != size:
+        return _Bad(name, f"it has {_written(indices.shape)} pixels, but its image has {_written(size)}")
+    occurs = np.bincount(indices.ravel(), minlength=256)[:IGNORED] > 0
+    numbers = np.flatnonzero(occurs)
     if class_count and numbers.size and numbers[-1] >= class_count:
         return _Bad(
-            path, f"it has pixels of the class {numbers[-1]}, but {_CLASSES} names the classes 0 to {class_count - 1}"
+            name, f"it has pixels of the class {numbers[-1]}, but {_CLASSES} names the classes 0 to {class_count - 1}"
         )
-    return _Checked(choose_split(data, pair.split, folders), size, numbers)
+    return _Checked(size, occurs, digest_of(image), digest_of(mask))
 
 
 def _size(data: bytes) -> tuple[int, int]:
@@ -272,6 +329,10 @@ def _size(data: bytes) -> tuple[int, int]:
     size = jpeg_size(data)
     pixels = decode(data, channels=1, reduction=8 if size else 1, strict=True)
     return size or (pixels.shape[0], pixels.shape[1])
+
+
+def _shortened(name: str) -> str:
+    return visible(name if len(name) <= 40 else name[:40] + "...")
 
 
 def _written(size: tuple[int, ...]) -> str:

@@ -6,13 +6,10 @@ array_record files, which give any record by its number, and the json files that
 
 import bisect
 import contextlib
-import difflib
 import itertools
 import operator
 import os
-import re
 import resource
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -22,18 +19,18 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
-from tensorflow_datasets.core import constants, naming, read_only_builder
-from tensorflow_datasets.core.file_adapters import FileFormat
 from tensorflow_datasets.core.utils.shard_utils import FileInstruction
 
 from msconv_jax.models.registry import CIFAR_10, CIFAR_100
 from train.config.schema import Config, Split
 from train.data.images import ImageError
 from train.data.indexed_png import read_indices
-from train.data.readers import scaled_digits  # tfds knows its name from here on
+from train.data.readers import scaled_digits
+from train.data.readers.descriptions import Description
+from train.data.readers.prepared import one_line, open_prepared, repair_advice
 from train.data.sample import IGNORED, Sample
-from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source
-from train.errors import UserError, program, suggest
+from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, fingerprint
+from train.errors import UserError
 
 # Mean and standard deviation of each channel over the train split; all others are taken as photographs.
 _PIXELS = {
@@ -43,6 +40,7 @@ _PIXELS = {
 }
 _LABEL = frozenset({"label"})
 _DEFAULT_SIDE = 224  # pixels, where the images' sizes vary
+_CHECKED_BYTES = 2**20  # at each end of a file, for its checksum
 _SPARE_FILES = 256  # what a process opens besides the data: libraries, checkpoints, sockets
 
 
@@ -95,29 +93,29 @@ def tfds_source(config: Config, needs: frozenset[str] = _LABEL, others: Iterable
         UserError: if the data set is unknown, not prepared, prepared in another format, incomplete or damaged, if it
             lacks images with labels or segmentations, or if its splits do not do.
     """
-    builder = open_prepared(config.data.source, config.data.dir, others)
-    features = find_features(builder.info)
-    advice = repair_advice(config.data.source, config.data.dir, builder)
-    chosen, note = _choose_splits(config, builder, advice)
+    prepared = open_prepared(config.data.source, config.data.dir, others)
+    features = find_features(prepared)
+    advice = repair_advice(config.data.source, config.data.dir, prepared)
+    chosen, note = _choose_splits(config, prepared, advice)
     for split in ("validation", "test"):
-        if _overlap(*(_instructions(builder, chosen[name]) for name in ("train", split))):
+        if _overlap(*(_instructions(prepared, chosen[name]) for name in ("train", split))):
             raise UserError(
                 f"the train split {chosen['train']!r} and the {split} split {chosen[split]!r} of "
                 f"{config.data.source!r} share images; divide them by config.data.splits, for example "
                 "{'train': 'train[:95%]', 'validation': 'train[95%:]'}"
             )
-    allow_open_files(sum(len(_instructions(builder, expression)) for expression in chosen.values()))
+    allow_open_files(sum(len(_instructions(prepared, expression)) for expression in chosen.values()))
 
     height, width, channels = features.shape
     side = config.data.image_size or _DEFAULT_SIDE
     shape = (side, side, channels)
     if height and width and not config.data.image_size:
         shape = (height, width, channels)
-    mean, std = _PIXELS.get(builder.name, (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = _PIXELS.get(prepared.name, (IMAGENET_MEAN, IMAGENET_STD))
     if channels == 1:
         mean, std = ((sum(values) / 3,) for values in (mean, std))
     return Source(
-        splits={split: open_records(builder, expression, advice, needs) for split, expression in chosen.items()},
+        splits={split: open_records(prepared, expression, advice, needs) for split, expression in chosen.items()},
         classes=features.classes,
         image_shape=shape,
         is_sized=shape == features.shape,
@@ -126,6 +124,7 @@ def tfds_source(config: Config, needs: frozenset[str] = _LABEL, others: Iterable
         fields=features.fields,
         segmentation_classes=features.segmentation.classes if features.segmentation else (),
         note=note,
+        fingerprints=_fingerprints(prepared, chosen),
     )
 
 
@@ -189,6 +188,10 @@ def find_features(info: Any) -> Features:
             "needs one image, and one of the others; choose another data set"
         )
     image, label = types[images[0]], labels[0] if len(labels) == 1 else ""
+    if label and not types[label].num_classes:
+        raise UserError(
+            f"config.data.source {info.name!r} does not say how many classes {label!r} has; choose another data set"
+        )
     height, width, channels = image.shape
     channels = channels or 3  # a number that is not fixed
     if channels not in (1, 3) or image.np_dtype != np.uint8:
@@ -211,19 +214,22 @@ class Records(Sequence[Sample]):
     """The records of a split, read when they are asked for; threads may ask at the same time.
 
     Args:
-        info: tfds's description of the data set.
+        prepared: what describes the data set.
         instructions: the files of the split, and which part of each.
         advice: what to do about a damaged file.
         needs: the fields of `Sample` that are read.
     """
 
-    def __init__(self, info: Any, instructions: Sequence[FileInstruction], advice: str, needs: frozenset[str]):
-        self.features = features = find_features(info)
+    def __init__(
+        self, prepared: Description, instructions: Sequence[FileInstruction], advice: str, needs: frozenset[str]
+    ):
+        self.features = features = find_features(prepared)
         self._segmentation = features.segmentation if "segmentation" in needs else None
         self._box = features.box if {"boxes", "labels"} & needs else ""
         files_of_pixels = [features.image, *([self._segmentation.key] if self._segmentation else [])]
         keys = [*files_of_pixels, features.label, self._box, *features.numbers]
-        chosen: Any = tfds.features.FeaturesDict({key: info.features[key] for key in keys if key})
+        self._keys = [key for key in keys if key]
+        chosen: Any = tfds.features.FeaturesDict({key: prepared.features[key] for key in self._keys})
         self._parse = chosen.deserialize_example_np
         self._decoders = {key: tfds.decode.SkipDecoding() for key in files_of_pixels}
         files: Any = list(instructions)
@@ -250,18 +256,25 @@ class Records(Sequence[Sample]):
         """
         if not 0 <= position < len(self):
             raise IndexError(f"there is no record {position} among {len(self)}")
+        features = self.features
         try:
             data = self._data[position]
             if not data:  # so a file that lost its end since it was checked is read
                 raise ValueError("it is empty")
             example = self._parse(data, decoders=self._decoders)
-        except (RuntimeError, ValueError) as error:
+            if lacking := [key for key in self._keys if example[key] is None]:
+                raise ValueError(f"it has no {lacking[0]}")
+            if not all(isinstance(example[key], bytes) for key in self._decoders):
+                raise ValueError("it holds no image")
+            label = int(example[features.label]) if features.label else -1
+            if self._box and not (np.shape(example[self._box]) == (4,) and np.isfinite(example[self._box]).all()):
+                raise ValueError(f"its {self._box} is no box")
+        except Exception as error:  # many kinds, of array_record, protobuf and tfds
             raise UserError(
-                f"{self.file_of(position)} is damaged, record {position} of the split cannot be read ({error}); "
+                f"{self.file_of(position)} is damaged, record {position} of the split cannot be read "
+                f"({one_line(error)}); "
                 f"{self._advice}"
             ) from error
-        features = self.features
-        label = int(example[features.label]) if features.label else -1
         if features.label and not -unlabelled <= label < len(features.classes):
             raise UserError(
                 f"record {position} of the split, in {self.file_of(position)}, has the label {label}, but labels are "
@@ -301,11 +314,11 @@ class Records(Sequence[Sample]):
         return self._files[bisect.bisect_right(self._ends, position)]
 
 
-def open_records(builder: Any, expression: str, advice: str, needs: frozenset[str] = _LABEL) -> Records:
+def open_records(prepared: Description, expression: str, advice: str, needs: frozenset[str] = _LABEL) -> Records:
     """Opens a split once all its files are found whole.
 
     Args:
-        builder: what `find_prepared` gave.
+        prepared: what `find_prepared` gave.
         expression: a split as tfds writes it.
         advice: what to do about damaged files.
         needs: the fields of `Sample` that are read.
@@ -313,7 +326,7 @@ def open_records(builder: Any, expression: str, advice: str, needs: frozenset[st
     Raises:
         UserError: if there is no such split, it is empty, or a file is missing, incomplete or damaged.
     """
-    instructions = _instructions(builder, expression)
+    instructions = _instructions(prepared, expression)
     # A reader of a file that is missing or cut off says nothing and has no records.
     with ThreadPoolExecutor(16) as threads:
         for instruction, found in zip(instructions, threads.map(_count_records, instructions), strict=True):
@@ -323,19 +336,19 @@ def open_records(builder: Any, expression: str, advice: str, needs: frozenset[st
                     f"{instruction.filename} {state}: {found} of its {instruction.examples_in_shard} records are "
                     f"there; {advice}"
                 )
-    return Records(builder.info, instructions, advice, needs)
+    return Records(prepared, instructions, advice, needs)
 
 
-def _instructions(builder: Any, expression: str) -> list[FileInstruction]:
+def _instructions(prepared: Description, expression: str) -> list[FileInstruction]:
     try:
-        instructions = builder.info.splits[expression].file_instructions
-    except ValueError as error:
+        instructions = prepared.splits[expression].file_instructions
+    except Exception as error:  # tfds has no error of its own for what it cannot parse
         raise UserError(
-            f"the split {expression!r} of {builder.name!r} cannot be had: {one_line(error)}; its own splits are "
-            f"{', '.join(builder.info.splits)}"
+            f"the split {expression!r} of {prepared.name!r} cannot be had: {one_line(error)}; its own splits are "
+            f"{', '.join(prepared.splits)}"
         ) from error
     if not instructions:
-        raise UserError(f"the split {expression!r} of {builder.name!r} holds no images; choose a larger part")
+        raise UserError(f"the split {expression!r} of {prepared.name!r} holds no images; choose a larger part")
     return instructions
 
 
@@ -347,6 +360,30 @@ def _count_records(instruction: FileInstruction) -> int:
     with contextlib.suppress(RuntimeError):  # tells only now that there was nothing to open
         reader.close()
     return count
+
+
+def _fingerprints(prepared: Description, chosen: dict[Split, str]) -> dict[Split, str]:
+    """Gives the checksum of each split: of its name and version, which parts of files it is, and of these files."""
+    parts = {split: _instructions(prepared, expression) for split, expression in chosen.items()}
+    files = sorted({part.filename for split in parts.values() for part in split})
+    with ThreadPoolExecutor(16) as threads:
+        checksums = dict(zip(files, threads.map(_checksum, files), strict=True))
+    found: dict[Split, str] = {}
+    for split in chosen:
+        instructions = parts[split]
+        places = [f"{epath.Path(p.filename).name} {p.skip} {p.take} {checksums[p.filename]}" for p in instructions]
+        found[split] = fingerprint([f"{prepared.name}:{prepared.version}", *places])
+    return found
+
+
+def _checksum(file: str) -> str:
+    """Gives the checksum of a file's size and of its first and last bytes: of all of a small file."""
+    path = epath.Path(file)
+    size = path.stat().length
+    with path.open("rb") as opened:
+        first = opened.read(_CHECKED_BYTES)
+        opened.seek(max(size - _CHECKED_BYTES, len(first)))
+        return fingerprint([str(size), first, opened.read(_CHECKED_BYTES)])
 
 
 def allow_open_files(count: int) -> None:
@@ -368,106 +405,21 @@ def allow_open_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def find_prepared(name: str, data_dir: str) -> Any | None:
-    """Looks for the prepared files of a data set.
-
-    Args:
-        name: as tfds writes it.
-        data_dir: the folder of prepared data sets, or "" for tfds's own.
-
-    Returns:
-        tfds's builder for it, which needs none of the data set's own code; None if there are no such files.
-
-    Raises:
-        UserError: if the files are there but of another format, or what describes them is damaged, or if they cannot be
-            reached.
-    """
-    try:
-        naming.parse_builder_name_kwargs(name)
-    except ValueError:
-        return None  # no name that a data set could have
-    try:
-        builder = read_only_builder.builder_from_files(name, data_dir=os.path.expanduser(data_dir) or None)
-    except tfds.core.DatasetNotFoundError:
-        return None
-    except Exception as error:  # tfds has no error of its own for damaged descriptions
-        raise UserError(
-            f"the prepared files of {name!r} in {folder_of(data_dir)} cannot be opened: {one_line(error)}"
-        ) from error
-    wanted, formats = FileFormat.ARRAY_RECORD, builder.info.available_file_formats()
-    if wanted not in formats:
-        raise UserError(
-            f"{name!r} is prepared in {builder.data_dir} as {', '.join(sorted(f.value for f in formats))}, which "
-            f"cannot be read image by image; add array_record files with tfds convert_format --dataset_version_dir="
-            f"{shlex.quote(str(builder.data_dir))} --out_file_format=array_record, or prepare it in another folder: "
-            f"{prepare_command(name, 'FOLDER')}"
-        )
-    if builder.info.file_format != wanted:
-        builder.info.set_file_format(wanted, override=True, override_if_initialized=True)
-    return builder
-
-
-def open_prepared(name: str, data_dir: str, others: Iterable[str]) -> Any:
-    """Gives what `find_prepared` does, or says why there is nothing."""
-    builder = find_prepared(name, data_dir)
-    if builder is None:
-        if re.split("[/:]", name)[0] not in _known_names():
-            raise unknown_name("config.data.source", name, others)
-        raise UserError(
-            f"config.data.source is {name!r}, which is not prepared in {folder_of(data_dir)}; prepare it once with "
-            f"{prepare_command(name, data_dir)}, or set config.data.dir to the folder where it is"
-        )
-    return builder
-
-
-def unknown_name(setting: str, name: str, others: Iterable[str] = ()) -> UserError:
-    """Makes the error about a name that no data set has.
-
-    Args:
-        setting: where the name was given.
-        name: the name.
-        others: names that exist besides those of tfds.
-    """
-    close = difflib.get_close_matches(name, {*_known_names(), *others}, n=3, cutoff=0.5)
-    hint = suggest(name, close) if close else "www.tensorflow.org/datasets/catalog lists the data sets of tfds"
-    return UserError(f"{setting} is {name!r}, which does not exist; {hint}")
-
-
-def _known_names() -> list[str]:
-    return tfds.list_builders(with_community_datasets=False)
-
-
-def folder_of(data_dir: str) -> str:
-    """Names the folder of prepared data sets."""
-    return os.path.expanduser(data_dir or str(constants.DATA_DIR))
-
-
-def prepare_command(name: str, data_dir: str) -> str:
-    """Writes the command that prepares a data set."""
-    place = f" --data_dir={shlex.quote(data_dir)}" if data_dir else ""
-    return f"{program('train.prepare')} --dataset={shlex.quote(name)}{place}"
-
-
-def repair_advice(name: str, data_dir: str, builder: Any) -> str:
-    """Says how a data set is prepared anew."""
-    return f"remove {builder.data_dir} and prepare it again: {prepare_command(name, data_dir)}"
-
-
-def _choose_splits(config: Config, builder: Any, advice: str) -> tuple[dict[Split, str], str]:
+def _choose_splits(config: Config, prepared: Description, advice: str) -> tuple[dict[Split, str], str]:
     """Gives the expression of each split, and a note if one serves for two."""
     chosen: dict[Any, str] = {"train": "train", **config.data.splits}
-    own = {s: s for s in ("validation", "test") if s in builder.info.splits and _is_labelled(builder, s, advice)}
+    own = {s: s for s in ("validation", "test") if s in prepared.splits and _is_labelled(prepared, s, advice)}
     for split, other in (("validation", "test"), ("test", "validation")):
         expression = chosen.get(split) or own.get(split) or own.get(other) or chosen.get(other)
         if expression is None:
             raise UserError(
-                f"{config.data.source!r} has the splits {', '.join(builder.info.splits)}, none with labels to validate "
+                f"{config.data.source!r} has the splits {', '.join(prepared.splits)}, none with labels to validate "
                 f"on besides train; divide one by config.data.splits, for example "
                 "{'train': 'train[:90%]', 'validation': 'train[90%:95%]', 'test': 'train[95%:]'}"
             )
         chosen[split] = expression
     for split, expression in config.data.splits.items():
-        if not _is_labelled(builder, expression, advice):
+        if not _is_labelled(prepared, expression, advice):
             raise UserError(
                 f"config.data.splits.{split} is {expression!r}, which has no labels; choose a labelled split"
             )
@@ -477,8 +429,8 @@ def _choose_splits(config: Config, builder: Any, advice: str) -> tuple[dict[Spli
     return chosen, ""
 
 
-def _is_labelled(builder: Any, expression: str, advice: str) -> bool:
-    label = open_records(builder, expression, advice).read(0, unlabelled=True).label
+def _is_labelled(prepared: Description, expression: str, advice: str) -> bool:
+    label = open_records(prepared, expression, advice).read(0, unlabelled=True).label
     return label is None or label >= 0
 
 
@@ -492,9 +444,3 @@ def _overlap(left: Sequence[FileInstruction], right: Sequence[FileInstruction]) 
         for other in right
         for part in parts.get(other.filename, [])
     )
-
-
-def one_line(error: Exception) -> str:
-    """The message of somebody else's error, short enough for a sentence."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 500 else text[:500] + " ..."

@@ -5,10 +5,12 @@ end. Images are float32 of 0..255 from the first of them on, so that nothing is 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
 
+from train.data.limits import MAX_ENLARGED_PIXELS
 from train.data.sample import IGNORED, Generator, Sample
 from train.data.transforms import dense
 from train.data.transforms.checks import in_range
@@ -20,6 +22,8 @@ _Operation = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 @dataclasses.dataclass(frozen=True)
 class RandomScale:
     """Enlarges or shrinks the whole image by a uniform factor, without smoothing.
+
+    No image is enlarged to more than `MAX_ENLARGED_PIXELS`.
 
     Args:
         low: the least factor, 0.05 to 20.
@@ -36,7 +40,9 @@ class RandomScale:
 
     def __call__(self, sample: Sample, rng: Generator) -> Sample:
         """Maps a sample to one with a float32 image of another size."""
+        height, width = sample.pixels.shape[:2]
         factor = self.low + (self.high - self.low) * rng.random()
+        factor = min(factor, max(1.0, math.sqrt(MAX_ENLARGED_PIXELS / (height * width))))
         return _moved(
             sample,
             _as_floats(sample.pixels),
