@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from msconv_jax.arguments import check_module, explains_arguments
 from msconv_jax.costs import call_macs, is_costed
 from msconv_jax.recording import Call, recorded_calls
 
@@ -23,6 +24,7 @@ Input = Sequence[int] | jax.ShapeDtypeStruct | jax.Array
 _UNKNOWN = (nnx.MultiHeadAttention, nnx.LoRA, nnx.LoRALinear)
 
 
+@explains_arguments
 def layer_macs(model: nnx.Module, input_size: Input = (224, 224, 3), *more_inputs: Input) -> dict[str, int]:
     """The multiply-accumulates of each convolution and linear layer for one image, nothing else counted.
 
@@ -53,6 +55,7 @@ def layer_macs(model: nnx.Module, input_size: Input = (224, 224, 3), *more_input
         >>> macs["conv1"], macs["layer1.0.conv2"], sum(macs.values())
         (442368, 2359296, 12501632)
     """
+    check_module("model", model)
     graphdef, state = nnx.split(model)
     abstract = jax.tree.map(lambda value: jax.ShapeDtypeStruct(value.shape, value.dtype), state)
     calls: list[Call] = []
@@ -74,7 +77,7 @@ def layer_macs(model: nnx.Module, input_size: Input = (224, 224, 3), *more_input
 def _abstract_input(given: Input) -> jax.ShapeDtypeStruct:
     if isinstance(given, jax.ShapeDtypeStruct | jax.Array | np.ndarray):
         return jax.ShapeDtypeStruct(given.shape, given.dtype)
-    if not isinstance(given, Sequence) or not all(isinstance(n, int | np.integer) for n in given):
+    if not isinstance(given, Sequence) or not all(isinstance(n, int | np.integer) and n > 0 for n in given):
         raise ValueError(f"input {given!r}: expected a size such as (224, 224, 3), an array or a jax.ShapeDtypeStruct.")
     return jax.ShapeDtypeStruct((1, *given), jnp.float32)
 
@@ -110,6 +113,7 @@ def _has_matrix(module: nnx.Module) -> bool:
     )
 
 
+@explains_arguments
 def count_parameters(module: nnx.Module) -> int:
     """The number of a module's parameters, statistics not counted.
 
@@ -117,4 +121,5 @@ def count_parameters(module: nnx.Module) -> int:
         >>> count_parameters(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
         8
     """
+    check_module("module", module)
     return sum(math.prod(variable.shape) for _, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)))

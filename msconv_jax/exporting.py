@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from msconv_jax.arguments import check_module, explains_arguments
 from msconv_jax.convolution import planning_for
 from msconv_jax.onnx_graph import Graph
 from msconv_jax.onnx_operations import add_program
@@ -23,6 +24,7 @@ __all__ = ["PLATFORMS", "export_onnx", "export_stablehlo"]
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
+@explains_arguments
 def export_stablehlo(
     model: nnx.Module,
     file: str | os.PathLike[str] | None = None,
@@ -75,6 +77,7 @@ def export_stablehlo(
     return exported
 
 
+@explains_arguments
 def export_onnx(
     model: nnx.Module,
     file: str | os.PathLike[str],
@@ -130,6 +133,7 @@ def _checked(input_size: Sequence[int], batch_size: int | None) -> tuple[int, ..
 
 def _evaluated(model: nnx.Module) -> Callable[[jax.Array], Any]:
     """The model's call in evaluation mode as a function of the images alone."""
+    check_module("model", model)
     graphdef, state = nnx.split(model)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
         raise ValueError(f"{type(model).__name__} has shapes without values: build it, and load weights, before export")

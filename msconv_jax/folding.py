@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.arguments import check_module, explains_arguments
 from msconv_jax.models.blocks import BasicBlock, Bottleneck
 from msconv_jax.models.dla import Root
 from msconv_jax.models.mobilenet import InvertedResidual, SeparableConv
@@ -55,6 +56,7 @@ class Folded(nnx.Module):
         return x
 
 
+@explains_arguments
 def fold_batch_norm(model: Module) -> Module:
     """A copy of a network for inference, without the batch normalisations that follow convolutions.
 
@@ -78,6 +80,7 @@ def fold_batch_norm(model: Module) -> Module:
         >>> fold_batch_norm(model).layer1[0].bn1
         Folded()
     """
+    check_module("model", model)
     model = nnx.clone(model)
     model.eval()
     count = 0

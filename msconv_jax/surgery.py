@@ -16,6 +16,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
+from msconv_jax.arguments import check_arguments, check_module, explains_arguments
 from msconv_jax.lattice import per_axis
 from msconv_jax.operators import GroupedConv
 
@@ -40,6 +41,9 @@ class Where:
         feature_group_count: number of groups, or "depthwise" for one input channel to a group.
         predicate: called with the path and the convolution.
 
+    Raises:
+        ValueError: if a condition is of another type.
+
     Example:
         >>> conv = nnx.Conv(8, 8, (3, 3), feature_group_count=8, rngs=nnx.Rngs(0))
         >>> Where(path="layer*", kernel_size=3)("layer1.0.conv2", conv)
@@ -52,6 +56,9 @@ class Where:
     kernel_size: int | Sequence[int] | None = None
     feature_group_count: int | Literal["depthwise"] | None = None
     predicate: Predicate | None = None
+
+    def __post_init__(self) -> None:
+        check_arguments(Where, vars(self))
 
     def __call__(self, path: str, conv: nnx.Conv) -> bool:
         """Whether the convolution at a path of the model is selected."""
@@ -110,6 +117,7 @@ class Report:
         return "\n".join(lines)
 
 
+@explains_arguments
 def replace_convs(
     model: Model,
     factory: Factory | Mapping[str, Factory],
@@ -166,6 +174,8 @@ def replace_convs(
         skipped: 1
           layers.0: 5x5 convolution of 3 to 8 channels; parts=4 does not divide the 3 inputs and 8 outputs ...
     """
+    check_module("model", model)
+    check_arguments(replace_convs, {"types": types, "rngs": rngs})
     copy = nnx.clone(model)
     found = _convolutions(model)
     choose = _chooser(factory, where, [conv for conv in found if type(conv.module) in types])
@@ -206,6 +216,7 @@ class _Found:
     paths: tuple[str, ...]
 
 
+@explains_arguments
 def convolutions(model: nnx.Module) -> dict[str, nnx.Conv]:
     """The convolutions of a model by their paths, in the order of construction.
 
@@ -217,9 +228,11 @@ def convolutions(model: nnx.Module) -> dict[str, nnx.Conv]:
         >>> list(convolutions(nnx.Sequential(nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0)), nnx.relu)))
         ['layers.0']
     """
+    check_module("model", model)
     return {conv.paths[0]: conv.module for conv in _convolutions(model)}
 
 
+@explains_arguments
 def selected_convolutions(
     model: nnx.Module, where: Where | Predicate | str | None, types: tuple[type[nnx.Conv], ...] = PLAIN
 ) -> dict[str, nnx.Conv]:
@@ -230,6 +243,7 @@ def selected_convolutions(
         >>> list(selected_convolutions(nnx.Sequential(*convs), Where(kernel_size=3)))
         ['layers.1']
     """
+    check_module("model", model)
     plain = [conv for conv in _convolutions(model) if type(conv.module) in types]
     return {conv.paths[0]: conv.module for conv in _selected(plain, _condition(where))}
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.dtypes import wide_dtype
 from msconv_jax.models.layers import check_positive, classifier
 
@@ -53,6 +54,7 @@ class ImageModel(nnx.Module):
     def _make_classifier(self, num_classes: int, rngs: nnx.Rngs) -> Any:
         return classifier(self.num_features, num_classes, param_dtype=self._param_dtype, rngs=rngs)
 
+    @explains_arguments
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
         """Replaces the classifier by a new one, or removes it.
 

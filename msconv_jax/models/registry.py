@@ -13,6 +13,7 @@ from typing import Any
 
 from flax import nnx
 
+from msconv_jax.arguments import SYMPTOMS, check_arguments, explains_arguments
 from msconv_jax.models.image_model import FeatureBackbone, ImageModel
 from msconv_jax.models.published import PUBLISHED, Published
 
@@ -156,6 +157,7 @@ def known_counts() -> dict[str, dict[str, int]]:
 _ENTRIES: dict[str, ModelEntry] = {}
 
 
+@explains_arguments
 def register_model(entry: ModelEntry) -> ModelEntry:
     """Makes a model known to `create_model` and `list_models`.
 
@@ -181,6 +183,7 @@ def register_model(entry: ModelEntry) -> ModelEntry:
     return entry
 
 
+@explains_arguments
 def list_models(pattern: str = "*", task: str | None = None) -> list[str]:
     """Lists the registered names that match a shell-style pattern, sorted.
 
@@ -212,6 +215,7 @@ def _check_task(task: str) -> None:
         raise ValueError(f"task={task!r}: must be one of {', '.join(TASKS)}")
 
 
+@explains_arguments
 def model_entry(name: str) -> ModelEntry:
     """Looks up what is registered under a name.
 
@@ -285,7 +289,13 @@ def create_model(
         arguments["num_classes"] = num_classes
     if features_only:
         arguments["num_classes"] = 0
-    model = entry.builder(**arguments, rngs=rngs)
+    try:
+        model = entry.builder(**arguments, rngs=rngs)
+    except SYMPTOMS as error:
+        check_arguments(entry.builder, {**arguments, "rngs": rngs}, cause=error)
+        raise
+    check_arguments(entry.builder, arguments)  # what a builder only keeps fails when the model is called
+    check_arguments(create_model, {"features_only": features_only})
     if not features_only:
         return model
     if not isinstance(model, ImageModel):

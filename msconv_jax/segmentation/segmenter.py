@@ -182,6 +182,8 @@ class Segmenter(nnx.Module):
                 "backbone gives one map, and the auxiliary head needs the one before it: take out_indices=(-2, -1), "
                 "or auxiliary=False"
             )
+        check_positive("head_features", head_features, "the head decides it")
+        check_positive("auxiliary_features", auxiliary_features, "the public code uses 256")
         if zoom not in (1, 2, 4, 8):
             raise ValueError(f"zoom={zoom!r}: must be 1, 2, 4 or 8; 8 gives logits of the image's size")
         self.zoom = zoom

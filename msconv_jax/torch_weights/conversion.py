@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from msconv_jax.arguments import check_module, explains_arguments
 from msconv_jax.torch_weights.records import plain
 
 Arrays = Mapping[str, Any]
@@ -145,6 +146,7 @@ def _join(parts: list[tuple[str, str, Conversion]]) -> Conversion:
     return Conversion(shapes, convert, check)
 
 
+@explains_arguments
 def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict: bool = True) -> nnx.Module:
     """Loads a published PyTorch ``state_dict`` into a module, in place.
 
@@ -172,6 +174,7 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
         >>> float(conv.kernel[...].sum())
         288.0
     """
+    check_module("module", module)
     given = {name: np.asarray(value) for name, value in state_dict.items() if not _is_counter(name)}
     conversion = conversion_of(module, given)
     kept = () if strict else _unfit_classifier(module, conversion, given)

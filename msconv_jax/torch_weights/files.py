@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 from flax import nnx
 
+from msconv_jax.arguments import check_module, explains_arguments
 from msconv_jax.torch_weights.archives import read_legacy, read_zip
 from msconv_jax.torch_weights.conversion import load_state_dict
 from msconv_jax.torch_weights.pickled import Table, described
@@ -24,6 +25,7 @@ _SHOWN = 10
 Module = TypeVar("Module", bound=nnx.Module)
 
 
+@explains_arguments
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads the weights from a file of ``torch.save`` or of safetensors, whatever its name is.
 
@@ -57,6 +59,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ...     files.read_state_dict(path)
         {'bias': array([0., 1., 2.])}
     """
+    path = os.fspath(path)
     try:
         with WeightFile.open(path) as file:
             arrays = _read(file)
@@ -70,6 +73,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ValueError(f"{os.fspath(path)}: its arrays do not fit into memory; use a larger machine.") from error
 
 
+@explains_arguments
 def load_torch_checkpoint(
     module: Module, path: str | os.PathLike[str], *, strict: bool = True, prefix: str = ""
 ) -> Module:
@@ -103,6 +107,7 @@ def load_torch_checkpoint(
         >>> float(conv.kernel[...].sum())
         288.0
     """
+    check_module("module", module)
     arrays = read_state_dict(path)
     chosen = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     if not chosen:

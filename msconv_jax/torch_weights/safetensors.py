@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.torch_weights.records import (
     DTYPES,
     Storage,
@@ -97,6 +98,7 @@ def _tensor(name: str, entry: object) -> tuple[Tensor, int]:
     raise damaged(f"tensor {shown(name)} has no dtype, shape and data_offsets in its header")
 
 
+@explains_arguments
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:

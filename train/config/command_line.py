@@ -86,7 +86,13 @@ def _override(config: ConfigDict, name: str, text: str, kind: type[Settings]) ->
             place[section] = ConfigDict()
         place = place[section]
     field = fields(kind).get(name)
-    place[key] = _value(text, field.annotation if field else type(place.get(key)))
+    value = _value(text, field.annotation if field else type(place.get(key)))
+    # Keys of a setting's dictionary may be paths, such as "layer1.0".
+    place[key] = ConfigDict(value, allow_dotted_keys=True) if _is_plain(value) else value
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
 def _value(text: str, annotation: Any) -> Any:
@@ -134,7 +140,7 @@ def load_config_file(path: Path) -> ConfigDict:
     found = next((place for place in (path, BESIDE / path) if place.is_file()), None)
     if found is None:
         folder = path.parent if path.parent.is_dir() else (BESIDE / path).parent
-        others = [str(path.with_name(other.name)) for other in folder.glob("*.py")]
+        others = [str(path.parent / other.name) for other in folder.glob("*.py")]
         hint = suggest(str(path), others) if others else "give the path of a Python file"
         raise UserError(f"there is no config file {str(path)!r}; {hint}")
     if found.suffix != ".py":

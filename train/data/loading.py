@@ -22,6 +22,7 @@ SOURCES: dict[str, Callable[[Config], Source]] = {
     "miniature": miniature,
     "miniature32": miniature32,
 }
+_SHIPPED = ("digits", "miniature", "miniature32")
 _LABEL = frozenset({"label"})
 
 
@@ -40,6 +41,11 @@ def load_source(config: Config, needs: frozenset[str] = _LABEL) -> Source:
             channels, and what the source refuses.
     """
     name = config.data.source
+    if name in _SHIPPED and (config.data.dir or config.data.splits):
+        raise UserError(
+            f"config.data.source is {name!r}, whose images and splits come with scikit-learn, but config.data.dir is "
+            f"{config.data.dir!r} and config.data.splits is {config.data.splits}; set them to '' and {{}}"
+        )
     if name in SOURCES:
         source = SOURCES[name](config)
     else:
