@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -124,6 +124,30 @@ def _fill(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> byt
 
 
 _MUTATIONS = (_flip, _flip, _number, _number, _cut, _remove, _repeat, _splice, _fill)
+
+
+def edited(values: Any, texts: Sequence[str], rng: np.random.Generator) -> Any:
+    """Changes something somewhere in an object of JSON: a number, a text of `texts`, its type, its name, its depth."""
+    if isinstance(values, dict | list) and values and rng.random() < 0.85:
+        places = list(values) if isinstance(values, dict) else range(len(values))
+        place: Any = places[rng.integers(len(places))]
+        copy: Any = values.copy()
+        if rng.random() < 0.1:
+            del copy[place]
+        elif rng.random() < 0.1 and isinstance(values, dict):
+            copy[texts[rng.integers(len(texts))]] = copy.pop(place)
+        else:
+            copy[place] = edited(values[place], texts, rng)
+        return copy
+    number = EXTREMES[rng.integers(len(EXTREMES))] * int(rng.choice((1, -1)))
+    deep: Any = values
+    for _ in range(int(rng.choice((1, 10, 400)))):
+        deep = [deep]
+    others = (
+        *(number, str(number), float(rng.normal()), None, True, [], {}, deep, [values] * 50, {"a": values}),
+        *(texts[rng.integers(len(texts))] for _ in range(6)),
+    )
+    return others[rng.integers(len(others))]
 
 
 def main(fuzzer: Fuzzer, argv: Sequence[str]) -> int:
