@@ -96,6 +96,15 @@ def test_a_data_set_of_another_name_imports_nothing(folder, stranger, tmp_path):
     assert not stranger.exists()
 
 
+def test_the_name_of_another_data_set_gives_no_segmentation(folder):
+    edit(folder / "dataset_info.json", lambda values: values.update(name="scaled_digits"))
+    for path in folder.glob("cifar10-*"):
+        path.rename(folder / path.name.replace("cifar10", "scaled_digits"))
+    assert load(folder).fields == {"label"}
+    with pytest.raises(UserError, match="which has no segmentation"):
+        load_source(data_config("cifar10", dir=str(folder.parents[1])), frozenset({"segmentation"}))
+
+
 def test_old_descriptions_are_read_alike(folder):
     new = load(folder)
     old = {

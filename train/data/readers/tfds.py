@@ -1,7 +1,7 @@
 """Data sets of TensorFlow Datasets (tfds), by name, read without TensorFlow.
 
 `python -m train.prepare` writes a data set once, which takes TensorFlow; from then on this file reads what was written:
-array_record files, which give any record by its number, and the json files that describe them.
+array_record files, which give any record by its number. `train.data.readers.descriptions` reads what describes them.
 """
 
 import bisect
@@ -179,6 +179,8 @@ def find_features(info: Any) -> Features:
         key for key, feature in types.items() if type(feature) is tfds.features.LabeledImage and feature.num_classes
     ]
     segmentation = _SEGMENTATIONS.get(info.name)
+    if segmentation and not isinstance(types.get(segmentation.key), tfds.features.Image):
+        segmentation = None  # another data set of that name
     if segmentation is None and len(maps) == 1:
         segmentation = Segmentation(maps[0], tuple(types[maps[0]].names), lambda indices, label: indices)
     if len(images) != 1 or (len(labels) != 1 and not segmentation):
