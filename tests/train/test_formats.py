@@ -136,6 +136,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of memory is Linux's")
 def test_memory_of_files_that_ask_for_much(tmp_path):
     for number, (data, _) in enumerate(ASKING.values()):
