@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 ONNX_VENV ?= .venv-onnx
 WORKDIR ?= runs/digits
+COUNT ?= 1000
+SEED ?= 0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-onnx lint format bench bench-full clean
+.PHONY: help train test test-slow test-onnx fuzz lint format bench bench-full clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +40,11 @@ test-slow: $(VENV)/.test ## Run the long sweeps
 
 test-onnx: $(ONNX_VENV)/.onnx ## Compare ONNX files with the networks, in onnxruntime (an environment of its own)
 	JAX_PLATFORMS=cpu $(ONNX_VENV)/bin/python -m pytest tests/test_onnx.py
+
+fuzz: $(VENV)/.test ## Read COUNT damaged inputs of each kind, drawn by SEED; those that fail are kept in fuzz
+	@failed=0; for name in weights pictures annotations features metrics; do \
+	  JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz.$$name --count=$(COUNT) --seed=$(SEED) || failed=1; \
+	done; exit $$failed
 
 lint: $(VENV)/.test ## Check style and types
 	$(BIN)/ruff check .
