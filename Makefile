@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 ONNX_VENV ?= .venv-onnx
 WORKDIR ?= runs/digits
+COUNT ?= 10000
+FUZZERS ?= pictures features
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-onnx lint format bench bench-full clean
+.PHONY: help train test test-slow test-onnx fuzz lint format bench bench-full clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +40,9 @@ test-slow: $(VENV)/.test ## Run the long sweeps
 
 test-onnx: $(ONNX_VENV)/.onnx ## Compare ONNX files with the networks, in onnxruntime (an environment of its own)
 	JAX_PLATFORMS=cpu $(ONNX_VENV)/bin/python -m pytest tests/test_onnx.py
+
+fuzz: $(VENV)/.test ## Try COUNT damaged files of each kind
+	@status=0; for name in $(FUZZERS); do $(BIN)/python -m tests.fuzz.$$name --count=$(COUNT) || status=1; done; exit $$status
 
 lint: $(VENV)/.test ## Check style and types
 	$(BIN)/ruff check .

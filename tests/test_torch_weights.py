@@ -36,6 +36,17 @@ def test_all_mismatches_stand_in_one_error_and_nothing_is_loaded():
     np.testing.assert_array_equal(block.conv1.kernel[...], before)
 
 
+def test_names_of_a_file_in_an_error_are_few_short_and_printable():
+    conv = GroupedConv(4, 6, (3, 3), rngs=nnx.Rngs(0))
+    names = [f"\x1b]0;{number}\x07\u202e{'x' * 2000}" for number in range(2000)]
+    with pytest.raises(ValueError, match="2000 problems") as caught:
+        load_state_dict(conv, weights_for(conv) | {name: np.zeros(1) for name in names})
+    lines = str(caught.value).split("\n  ")
+    assert len(lines) == 22
+    assert lines[-1] == "... and 1980 more like this"
+    assert all(line.isprintable() and len(line) < 200 for line in lines)
+
+
 def test_unexpected_names_may_be_allowed_and_counters_are():
     conv = GroupedConv(4, 6, (3, 3), feature_group_count=2, rngs=nnx.Rngs(0))
     state = weights_for(conv)

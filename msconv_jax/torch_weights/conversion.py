@@ -193,11 +193,8 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
     if not any(kinds):
         kinds = [conversion.check({name: given[name] for name in conversion.shapes})]
     if any(kinds):
-        lines = [line for problems in kinds for line in _first(problems)]
-        raise ValueError(
-            f"the weights do not fit {type(module).__name__} ({sum(map(len, kinds))} problems):\n  "
-            + "\n  ".join(lines)
-        )
+        count, lines = sum(map(len, kinds)), [line for problems in kinds for line in _first(problems)]
+        raise ValueError(f"the weights do not fit {type(module).__name__} ({count} problems):\n  " + "\n  ".join(lines))
     values = conversion.convert({name: given[name] for name in conversion.shapes})
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))
     for path, variable in nnx.to_flat_state(state):

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -73,7 +73,7 @@ def failures(fuzzer: Fuzzer, count: int, seed: int = 0) -> list[str]:
 def mutated(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> bytes:
     """Damages bytes once to four times: bits, numbers, parts that are lost, repeated or taken from other inputs."""
     for _ in range(int(rng.integers(1, 5))):
-        data = _MUTATIONS[rng.integers(len(_MUTATIONS))](data, others, rng)
+        data = _MUTATIONS[int(rng.integers(len(_MUTATIONS)))](data, others, rng)
     return data
 
 
@@ -93,7 +93,7 @@ def _flip(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> byt
 
 def _number(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> bytes:
     size, place = int(rng.choice((1, 2, 4, 8))), _place(data, rng)
-    value = EXTREMES[rng.integers(len(EXTREMES))] % 256**size
+    value = EXTREMES[int(rng.integers(len(EXTREMES)))] % 256**size
     order = "little" if rng.random() < 0.5 else "big"
     return data[:place] + value.to_bytes(size, order) + data[place + size :]
 
@@ -114,7 +114,7 @@ def _repeat(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> b
 
 
 def _splice(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> bytes:
-    other = others[rng.integers(len(others))] if others else data
+    other = others[int(rng.integers(len(others)))] if others else data
     return data[: _place(data, rng)] + other[_place(other, rng) :]
 
 
@@ -124,6 +124,30 @@ def _fill(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> byt
 
 
 _MUTATIONS = (_flip, _flip, _number, _number, _cut, _remove, _repeat, _splice, _fill)
+
+
+def edited(values: Any, texts: Sequence[str], rng: np.random.Generator) -> Any:
+    """Changes something somewhere in an object of JSON: a number, a text of `texts`, its type, its name, its depth."""
+    if isinstance(values, dict | list) and values and rng.random() < 0.85:
+        places = list(values) if isinstance(values, dict) else range(len(values))
+        place: Any = places[rng.integers(len(places))]
+        copy: Any = values.copy()
+        if rng.random() < 0.1:
+            del copy[place]
+        elif rng.random() < 0.1 and isinstance(values, dict):
+            copy[texts[rng.integers(len(texts))]] = copy.pop(place)
+        else:
+            copy[place] = edited(values[place], texts, rng)
+        return copy
+    number = EXTREMES[rng.integers(len(EXTREMES))] * int(rng.choice((1, -1)))
+    deep: Any = values
+    for _ in range(int(rng.choice((1, 10, 400)))):
+        deep = [deep]
+    others = (
+        *(number, str(number), float(rng.normal()), None, True, [], {}, deep, [values] * 50, {"a": values}),
+        *(texts[rng.integers(len(texts))] for _ in range(6)),
+    )
+    return others[rng.integers(len(others))]
 
 
 def main(fuzzer: Fuzzer, argv: Sequence[str]) -> int:

@@ -5,13 +5,12 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tests.fuzz.driver import EXTREMES, Fuzzer, main, mutated
+from tests.fuzz.driver import Fuzzer, edited, main, mutated
 from tests.train.rows import data_config
 from train.data.readers.tfds import tfds_source
 from train.errors import UserError
@@ -72,35 +71,11 @@ def make(rng: np.random.Generator) -> bytes:
     if data.startswith(b"{") and rng.random() < 0.7:
         values = json.loads(data)
         for _ in range(int(rng.integers(1, 4))):
-            values = _edited(values, rng)
+            values = edited(values, _TEXTS, rng)
         data = json.dumps(values).encode()
     else:
         data = mutated(data, SEEDS, rng)
     return bytes([FILES.index(target)]) + data
-
-
-def _edited(values: Any, rng: np.random.Generator) -> Any:
-    """Changes something somewhere in an object of JSON."""
-    if isinstance(values, dict | list) and values and rng.random() < 0.85:
-        places = list(values) if isinstance(values, dict) else range(len(values))
-        place: Any = places[rng.integers(len(places))]
-        copy: Any = values.copy()
-        if rng.random() < 0.1:
-            del copy[place]
-        elif rng.random() < 0.1 and isinstance(values, dict):
-            copy[_TEXTS[rng.integers(len(_TEXTS))]] = copy.pop(place)
-        else:
-            copy[place] = _edited(values[place], rng)
-        return copy
-    number = EXTREMES[rng.integers(len(EXTREMES))] * int(rng.choice((1, -1)))
-    deep: Any = values
-    for _ in range(int(rng.choice((1, 10, 400)))):
-        deep = [deep]
-    others = (
-        *(number, str(number), float(rng.normal()), None, True, [], {}, deep, [values] * 50, {"a": values}),
-        *(_TEXTS[rng.integers(len(_TEXTS))] for _ in range(6)),
-    )
-    return others[rng.integers(len(others))]
 
 
 _FOLDER = tempfile.TemporaryDirectory()
@@ -115,7 +90,7 @@ def _prepare(folder: Path) -> None:
         reader.close()
         writer = ArrayRecordWriter(str(path), "group_size:1")
         for record in records:
-            example = tf_example_pb2.Example.FromString(record)
+            example: Any = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
             example.features.feature["bbox"].float_list.value[:] = [0.25, 0.25, 0.5, 1]
             example.features.feature["scale"].float_list.value[:] = [2]
             writer.write(example.SerializeToString())

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import shutil
 
 import jax
@@ -216,6 +218,25 @@ def test_incomplete_checkpoints_are_noticed(three, tmp_path, capsys, harm):
         (copy / "30").rename(copy / "40")
     assert read(copy) == [(10, 0.9), (20, 0.5)]
     assert "is damaged and not used" in capsys.readouterr().err
+
+
+def test_metadata_with_right_checksums_need_not_be_trusted(three, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(three, copy)
+    meta, manifest = (copy / "30" / name for name in ("meta/metadata", "manifest.json"))
+    before = json.loads(meta.read_text())
+    changes = [{"step": 20}, {"step": [30]}, {"metrics": {"accuracy": "\x1b"}}, {"metrics": [1]}, {"arrays": [[1]]}]
+    for text in ["{", "[" * 10**5, "[]", *(json.dumps({**before, **change}) for change in changes)]:
+        meta.write_text(text)
+        files = json.loads((three / "30" / "manifest.json").read_text())["files"]
+        files["meta/metadata"] = hashlib.sha256(text.encode()).hexdigest()
+        manifest.write_text(json.dumps({"step": 30, "files": files}))
+        assert read(copy) == [(10, 0.9), (20, 0.5)], text
+        assert "its metadata cannot be read" in capsys.readouterr().err
+    manifest.write_text('{"step": 30, "files": {"\\u001b[31m' + "x" * 9999 + '": ""}}')
+    assert read(copy) == [(10, 0.9), (20, 0.5)]
+    assert len(error := capsys.readouterr().err.removesuffix("\n")) < 600
+    assert error.isprintable()
 
 
 def test_what_is_not_a_checkpoint_is_ignored(three, tmp_path):

@@ -1,6 +1,7 @@
 """What a data set's folder holds never chooses what is imported, and damage is an error in a sentence."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -95,6 +96,15 @@ def test_a_data_set_of_another_name_imports_nothing(folder, stranger, tmp_path):
     assert not stranger.exists()
 
 
+def test_the_name_of_another_data_set_gives_no_segmentation(folder):
+    edit(folder / "dataset_info.json", lambda values: values.update(name="scaled_digits"))
+    for path in folder.glob("cifar10-*"):
+        path.rename(folder / path.name.replace("cifar10", "scaled_digits"))
+    assert load(folder).fields == {"label"}
+    with pytest.raises(UserError, match="which has no segmentation"):
+        load_source(data_config("cifar10", dir=str(folder.parents[1])), frozenset({"segmentation"}))
+
+
 def test_old_descriptions_are_read_alike(folder):
     new = load(folder)
     old = {
@@ -133,6 +143,17 @@ def test_names_lead_nowhere_else(name):
     if name:
         with pytest.raises(UserError, match="which does not exist; "):
             load_source(data_config(name, dir=str(PREPARED)))
+
+
+def test_pipes_are_not_waited_for(folder):
+    for name in ("label.labels.txt", "features.json", "cifar10-train.array_record-00000-of-00001"):
+        kept = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match=r"no regular file|incomplete or damaged"):
+            load(folder)
+        (folder / name).unlink()
+        (folder / name).write_bytes(kept)
 
 
 DAMAGE = {

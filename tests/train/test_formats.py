@@ -136,6 +136,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak of memory is Linux's")
 def test_memory_of_files_that_ask_for_much(tmp_path):
     for number, (data, _) in enumerate(ASKING.values()):
@@ -211,6 +212,12 @@ def test_large_images_are_not_enlarged_without_bound():
     assert scaled.pixels.shape == image.shape
     small = RandomScale(3.0, 3.0)(Sample(image=image[:100, :50]), np.random.default_rng(0))
     assert small.pixels.shape == (300, 150, 1)
+
+
+def test_a_segmentation_of_another_size_than_its_image_is_refused():
+    sample = Sample(image=saved(Image.new("RGB", (8, 6)), "PNG"), segmentation=np.zeros((8, 6), np.uint8))
+    with pytest.raises(ImageError, match=r"its segmentation has \(8, 6\) pixels, but the image has \(6, 8\)"):
+        sample.decoded(3)
 
 
 def test_a_film_in_the_folder_of_a_class_is_left_out_unread(tmp_path):

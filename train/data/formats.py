@@ -119,7 +119,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
         yield name, length
         if name == b"IEND":
             return
-        if position == len(data):
+        if position + 12 > len(data):
             raise ImageError("the PNG data is cut off or damaged")
     raise ImageError("it has too many chunks; save it anew")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from train.data.images import Image, as_pixels
+from train.data.images import Image, ImageError, as_pixels
 
 Generator = np.random.Generator
 IGNORED = 255  # the class of pixels of a segmentation that do not count
@@ -55,9 +55,16 @@ class Sample:
         """Gives the sample with its image decoded: 1 channel for grey, 3 for red, green, blue.
 
         Raises:
-            ImageError: if the bytes are no image.
+            ImageError: if the bytes are no image, or the segmentation has another size.
         """
-        return self.replace(image=as_pixels(self.image, channels)) if isinstance(self.image, bytes) else self
+        if not isinstance(self.image, bytes):
+            return self
+        pixels = as_pixels(self.image, channels)
+        if self.segmentation is not None and self.segmentation.shape != pixels.shape[:2]:
+            raise ImageError(
+                f"its segmentation has {self.segmentation.shape} pixels, but the image has {pixels.shape[:2]}"
+            )
+        return self.replace(image=pixels)
 
     def replace(self, **changes: Any) -> "Sample":
         """Gives the sample with some fields changed."""

@@ -96,10 +96,12 @@ def _train(config: Config, kind: type[Task], workdir: Path, command: str, folder
     if is_main:
         if latest:
             check_data(workdir, source)
-        else:
+            if is_longer(workdir, config):
+                log(f"the run becomes longer; the learning rate is from here on that of {config.epochs} epochs")
+        (workdir / "result.json").unlink(missing_ok=True)  # of the shorter run
+        write_config(workdir, config)  # before anything else, for it marks the folder of a run
+        if not latest:
             write_record(workdir, source)
-        (workdir / "result.json").unlink(missing_ok=True)  # of a run that becomes longer
-        write_config(workdir, config)
         if source.report:
             write_text(workdir / "images.txt", source.report)
             log(f"{source.report.partition(chr(10))[0]}; see {workdir / 'images.txt'}")
@@ -193,8 +195,8 @@ def _train(config: Config, kind: type[Task], workdir: Path, command: str, folder
     result = result_of(evaluator, trained.step)
     samples = write_results(workdir, trained, evaluator, result) if is_main else {}
     log(
-        f"written to {workdir}: report.html, config.json, metrics.jsonl, speeds.jsonl, curves.png, tensorboard, "
-        "checkpoints, samples, test_answers.npz, result.json"
+        f"written to {workdir}: report.html, config.json, data.json, metrics.jsonl, speeds.jsonl, curves.png, "
+        "tensorboard, checkpoints, samples, test_answers.npz, result.json"
     )
     if samples:
         example = f"--workdir={shlex.quote(str(workdir))} {shlex.quote(str(samples[max(samples)]))}"

@@ -23,7 +23,6 @@ from train.data.readers.descriptions import (
     read_default_config,
     read_description,
 )
-from train.data.readers.files import UnusableError
 from train.errors import UserError, program, suggest
 
 _VERSION = r"(?:\d{1,9}|\*)(?:\.(?:\d{1,9}|\*)){2}"
@@ -57,7 +56,7 @@ def find_prepared(name: str, data_dir: str) -> Description | None:
         if folder is None:
             return None
         found = read_description(folder)
-    except (UnusableError, OSError) as error:
+    except Exception as error:  # of many kinds: those of file systems that a bucket's name leads to
         raise UserError(
             f"the prepared files of {name!r} in {folder_of(data_dir)} cannot be opened: {one_line(error)}; remove them "
             f"and prepare them again: {prepare_command(name, data_dir)}"

@@ -1,7 +1,7 @@
 """Data sets of TensorFlow Datasets (tfds), by name, read without TensorFlow.
 
 `python -m train.prepare` writes a data set once, which takes TensorFlow; from then on this file reads what was written:
-array_record files, which give any record by its number, and the json files that describe them.
+array_record files, which give any record by its number. `train.data.readers.descriptions` reads what describes them.
 """
 
 import bisect
@@ -179,6 +179,8 @@ def find_features(info: Any) -> Features:
         key for key, feature in types.items() if type(feature) is tfds.features.LabeledImage and feature.num_classes
     ]
     segmentation = _SEGMENTATIONS.get(info.name)
+    if segmentation and not isinstance(types.get(segmentation.key), tfds.features.Image):
+        segmentation = None  # another data set of that name
     if segmentation is None and len(maps) == 1:
         segmentation = Segmentation(maps[0], tuple(types[maps[0]].names), lambda indices, label: indices)
     if len(images) != 1 or (len(labels) != 1 and not segmentation):
@@ -353,6 +355,8 @@ def _instructions(prepared: Description, expression: str) -> list[FileInstructio
 
 
 def _count_records(instruction: FileInstruction) -> int:
+    if not os.path.isfile(instruction.filename):  # opening a pipe would wait forever
+        return 0
     # The options are those by which records are read later: with larger buffers, opening would read all of a file.
     options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 2**15}
     reader = ArrayRecordReader(instruction.filename, **options)
@@ -364,13 +368,13 @@ def _count_records(instruction: FileInstruction) -> int:
 
 def _fingerprints(prepared: Description, chosen: dict[Split, str]) -> dict[Split, str]:
     """Gives the checksum of each split: of its name and version, which parts of files it is, and of these files."""
+    parts: dict[Split, list[FileInstruction]]
     parts = {split: _instructions(prepared, expression) for split, expression in chosen.items()}
     files = sorted({part.filename for split in parts.values() for part in split})
     with ThreadPoolExecutor(16) as threads:
         checksums = dict(zip(files, threads.map(_checksum, files), strict=True))
     found: dict[Split, str] = {}
-    for split in chosen:
-        instructions = parts[split]
+    for split, instructions in parts.items():
         places = [f"{epath.Path(p.filename).name} {p.skip} {p.take} {checksums[p.filename]}" for p in instructions]
         found[split] = fingerprint([f"{prepared.name}:{prepared.version}", *places])
     return found
