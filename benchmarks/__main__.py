@@ -114,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--readme", metavar="NAME", help="only put the summary of benchmarks/results/NAME.md in README.md and docs"
     )
     options = parser.parse_args(arguments)
+    if options.readme is not None and options != parser.parse_args(["--readme", options.readme]):
+        parser.error("--readme times nothing: give no other argument with it")
     if options.rounds is None:
         options.rounds = FULL_ROUNDS if options.full else ROUNDS
     operators.check_arguments(parser, options)

@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if min(options.batch, options.steps) < 1 or not 0 <= options.threads <= 512:
+        parser.error("--batch and --steps must be at least 1, and --threads from 0 to 512")
     found = waits(options.batch, options.steps, options.threads)
     waited, computed = (sum(column) for column in zip(*found, strict=True))
     print(f"{machine()}; batches of {options.batch}, {options.threads} data threads, {options.steps} steps")

@@ -177,6 +177,8 @@ def main() -> None:
     parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/NAME-input.md")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
     if options.write is not None and not re.fullmatch(r"\w[\w-]*", options.write):
         parser.error(f"--write {options.write!r}: a name for this machine, of letters, digits and dashes")
     aim = f"the aim is {TARGET:,} images a second and core"

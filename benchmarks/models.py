@@ -97,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=4, help="images at a time (default 4)")
     parser.add_argument("--rounds", type=int, default=5, help="timings of each function (default 5)")
     options = parser.parse_args(arguments)
+    if options.folded and (options.name, options.base) != (parser.get_default("name"), parser.get_default("base")):
+        parser.error("--folded times one network over itself: give no other names with it")
     for name in (options.name, options.base, *filter(None, [options.folded])):
         if name not in list_models(task="classification"):
             parser.error(f"unknown classifier {name!r}: msconv_jax.list_models(task='classification') gives all names")

@@ -76,6 +76,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="images at a time (default 1)")
     parser.add_argument("--rounds", type=int, default=5, help="timings of each function (default 5)")
     options = parser.parse_args()
+    if min(vars(options).values()) < 1 or options.kernel % 2 == 0:
+        parser.error("all numbers must be at least 1, and --kernel odd")
     print(
         f"{machine()}; {options.size}x{options.size}, {options.channels} channels, kernel {options.kernel}x"
         f"{options.kernel}, guide {options.guide} channels, batch {options.batch}, float32, median of {options.rounds} "

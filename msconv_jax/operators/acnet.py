@@ -25,6 +25,7 @@ from flax.typing import Initializer
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import Padding, base_pads, check_groups, check_padding
 from msconv_jax.costs import Shape, Shapes, known_shape
 from msconv_jax.dtypes import compute_dtype, wide_dtype
@@ -113,6 +114,7 @@ class ACConv(CompositeConv):
         (1, 15, 15, 16)
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,
@@ -344,6 +346,7 @@ class ACGraph(nnx.Module):
         (2, 5, 8)
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

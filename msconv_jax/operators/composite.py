@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import check_groups
 from msconv_jax.costs import ConvCost
 from msconv_jax.operators.grouped import GroupedConv
@@ -35,6 +36,7 @@ class CompositeConv(nnx.Module, ConvCost):
         ValueError: for arguments that do not fit, at construction.
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

@@ -25,6 +25,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import grouped_lattice
 from msconv_jax.costs import Shape
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
@@ -76,6 +77,7 @@ class DynamicPSConv(LatticeConv):
         ((16, 16), [1, 2])
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

@@ -7,6 +7,7 @@ from typing import Unpack
 
 from flax import nnx
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import grouped_lattice
 from msconv_jax.lattice import per_axis
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
@@ -41,6 +42,7 @@ class GroupedConv(LatticeConv):
         (3, 3, 2, 64)
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.operators.composite import CompositeConv
@@ -74,6 +75,7 @@ class HetConv(CompositeConv):
         0.3333333333333333
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

@@ -25,6 +25,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
@@ -69,6 +70,7 @@ class ICConv(LatticeConv):
         array([1, 2])
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

@@ -12,6 +12,7 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import Padding, check_padding, lattice_convolve
 from msconv_jax.costs import ConvCost
 from msconv_jax.dtypes import compute_dtype
@@ -63,6 +64,7 @@ class LatticeConv(nnx.Conv, ConvCost):
         ValueError: for arguments that do not fit, at construction.
     """
 
+    @explains_arguments
     def __init__(
         self,
         lattice: KernelLattice,

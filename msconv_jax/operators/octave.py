@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.dtypes import wide_dtype
 from msconv_jax.meshes import sharded_like
 from msconv_jax.normalization import BatchNorm
@@ -193,6 +194,7 @@ class OctBatchNorm(nnx.Module):
         ((1, 8, 8, 12), (1, 4, 4, 4))
     """
 
+    @explains_arguments
     def __init__(self, features: int, *, alpha: float, rngs: nnx.Rngs, **options: Any):
         options = {"epsilon": 1e-5, "momentum": 0.9, **options}
         self.split = oct_channels(features, alpha)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import ConvolveSettings, Padding, Pads, base_pads, convolve
 from msconv_jax.costs import Shape, Shapes
 from msconv_jax.lattice import dilated_extent, per_axis
@@ -128,6 +129,7 @@ class OctConv(CompositeConv):
         (1, 8, 8, 64)
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,
@@ -404,6 +406,7 @@ class OctConvNormAct(Picklable):
         ((1, 8, 8, 8), (1, 4, 4, 8))
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

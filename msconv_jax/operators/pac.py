@@ -27,6 +27,7 @@ from flax import nnx
 from flax.typing import Initializer
 from jax.typing import ArrayLike, DTypeLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import Padding, check_padding
 from msconv_jax.costs import Shapes, known_shape
 from msconv_jax.dtypes import compute_dtype
@@ -116,6 +117,7 @@ class _Adapting(nnx.Module):
 class _PACBase(_Adapting, CompositeConv):
     """The convolution and, with `transposed`, its transpose."""
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,
@@ -318,6 +320,7 @@ class PACConvTranspose(_PACBase):
 
     transposed = True
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,
@@ -383,6 +386,7 @@ class PACPool(_Adapting):
         (1, 4, 4, 4)
     """
 
+    @explains_arguments
     def __init__(
         self,
         kernel_size: Sequence[int],

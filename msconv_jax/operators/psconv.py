@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, convolve, lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
@@ -82,6 +83,7 @@ class PSConv(LatticeConv):
                [1, 4, 1, 2]])
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

@@ -21,6 +21,7 @@ import jax
 from flax import nnx
 from jax.typing import ArrayLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, lattice_convolve
 from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
 from msconv_jax.operators.composite import CompositeConv
@@ -72,6 +73,7 @@ class PyConv(CompositeConv):
         [(3, 3, 64, 16), (5, 5, 16, 16), (7, 7, 8, 16), (9, 9, 4, 16)]
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

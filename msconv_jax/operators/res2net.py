@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import base_pads, convolve
 from msconv_jax.costs import Shape, call_macs
 from msconv_jax.dtypes import compute_dtype
@@ -101,6 +102,7 @@ class Res2Conv(Picklable, CompositeConv):
         (1, 8, 8, 64)
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.convolution import ConvolveSettings, Padding, convolve
 from msconv_jax.costs import Shape
 from msconv_jax.normalization import BatchNorm
@@ -103,6 +104,7 @@ class SISConv(CompositeConv):
         (0.625, 0.75)
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.arguments import check_positive
+from msconv_jax.arguments import check_positive, explains_arguments
 from msconv_jax.models.image_model import FeatureBackbone
 from msconv_jax.models.parts import Parts
 from msconv_jax.models.registry import ADE20K, ModelEntry, register_model
@@ -55,6 +55,7 @@ class SegBaseline(Segmenter):
         (1, 33, 41, 5)
     """
 
+    @explains_arguments
     def __init__(
         self,
         backbone: FeatureBackbone,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.arguments import check_positive
+from msconv_jax.arguments import check_positive, explains_arguments
 from msconv_jax.models.image_model import FeatureBackbone
 from msconv_jax.models.parts import Parts
 from msconv_jax.models.pyconv import GlobalPyConvBlock, LocalPyConvBlock
@@ -52,6 +52,7 @@ class PyConvHead(nnx.Module):
         (1, 5, 7, 32)
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,
@@ -114,6 +115,7 @@ class PyConvSegNet(Segmenter):
         (1, 33, 41, 5)
     """
 
+    @explains_arguments
     def __init__(
         self,
         backbone: FeatureBackbone,

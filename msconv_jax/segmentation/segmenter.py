@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.arguments import check_positive
+from msconv_jax.arguments import check_positive, explains_arguments
 from msconv_jax.models.image_model import FeatureBackbone
 from msconv_jax.models.parts import Parts
 from msconv_jax.models.registry import create_model
@@ -46,6 +46,7 @@ class MapClassifier(nnx.Module):
         (1, 4, 5, 3)
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,
@@ -91,6 +92,7 @@ class AuxiliaryHead(nnx.Module):
         (1, 4, 5, 3)
     """
 
+    @explains_arguments
     def __init__(
         self,
         in_features: int,
@@ -156,6 +158,7 @@ class Segmenter(nnx.Module):
         (1, 33, 41, 5)
     """
 
+    @explains_arguments
     def __init__(
         self,
         backbone: FeatureBackbone,
