@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from msconv_jax.onnx_graph import Graph, Shape, Value
+from msconv_jax.exporting.onnx_graph import Graph, Shape, Value
 
 Rule = Callable[[Graph, Any, list[Value]], Value | list[Value]]
 
@@ -86,7 +86,10 @@ def add_program(graph: Graph, program: core.ClosedJaxpr, inputs: Sequence[Value]
     values |= {var: graph.constant(array) for var, array in zip(program.jaxpr.constvars, program.consts, strict=True)}
 
     def read(atom: Any) -> Value:
-        return graph.constant(np.asarray(atom.val, atom.aval.dtype)) if type(atom) is core.Literal else values[atom]
+        if not isinstance(atom, core.Literal):
+            return values[atom]
+        literal: Any = atom
+        return graph.constant(np.asarray(literal.val, literal.aval.dtype))
 
     for equation in program.jaxpr.eqns:
         results = _add(graph, equation, [read(atom) for atom in equation.invars])
