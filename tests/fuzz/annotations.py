@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ from train.errors import UserError
 _HEAD = struct.Struct("<BHH")
 _FILE, _FOLDER, _LINK, _PIPE = range(4)
 _SOURCES = (("folder", frozenset({"label"})), ("masks", frozenset({"segmentation"})))
-_SETTINGS = (
+_SETTINGS: tuple[dict[str, Any], ...] = (
     *({},) * 6,
     {"strict_images": True},
     {"image_size": 16},

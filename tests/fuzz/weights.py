@@ -20,6 +20,8 @@ from train.untrusted import escaped
 
 _FOLDER = tempfile.TemporaryDirectory()
 _STORAGES = {"0": bytes(range(24)), "1": bytes(32), "2": bytes(8), "3": bytes(4)}
+_DATA = {f"data/{key}": data for key, data in _STORAGES.items()}
+_KINDS = (("Float", "0", 6), ("Double", "1", 4), ("Long", "2", 1), ("Bool", "3", 4))
 
 
 def _seeds() -> tuple[dict[str, bytes], bytes, bytes]:
@@ -36,7 +38,7 @@ def _seeds() -> tuple[dict[str, bytes], bytes, bytes]:
         "module.used": tensor("Bool", "3", 4, 0, (2, 2), (1, 2)),
     }
     saved = {"beside": Raw(pickle.dumps(beside, 4)[2:-1]), "state_dict": ordered(weights)}
-    entries = {"data.pkl": b"\x80\x02" + emit(saved) + b".", **{f"data/{key}": _STORAGES[key] for key in _STORAGES}}
+    entries = {"data.pkl": b"\x80\x02" + emit(saved) + b".", **_DATA}
     old = old_file(saved, _STORAGES)
     old = old[: -sum(8 + len(data) for data in _STORAGES.values())]
     old += b"".join(
@@ -75,19 +77,37 @@ _TEXTS = (
 
 def make(rng: np.random.Generator) -> bytes:
     """Damages a file as a whole, or one part, so that what is around it stays right."""
-    kind = rng.integers(4)
+    kind = rng.integers(5)
     if kind == 0:
         return mutated(SEEDS[rng.integers(len(SEEDS))], SEEDS, rng)
     if kind == 1:
         return _with_other_entries(rng)
     if kind == 2:
         return _reworded(OLD, rng)
+    if kind == 3:
+        return _with_other_tensors(rng)
     length = int.from_bytes(SAFE[:8], "little")
     header = json.loads(SAFE[8 : 8 + length])
     for _ in range(int(rng.integers(1, 4))):
         header = edited(header, _TEXTS, rng)
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + SAFE[8 + length :]
+
+
+def _with_other_tensors(rng: np.random.Generator) -> bytes:
+    """An archive of tensors of any offsets, shapes and strides, many of which their storages hold."""
+
+    def numbers(count: int) -> tuple[int, ...]:
+        extreme = EXTREMES[rng.integers(len(EXTREMES))]
+        return tuple(extreme if rng.random() < 0.03 else int(rng.integers(4)) for _ in range(count))
+
+    weights = {}
+    for place in range(int(rng.integers(1, 4))):
+        kind, key, count = _KINDS[rng.integers(len(_KINDS))]
+        rank = int(rng.integers(5))
+        (offset,), shape, strides = numbers(1), numbers(rank), numbers(rank)
+        weights[("weight", "bias", "\x1b[2J")[place]] = tensor(kind, key, count, offset, shape, strides)
+    return zipped({"data.pkl": b"\x80\x02" + emit(ordered(weights)) + b".", **_DATA})
 
 
 def _with_other_entries(rng: np.random.Generator) -> bytes:
