@@ -1,8 +1,8 @@
 """ONNX graphs of programs that JAX has traced: the part of JAX that convolution networks are made of.
 
 :class:`Graph` collects nodes and constants; :mod:`msconv_jax.exporting.onnx_operations` says which nodes each primitive
-of JAX becomes; :func:`msconv_jax.export_onnx` is what users call. What is known without the input is computed and stored,
-so that a kernel is in the file in ONNX's own order of axes.
+of JAX becomes; :func:`msconv_jax.export_onnx` is what users call. What is known without the input is computed
+and stored, so that a kernel is in the file in ONNX's own order of axes.
 """
 
 from __future__ import annotations
