@@ -68,6 +68,9 @@ class _OperatorsDefault:
     def __repr__(self) -> str:
         return "<the operator's default>"
 
+    def __reduce__(self) -> str:
+        return "_DEFAULT"  # copies are the one object, too
+
 
 _DEFAULT = _OperatorsDefault()
 

@@ -49,7 +49,9 @@ class _ByName:
 
 
 def _by_name(value: Any) -> Any:
-    """A decorated function that its module holds under its name, to be pickled by that; all else as it is."""
+    """Decorated functions that their modules hold under their names, to be pickled by these; all else as it is."""
+    if type(value) is tuple:
+        return tuple(map(_by_name, value))
     if isinstance(value, functools.partial):
         return functools.partial(_by_name(value.func), *value.args, **value.keywords)
     plain = isinstance(value, type | types.FunctionType | types.BuiltinFunctionType | nnx.Module)

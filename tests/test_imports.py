@@ -13,13 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # The rooms in the order in which they build on each other. A module imports from its own room and from those before.
 ROOMS = [
-    [
-        "msconv_jax.arguments",
-        "msconv_jax.dtypes",
-        "msconv_jax.lattice",
-        "msconv_jax.recording",
-        "msconv_jax.whole_files",
-    ],
+    ["msconv_jax.dtypes", "msconv_jax.meshes", "msconv_jax.normalization", "msconv_jax.picklable"],
+    ["msconv_jax.arguments", "msconv_jax.lattice", "msconv_jax.recording", "msconv_jax.whole_files"],
     ["msconv_jax.vision"],
     ["msconv_jax.costs"],
     ["msconv_jax.plan"],

@@ -139,7 +139,7 @@ def _linear(inputs: int, outputs: int, *, dtype: Any, param_dtype: Any, rngs: nn
     )
 
 
-class VGG(ImageModel):
+class VGG(Picklable, ImageModel):
     """VGG with batch normalisation: stages of 3x3 convolutions, a 2x2 max-pooling after each, a classifier.
 
     Stage s (from 0) has `layers[s]` convolutions of `width * min(2**s, 8)` channels. The first one is plain and has a

@@ -106,7 +106,7 @@ class LatticeConv(nnx.Conv, ConvCost):
 
         Args:
             inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
-            out_sharding: as in ``nnx.Conv``, must be None: meshes with explicit axes are not supported.
+            out_sharding: as in ``nnx.Conv``, must be None: the output is sharded as the input is.
 
         Returns:
             ``(*batch, *output_spatial, out_features)``.
@@ -189,8 +189,8 @@ def refuse_out_sharding(operator_name: str, out_sharding: object) -> None:
     """Raises ValueError unless `out_sharding`, an argument of ``nnx.Conv.__call__``, is None."""
     if out_sharding is not None:
         raise ValueError(
-            f"out_sharding={out_sharding!r}: {operator_name} leaves shardings to the compiler; make the "
-            "mesh with axis_types=(jax.sharding.AxisType.Auto,) and use jax.lax.with_sharding_constraint."
+            f"out_sharding={out_sharding!r}: the output of {operator_name} is sharded as its input is; leave the "
+            "argument out, and call jax.reshard on the output for another sharding."
         )
 
 

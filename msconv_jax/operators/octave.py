@@ -108,9 +108,13 @@ def oct_upsample(x: jax.Array, size: Sequence[int]) -> jax.Array:
             f"low maps of size {spatial} are {tuple(2 * n for n in spatial)} after upsampling, which does not fit high "
             f"maps of size {size}: odd='floor' cannot give odd sizes back; take odd='ceil', or even sizes."
         )
-    for axis, n in enumerate(size, first):
-        x = lax.slice_in_dim(jnp.repeat(x, 2, axis), 0, n, axis=axis)
-    return x
+
+    def repeated(x: jax.Array) -> jax.Array:
+        for axis, n in enumerate(size, first):
+            x = lax.slice_in_dim(jnp.repeat(x, 2, axis), 0, n, axis=axis)
+        return x
+
+    return sharded_like(x, repeated, x)
 
 
 def oct_map(function: Callable[[Any], T], maps: Any) -> T | tuple[T | None, T | None]:

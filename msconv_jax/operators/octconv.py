@@ -241,7 +241,7 @@ class OctConv(CompositeConv):
             inputs: ``(high, low)``, each ``(*batch, *spatial, channels)`` with any number of batch axes, low at half
                 the high size (see the class); or, where there is only one input frequency, this array alone or with
                 None in the other's place.
-            out_sharding: as in ``nnx.Conv``, must be None: meshes with explicit axes are not supported.
+            out_sharding: as in ``nnx.Conv``, must be None: the output is sharded as the input is.
 
         Returns:
             ``(high, low)``, or only the high array where there are no low outputs; ``(None, low)`` where there are no

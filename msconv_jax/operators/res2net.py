@@ -194,7 +194,7 @@ class Res2Conv(Picklable, CompositeConv):
 
         Args:
             inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
-            out_sharding: as in ``nnx.Conv``, must be None: meshes with explicit axes are not supported.
+            out_sharding: as in ``nnx.Conv``, must be None: the output is sharded as the input is.
 
         Returns:
             ``(*batch, *output_spatial, out_features)``, of the spatial size that ``nnx.Conv`` gives.
