@@ -32,6 +32,9 @@ from msconv_jax.xla_convolution import Pads, xla_convolution
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 
+# What jnp.pad calls the borders that ``nnx.Conv`` makes of the image's own pixels.
+BORDERS = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
+
 
 class ConvolveSettings(TypedDict, total=False):
     """How a convolution is computed, not what it is; what every pure function of the library passes on.
@@ -57,7 +60,7 @@ def lattice_convolve(
 ) -> jax.Array:
     """Convolves with a kernel lattice; equals one convolution with ``lattice.expand(kernels)``.
 
-    A correlation without kernel flip, zero outside the image, as Eq. (3) of the PSConv paper.
+    A correlation without kernel flip, zero outside the image (but see `padding`), as Eq. (3) of the PSConv paper.
 
     Args:
         x: ``(*batch, *spatial, in_features)``, any number of batch axes, also none.
@@ -66,7 +69,9 @@ def lattice_convolve(
         strides: pixels between outputs, one int or one per spatial axis.
         padding: "SAME", "SAME_LOWER", "VALID", an int for every side, or for each axis an int or a pair
             (before, after). It speaks of the lattice's base kernel; each tile is padded further by half of its
-            extra extent, so that all tiles give the size that the base kernel gives.
+            extra extent, so that all tiles give the size that the base kernel gives. "CIRCULAR" and "REFLECT" are
+            "SAME" at stride 1 with the image repeated, or mirrored, in place of zeros, for every tile as far as it
+            goes. "CAUSAL", for one spatial axis, pads before it alone: no tile sees later places.
         lowering: how to compute it: "tiles", "packs", "grouped", "dense", "shifts", "scatter" (see
             :mod:`msconv_jax.lowering`), or "auto" for the cheapest on JAX's default backend.
         precision: of the products, as in ``jax.lax.conv_general_dilated``.
@@ -100,7 +105,11 @@ def lattice_convolve(
     dtype = compute_dtype(x, *arrays)
     batch, spatial = x.shape[: -ndim - 1], x.shape[-ndim - 1 : -1]
     strides = per_axis("strides", strides, ndim)
-    pads = base_pads(padding, spatial, lattice.base_extent, strides)
+    name, pads = check_padding(padding, ndim), base_pads(padding, spatial, lattice.base_extent, strides)
+    if name == "CAUSAL":
+        lattice = _causal(lattice)
+    if name in BORDERS:
+        x, pads = _with_borders(x, name, lattice, pads)
     y = _convolve(
         x.astype(dtype).reshape((math.prod(batch), *x.shape[-ndim - 1 :])),
         tuple(array.astype(dtype) for array in arrays),
@@ -223,15 +232,15 @@ def check_padding(padding: Padding, ndim: int) -> str | Pads:
         ValueError: if it is neither.
     """
     rule = (
-        f"padding={padding!r}: expected 'SAME', 'SAME_LOWER', 'VALID', an int, or for each of the {ndim} "
-        "spatial axes an int or a pair of ints (before, after)."
+        f"padding={padding!r}: expected 'SAME', 'SAME_LOWER', 'VALID', 'CIRCULAR', 'REFLECT', 'CAUSAL' (for one "
+        f"spatial axis), an int, or for each of the {ndim} spatial axes an int or a pair of ints (before, after)."
     )
     if isinstance(padding, str):
         name = padding.upper()
-        if name in ("SAME", "SAME_LOWER", "VALID"):
+        if name in ("SAME", "SAME_LOWER", "VALID", *BORDERS) or (name == "CAUSAL" and ndim == 1):
             return name
-        if name in ("CIRCULAR", "REFLECT", "CAUSAL"):
-            rule += " For another boundary, pad the input with jnp.pad and use 'VALID'."
+        if name == "CAUSAL":
+            rule += " For several axes, pad the input with jnp.pad and use 'VALID'."
         raise ValueError(rule)
     try:
         if not isinstance(padding, Sequence):
@@ -248,18 +257,66 @@ def check_padding(padding: Padding, ndim: int) -> str | Pads:
 
 
 def base_pads(padding: Padding, spatial: Sequence[int], extent: Sequence[int], strides: Sequence[int]) -> Pads:
-    """Zeros before and after each spatial axis for a kernel of the given extent."""
+    """Zeros, or pixels of a border, before and after each spatial axis for a kernel of the given extent."""
     padding = check_padding(padding, len(spatial))
     if not isinstance(padding, str):
         return padding
     if padding == "VALID":
         return ((0, 0),) * len(spatial)
+    if padding in BORDERS:
+        return tuple(((reach - 1) // 2, reach // 2) for reach in extent)
+    if padding == "CAUSAL":
+        return tuple((reach - 1, 0) for reach in extent)
     pads = []
     for size, reach, stride in zip(spatial, extent, strides, strict=True):
         total = max((-(-size // stride) - 1) * stride + reach - size, 0)
         small, large = total // 2, total - total // 2
         pads.append((large, small) if padding == "SAME_LOWER" else (small, large))
     return tuple(pads)
+
+
+def zero_padding(padding: Padding, ndim: int, operator_name: str) -> Padding:
+    """The padding, for an operator that knows zeros outside the image only.
+
+    Raises:
+        ValueError: if it is malformed, "CIRCULAR", "REFLECT" or "CAUSAL".
+    """
+    if check_padding(padding, ndim) in (*BORDERS, "CAUSAL"):
+        raise ValueError(
+            f"padding={padding!r}: {operator_name} knows zeros outside the image only; pad its inputs with jnp.pad and "
+            "use 'VALID'."
+        )
+    return padding
+
+
+def with_border(x: jax.Array, padding: Any, pads: Sequence[tuple[int, int]]) -> jax.Array:
+    """``(*batch, *spatial, channels)`` with `pads` of its own pixels around it, for "CIRCULAR" or "REFLECT"."""
+    widths = [(0, 0)] * (x.ndim - len(pads) - 1) + [*pads, (0, 0)]
+    return jnp.pad(x, widths, mode=BORDERS[padding.upper()])
+
+
+def _with_borders(x: jax.Array, padding: str, lattice: KernelLattice, pads: Pads) -> tuple[jax.Array, Pads]:
+    """The input with the border that the largest tile needs, and the base kernel's pads in it, negative to crop."""
+    tiles = [_tile_pads(lattice, pads, tile.extent, lattice.offset(tile.extent)) for tile in lattice.tiles]
+    most = tuple((max(low for low, _ in axis), max(high for _, high in axis)) for axis in zip(*tiles, strict=True))
+    most = tuple((max(low, 0), max(high, 0)) for low, high in most)
+    cropped = tuple((low - a, high - b) for (low, high), (a, b) in zip(pads, most, strict=True))
+    return with_border(x, padding, most), cropped
+
+
+class _CausalLattice(KernelLattice):
+    """A lattice whose tiles end at the same place, in place of having one centre."""
+
+    def offset(self, extent: Sequence[int]) -> tuple[int, ...]:
+        return tuple(own - base for own, base in zip(extent, self.base_extent, strict=True))
+
+    def _key(self) -> tuple[Any, ...]:
+        return ("causal", *super()._key())
+
+
+@functools.lru_cache(maxsize=128)
+def _causal(lattice: KernelLattice) -> KernelLattice:
+    return _CausalLattice(lattice.in_features, lattice.out_features, lattice.tiles, lattice.base_extent)
 
 
 # --- execution ---

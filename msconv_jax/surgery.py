@@ -136,8 +136,8 @@ def replace_convs(
     of shapes, nothing is allocated.
 
     A convolution is exchanged only if its replacement gives outputs of the same shapes and can honour all its
-    arguments. Otherwise it stays and is listed as skipped with the reason: kernel masks, dilated inputs, circular
-    padding, channels that an operator cannot divide.
+    arguments. Otherwise it stays and is listed as skipped with the reason: kernel masks, dilated inputs,
+    channels that an operator cannot divide.
 
     Args:
         model: the model; it is left as it is.

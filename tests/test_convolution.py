@@ -390,7 +390,7 @@ def test_auto_carries_out_the_plan_of_the_default_backend():
         ({"strides": 0}, "strides=0"),
         ({"strides": (1, 1, 1)}, "strides"),
         ({"strides": 1.5}, "strides=1.5"),
-        ({"padding": "CIRCULAR"}, "jnp.pad"),
+        ({"padding": "CAUSAL"}, "jnp.pad"),
         ({"padding": "same-ish"}, "expected 'SAME'"),
         ({"padding": (1, 1, 1)}, "2 spatial axes"),
         ({"padding": ((1, 1, 1), 0)}, "pair of ints"),

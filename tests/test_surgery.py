@@ -158,8 +158,6 @@ def test_groups_select_and_pass_on():
 @pytest.mark.parametrize(
     ("module", "factory", "reason"),
     [
-        (conv(padding="CIRCULAR"), msconv_jax.PSConv, "padding='CIRCULAR'"),
-        (conv(padding="REFLECT"), msconv_jax.PSConv, "padding='REFLECT'"),
         (conv(input_dilation=2), msconv_jax.PSConv, "input_dilation=2"),
         (conv(mask=jnp.ones((3, 3, 4, 4))), msconv_jax.PSConv, "mask"),
         (conv(features=(3, 4)), msconv_jax.PSConv, "in_features=3"),

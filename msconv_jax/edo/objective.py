@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from msconv_jax.convolution import Padding, base_pads
+from msconv_jax.convolution import Padding, base_pads, zero_padding
 from msconv_jax.lattice import dilated_extent, per_axis
 
 __all__ = ["Objective", "best_dilations", "dilation_errors", "residual_masks"]
@@ -185,7 +185,7 @@ def _with_borders(
     step = per_axis("strides", strides, len(large))
     dilation = per_axis("kernel_dilation", kernel_dilation, len(large))
     extent = dilated_extent(large, dilation)
-    pads = base_pads(padding, size, extent, step)
+    pads = base_pads(zero_padding(padding, len(size), "the objective 'same'"), size, extent, step)
     inside, counts = [], []
     for taps, reach, factor, pixels, stride, (before, after) in zip(
         large, extent, dilation, size, step, pads, strict=True

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Unpack
 from flax import nnx
 from flax.typing import Initializer
 
-from msconv_jax.convolution import Padding, check_padding
+from msconv_jax.convolution import Padding, check_padding, zero_padding
 from msconv_jax.lattice import dilated_extent, per_axis
 from msconv_jax.operators import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions, check_kernel_size
@@ -111,7 +111,7 @@ def _large_padding(
     padding: Padding, base: tuple[int, ...], strides: Any, dilation: tuple[int, ...], d_max: int
 ) -> Padding:
     """The padding that gives the large kernel the small one's outputs, around the same centres."""
-    pads = check_padding(padding, len(base))
+    pads = check_padding(zero_padding(padding, len(base), "SupernetConv"), len(base))
     extent = dilated_extent(base, dilation)
     if pads in ("SAME", "SAME_LOWER"):
         step = per_axis("strides", strides, len(base))

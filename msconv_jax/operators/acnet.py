@@ -268,7 +268,8 @@ class ACConv(CompositeConv):
         if padding in ("SAME", "SAME_LOWER"):
             return padding
         extent = self._extent()
-        pads = ((0, 0),) * len(extent) if isinstance(padding, str) else padding
+        ones = (1,) * len(extent)
+        pads = base_pads(padding, ones, extent, ones)
         return tuple((low - (n - 1) // 2, high - n // 2) for (low, high), n in zip(pads, extent, strict=True))
 
     def _output_size(self, spatial: Sequence[int]) -> tuple[int, ...]:

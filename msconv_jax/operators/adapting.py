@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from msconv_jax.convolution import Padding, Pads, base_pads, check_padding
+from msconv_jax.convolution import Padding, Pads, base_pads, check_padding, zero_padding
 from msconv_jax.dtypes import common_dtype, wide_dtype
 from msconv_jax.lattice import dilated_extent, per_axis
 from msconv_jax.meshes import sharded_like
@@ -229,7 +229,7 @@ def convolution_geometry(
     strides = per_axis("strides", strides, len(size))
     dilation = per_axis("kernel_dilation", kernel_dilation, len(size))
     extent = dilated_extent(size, dilation)
-    pads = base_pads(padding, signal, extent, strides)
+    pads = base_pads(zero_padding(padding, len(size), "pixel-adaptive convolution"), signal, extent, strides)
     output = tuple(
         max((n + sum(pad) - reach) // s + 1, 0) for n, pad, reach, s in zip(signal, pads, extent, strides, strict=True)
     )
@@ -287,7 +287,7 @@ def check_output_padding(output_padding: int | Sequence[int], ndim: int) -> Shap
 def _cuts(padding: Padding, output_padding: int | Sequence[int], extent: Shape, strides: Shape) -> Pads:
     """What the transposed operator's padding cuts off before and after each axis; output_padding cuts less after."""
     extra = check_output_padding(output_padding, len(extent))
-    named = check_padding(padding, len(extent))
+    named = check_padding(zero_padding(padding, len(extent), "pixel-adaptive convolution"), len(extent))
     if named == "VALID":
         named = ((0, 0),) * len(extent)
     if not isinstance(named, str):

@@ -23,8 +23,9 @@ from msconv_jax.lowering import Lowering, check_lowering
 class ConvOptions(TypedDict, total=False):
     """The keyword arguments of ``nnx.Conv`` that every drop-in operator takes, with ``nnx.Conv``'s defaults.
 
-    `padding` is "SAME" (default), "SAME_LOWER", "VALID", an int, or for each axis an int or a pair; it speaks
-    of the undilated base kernel. `input_dilation`, `mask` and `conv_general_dilated` are accepted for the sake
+    `padding` is "SAME" (default), "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL" (one spatial axis), an int,
+    or for each axis an int or a pair; it speaks of the undilated base kernel, and a border is as wide as the largest
+    tile needs. `input_dilation`, `mask` and `conv_general_dilated` are accepted for the sake
     of exchange and must be left at their defaults. `lowering` is our own: see
     :func:`msconv_jax.lattice_convolve`.
     """

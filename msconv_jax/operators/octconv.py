@@ -26,7 +26,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import ConvolveSettings, Padding, Pads, base_pads, convolve
+from msconv_jax.convolution import BORDERS, ConvolveSettings, Padding, Pads, base_pads, check_padding, convolve
 from msconv_jax.costs import Shape, Shapes
 from msconv_jax.lattice import dilated_extent, per_axis
 from msconv_jax.operators.composite import CompositeConv
@@ -506,8 +506,8 @@ def _path_stride(path: str, strides: int, down: Down) -> int:
 # --- arguments ---
 
 
-def same_pads(padding: Padding, kernel_size: Sequence[int], kernel_dilation: int | Sequence[int] | None) -> Pads:
-    """`padding` as a pair of ints for each axis, checked to keep the size at stride 1.
+def same_pads(padding: Padding, kernel_size: Sequence[int], kernel_dilation: int | Sequence[int] | None) -> Pads | str:
+    """`padding` as a pair of ints for each axis, or the name of a border, checked to keep the size at stride 1.
 
     Raises:
         ValueError: if it does not.
@@ -521,7 +521,8 @@ def same_pads(padding: Padding, kernel_size: Sequence[int], kernel_dilation: int
             f"padding={padding!r} changes the size of maps under a kernel that spans {extent} pixels, and high and low "
             f"maps would no longer fit each other: take padding='SAME' or {half}, and crop or pad the maps outside."
         )
-    return pads
+    named = check_padding(padding, len(ones))
+    return named if named in (*BORDERS, "CAUSAL") else pads
 
 
 def _check_strides(strides: int | Sequence[int] | None, ndim: int) -> int:

@@ -28,7 +28,7 @@ from flax.typing import Initializer
 from jax.typing import ArrayLike, DTypeLike
 
 from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import Padding, check_padding
+from msconv_jax.convolution import Padding, check_padding, zero_padding
 from msconv_jax.costs import Shapes, known_shape
 from msconv_jax.dtypes import compute_dtype
 from msconv_jax.lattice import per_axis
@@ -134,6 +134,7 @@ class _PACBase(_Adapting, CompositeConv):
     ):
         super().__init__(in_features, out_features, kernel_size, strides, **options)
         name, size = type(self).__name__, check_kernel_size(self.kernel_size, type(self).__name__, odd=True)
+        zero_padding(self.padding, len(size), name)
         if self.feature_group_count != 1:
             raise ValueError(
                 f"feature_group_count={self.feature_group_count}: {name} has no groups; leave it at 1, or take "
@@ -407,7 +408,7 @@ class PACPool(_Adapting):
         if features is not None:
             (features,) = per_axis("features", features, 1)
         self.strides = per_axis("strides", strides, ndim)
-        self.padding = check_padding(padding, ndim)
+        self.padding = check_padding(zero_padding(padding, ndim, "PACPool"), ndim)
         self.kernel_dilation = per_axis("kernel_dilation", kernel_dilation, ndim)
         self.features = features
         self.dtype = dtype

@@ -25,7 +25,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import base_pads, convolve
+from msconv_jax.convolution import BORDERS, base_pads, check_padding, convolve, with_border
 from msconv_jax.costs import Shape, call_macs
 from msconv_jax.dtypes import compute_dtype
 from msconv_jax.lattice import dilated_extent, per_axis
@@ -232,6 +232,8 @@ class Res2Conv(Picklable, CompositeConv):
             pads.append((low - before, high - (reach - size - before)))
         width = x.shape[-1]
         ones = jnp.ones((*self.kernel_size, 1, width), x.dtype)
+        if check_padding(self.padding, ndim) in BORDERS:
+            x, pads = with_border(x, self.padding, pads), "VALID"
         total = convolve(x, ones, strides, pads, feature_group_count=width, precision="highest")
         return total / math.prod(self.kernel_size)
 

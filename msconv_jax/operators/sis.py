@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import ConvolveSettings, Padding, convolve
+from msconv_jax.convolution import BORDERS, ConvolveSettings, Padding, convolve
 from msconv_jax.costs import Shape
 from msconv_jax.normalization import BatchNorm
 from msconv_jax.operators.composite import CompositeConv
@@ -133,11 +133,12 @@ class SISConv(CompositeConv):
             )
         half, quarter = out_features // 2, out_features // 4
         size, later = self.kernel_size, half if kind == "basic" else quarter
+        keeping = _size_keeping(self.padding)
         self.k1 = self.inner(in_features, half, size, strides, options, rngs=rngs)
-        self.k2 = self.inner(later, quarter, size, 1, options, rngs=rngs, padding="SAME")
+        self.k2 = self.inner(later, quarter, size, 1, options, rngs=rngs, padding=keeping)
         self.k3: GroupedConv | None = nnx.data(None)
         if not share_paths:
-            self.k3 = self.inner(quarter, quarter, size, 1, options, rngs=rngs, padding="SAME")
+            self.k3 = self.inner(quarter, quarter, size, 1, options, rngs=rngs, padding=keeping)
         self.bn1: nnx.BatchNorm | None = nnx.data(None)
         self.bn2: nnx.List[nnx.BatchNorm] | None = nnx.data(None)
         self.bn3: nnx.List[nnx.BatchNorm] | None = nnx.data(None)
@@ -261,13 +262,20 @@ def sisconv(
             **settings,
         )
 
+    keeping = _size_keeping(padding)
     return _scales(
         apply(jnp.asarray(x), k1, strides, padding),
-        lambda time, z: apply(z, k2, 1, "SAME"),
-        lambda time, z: apply(z, k2 if k3 is None else k3, 1, "SAME"),
+        lambda time, z: apply(z, k2, 1, keeping),
+        lambda time, z: apply(z, k2 if k3 is None else k3, 1, keeping),
         kind,
         steps,
     )
+
+
+def _size_keeping(padding: Padding) -> str:
+    """The padding of K2 and K3, which keep the size: K1's border, if it has one, else "SAME"."""
+    named = padding.upper() if isinstance(padding, str) else ""
+    return named if named in (*BORDERS, "CAUSAL") else "SAME"
 
 
 def _scales(y1: jax.Array, second: Application, third: Application, kind: str, steps: int) -> jax.Array:

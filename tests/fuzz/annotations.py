@@ -55,9 +55,9 @@ _RNG = np.random.default_rng(0)
 _IMAGES = [
     _picture(kind, _RNG.integers(0, 256, (6, 8, 3), np.uint8)) for kind in ("PNG", "JPEG", "GIF", "BMP") for _ in "12"
 ]
-_MASKS = [_picture("PNG", _RNG.integers(0, 2, (6, 8), np.uint8)) for _ in range(4)]
-_MASKS += [_picture("PNG", np.full(shape, 255, np.uint8)) for shape in ((6, 8), (1, 1))]
-_MASKS += [_picture("PNG", _RNG.integers(0, 256, (6, 8), np.uint8))]
+MASKS = [_picture("PNG", _RNG.integers(0, 2, (6, 8), np.uint8)) for _ in range(4)]
+MASKS += [_picture("PNG", np.full(shape, 255, np.uint8)) for shape in ((6, 8), (1, 1))]
+MASKS += [_picture("PNG", _RNG.integers(0, 256, (6, 8), np.uint8))]
 
 Entry = tuple[int, bytes, bytes]  # kind, path and content
 
@@ -67,19 +67,21 @@ def _tree(source: int, rng: np.random.Generator) -> list[Entry]:
     splits = ((b"",), (b"train/", b"val/", b"test/"), (b"train/", b"val/"), (b"train/",))[rng.integers(4)]
     found: list[Entry] = []
     for split in splits:
+        images = rng.permutation(len(_IMAGES))
         for number in range(4):
-            image = _IMAGES[rng.integers(len(_IMAGES))]
+            image, other = (_IMAGES[images[place]] for place in (number, number + 4))
             if source == 1:
                 found += [
                     (_FILE, split + b"images/%d.jpg" % number, image),
-                    (_FILE, split + b"masks/%d.png" % number, _MASKS[rng.integers(4)]),
+                    (_FILE, split + b"masks/%d.png" % number, MASKS[rng.integers(4)]),
                 ]
             else:
                 found += [
-                    (_FILE, split + place + b"/%d.png" % number, image) for place in (b"a", b"b") if rng.random() < 0.8
+                    (_FILE, split + b"a/%d.png" % number, image),
+                    (_FILE, split + b"b/%d.png" % number, other),
                 ]
     if source == 1 and rng.random() < 0.5:
-        found.append((_FILE, b"classes.txt", _TEXTS[rng.integers(len(_TEXTS))]))
+        found.append((_FILE, b"classes.txt", _TEXTS[1]))
     return found
 
 
@@ -102,7 +104,7 @@ def _changed(entries: list[Entry], rng: np.random.Generator) -> list[Entry]:
         4: (_FOLDER, path, b""),
         5: (_LINK, path, bytes([rng.integers(len(_TARGETS))])),
         6: (kind, path, mutated(content, _TEXTS, rng)),
-        7: (kind, path, (*_IMAGES, *_MASKS, *_TEXTS)[rng.integers(len(_IMAGES) + len(_MASKS) + len(_TEXTS))]),
+        7: (kind, path, (*_IMAGES, *MASKS, *_TEXTS)[rng.integers(len(_IMAGES) + len(MASKS) + len(_TEXTS))]),
         8: (_LINK, renamed, bytes([rng.integers(len(_TARGETS))])),
     }
     rest = [entry for entry in entries if entry is not chosen]
@@ -115,12 +117,15 @@ def make(rng: np.random.Generator) -> bytes:
     entries = _tree(source, rng)
     for _ in range(int(rng.choice((1, 2, 5)))):
         entries = _changed(entries, rng)
-    packed = b"".join(
-        _HEAD.pack(kind, len(path), len(content)) + path + content
-        for kind, path, content in ((kind, path[:65_535], content[:65_535]) for kind, path, content in entries)
-    )
-    data = bytes([source, rng.integers(len(_SETTINGS))]) + packed
+    data = pack(source, int(rng.integers(len(_SETTINGS))), entries)
     return mutated(data, [data], rng) if rng.random() < 0.1 else data
+
+
+def pack(source: int, settings: int, entries: list[Entry]) -> bytes:
+    """Writes an input."""
+    short = [(kind, path[:65_535], content[:65_535]) for kind, path, content in entries]
+    packed = [_HEAD.pack(kind, len(path), len(content)) + path + content for kind, path, content in short]
+    return b"".join((bytes([source, settings]), *packed))
 
 
 def _entries(data: bytes) -> Iterator[Entry]:
@@ -131,11 +136,11 @@ def _entries(data: bytes) -> Iterator[Entry]:
         data = data[end:]
 
 
-def _unpack(data: bytes, root: bytes) -> None:
+def unpack(data: bytes, root: bytes) -> None:
     """Writes the files of an input below a folder, links last; those that no folder can hold are left out."""
     for kind, path, content in sorted(_entries(data), key=lambda entry: entry[0] == _LINK):
-        parts = [part.replace(b"\0", b"") for part in path.split(b"/")][:4]
-        place = os.path.join(root, *(part for part in parts if part not in (b"", b".", b"..")))
+        parts = [part for part in path.replace(b"\0", b"").split(b"/") if part not in (b"", b".", b"..")]
+        place = os.path.join(root, *parts[:4])
         folder = os.path.dirname(place)
         if place == root or not os.path.realpath(folder).startswith(os.path.realpath(root)):
             continue
@@ -159,7 +164,7 @@ def check(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = os.path.join(folder, "data", "root")
         os.makedirs(root)
-        _unpack(data[2:], os.fsencode(root))
+        unpack(data[2:], os.fsencode(root))
         name, needs = _SOURCES[(data or b"\0")[0] % len(_SOURCES)]
         settings = _SETTINGS[(data[1:2] or b"\0")[0] % len(_SETTINGS)]
         source = load_source(data_config(name, dir=root, **settings), needs)
@@ -172,6 +177,7 @@ def check(data: bytes) -> None:
         assert compare(read_record(Path(folder)), record_of(source)) == []
 
 
+SEEDS = [pack(source, 0, _tree(source, np.random.default_rng(seed))) for source in (0, 1) for seed in range(2)]
 FUZZER = Fuzzer("annotations", make, check, (UserError,))
 
 if __name__ == "__main__":

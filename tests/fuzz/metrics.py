@@ -13,10 +13,10 @@ import numpy as np
 
 from tests.fuzz.driver import Fuzzer, edited, main, mutated
 from tests.train.rows import data_config
-from train.config import check_workdir, changed, read_config
+from train.config import changed, check_workdir, read_config
 from train.config.network import check_network
 from train.data.record import DataRecord, compare, read_record
-from train.engine.checkpoint import best_of, intact_checkpoints
+from train.engine.checkpoint import Checkpoint, best_of, intact_checkpoints
 from train.engine.log import SPEEDS, cleaned, read_metrics
 from train.engine.results import read_result
 from train.errors import UserError
@@ -28,9 +28,14 @@ _NEEDED = {"metrics.jsonl": ("validation_accuracy",), "speeds.jsonl": SPEEDS}
 _CONFIG = changed(
     data_config("folder", dir="pictures", splits={"train": "train"}, augment={"flip": {}}),
     {
-        **{"model.name": "resnet50", "model.conv": "PSConv", "model.conv_kwargs": {"groups": 2}},
-        **{"model.convs": {"layer1.0.conv2": {}}, "model.kwargs": {"width": 8}},
-        **{"optimizer.multipliers": {"layer1": 0.5}, "optimizer.schedule": "steps", "optimizer.schedule_epochs": [1]},
+        "model": {
+            "name": "resnet50",
+            "conv": "PSConv",
+            "conv_kwargs": {"layout": "block"},
+            "convs": {"layer1.0.conv2": {}},
+            "kwargs": {"width": 8},
+        },
+        "optimizer": {"multipliers": {"layer1": 0.5}, "schedule": "steps", "schedule_epochs": [1]},
     },
 )
 _SEGMENTATION = changed(_CONFIG, {"task": {"name": "segmentation", "crop": [8, 8]}, "model.kwargs": {}})
@@ -56,7 +61,7 @@ def _manifest(metadata: bytes) -> dict:
 
 
 # The files of a run, each with the objects of JSON that stand in it, one a line.
-_FILES: dict[str, list[dict]] = {
+FILES: dict[str, list[dict]] = {
     "metrics.jsonl": [{**_LINE, "step": 4 * epoch, "epoch": epoch} for epoch in range(1, 6)],
     "speeds.jsonl": [
         {"step": epoch, "epoch": epoch, "images_per_second": 99.5, "waiting": 0.25} for epoch in range(1, 4)
@@ -67,7 +72,7 @@ _FILES: dict[str, list[dict]] = {
     "checkpoints/7/manifest.json": [_manifest(json.dumps(_META).encode())],
     "checkpoints/7/meta/metadata": [_META],
 }
-_NAMES = list(_FILES)
+NAMES = list(FILES)
 _TEXTS = (
     *("", "\0", "\x1b[2J", "\ud800", "é" * 5000, "../../x", "/etc/passwd", "{0.__class__}", "nan", "1e999", "-1", "7"),
     *("step", "epoch", "train", "validation", "accuracy", "classification", "segmentation", "name", "epochs", "model"),
@@ -92,14 +97,14 @@ def _text(values: list[dict]) -> bytes:
     return b"".join(json.dumps(value).encode() + b"\n" for value in values)
 
 
-SEEDS = [bytes([place]) + _text(values) for place, values in enumerate(_FILES.values())]
+SEEDS = [bytes([place]) + _text(values) for place, values in enumerate(FILES.values())]
 
 
 def make(rng: np.random.Generator) -> bytes:
     """Damages one of the files; its first byte says which."""
-    place = int(rng.integers(len(_NAMES)))
-    values = list(_FILES[_NAMES[place]])
-    if _NAMES[place] == "config.json" and rng.random() < 0.3:
+    place = int(rng.integers(len(NAMES)))
+    values = list(FILES[NAMES[place]])
+    if NAMES[place] == "config.json" and rng.random() < 0.3:
         values = [_SEGMENTATION.model_dump()]
     kind = rng.random()
     if kind < 0.6:
@@ -120,7 +125,7 @@ def make(rng: np.random.Generator) -> bytes:
 
 def check(data: bytes) -> None:
     """Reads a file as the programs do; nothing of it acts on the terminal."""
-    name = _NAMES[(data or b"\0")[0] % len(_NAMES)]
+    name = NAMES[(data or b"\0")[0] % len(NAMES)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as errors:
         workdir = Path(folder)
         path = workdir / name
@@ -162,10 +167,10 @@ def _data(workdir: Path, path: Path) -> None:
     assert read_record(workdir) == record
 
 
-def _checkpoint(workdir: Path, path: Path) -> None:
-    """Of a checkpoint with damaged metadata the checksums are right."""
-    folder = workdir / "checkpoints" / "7"
-    (folder / "state").mkdir()
+def read_checkpoint(path: Path) -> list[Checkpoint]:
+    """Makes the rest of a checkpoint around its manifest or its metadata, which then has the right checksum."""
+    folder = path.parent if path.name == "manifest.json" else path.parents[1]
+    (folder / "state").mkdir(exist_ok=True)
     (folder / "state" / "array").write_bytes(_ARRAY)
     if path.name == "metadata":
         (folder / "manifest.json").write_text(json.dumps(_manifest(path.read_bytes())))
@@ -176,6 +181,11 @@ def _checkpoint(workdir: Path, path: Path) -> None:
     assert [*(checkpoint.folder for checkpoint in intact), *damaged] == [folder]
     best_of(intact, Metric("accuracy"))
     assert all(checkpoint.step == 7 for checkpoint in intact)
+    return intact
+
+
+def _checkpoint(workdir: Path, path: Path) -> None:
+    read_checkpoint(path)
 
 
 _READERS: dict[str, Callable[[Path, Path], None]] = {

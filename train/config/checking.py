@@ -111,6 +111,8 @@ def _sentence(error: pydantic.ValidationError, values: Any, kind: type[Settings]
     if first["type"] == "value_error" and str(first["ctx"]["error"]).startswith("config."):
         prefix = "" if kind is Config or path[:1] != ["training"] else "training."
         return str(first["ctx"]["error"]).replace("config.", f"config.{prefix}")
+    if first["type"] == "string_unicode":  # of a name; pydantic does not say which
+        return f"{'.'.join(['config', *map(str, path)])} has a name that is not valid Unicode; change it"
     if first["type"] == "union_tag_invalid":
         path.append("name")
     names = [".".join(map(str, path[: count + 1])) for count in range(len(path))]

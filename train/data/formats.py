@@ -99,7 +99,7 @@ def check_png(data: bytes) -> None:
     Raises:
         ImageError: as `check_file`.
     """
-    if data[12:16] != b"IHDR":
+    if data[12:16] != b"IHDR" or len(data) < 26:
         raise ImageError("not an image, or a damaged one")
     width, height, bits, kind = struct.unpack(">IIBB", data[16:26])
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(kind)
@@ -112,6 +112,8 @@ def check_png(data: bytes) -> None:
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
     position = 8
     for _ in range(_MAX_CHUNKS):
+        if position + 12 > len(data):
+            raise ImageError("the PNG data is cut off or damaged")
         length, name = struct.unpack_from(">I4s", data, position)
         position += 12 + length
         if position > len(data):
@@ -119,8 +121,6 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int]]:
         yield name, length
         if name == b"IEND":
             return
-        if position + 12 > len(data):
-            raise ImageError("the PNG data is cut off or damaged")
     raise ImageError("it has too many chunks; save it anew")
 
 

@@ -50,7 +50,7 @@ class DataRecord(pydantic.BaseModel):
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1, max_length=3)]
     fields: frozenset[Name]
     counts: dict[Split, int]
-    fingerprints: dict[Split, str]
+    fingerprints: dict[Split, Name]
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "DataRecord":

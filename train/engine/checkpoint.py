@@ -120,8 +120,9 @@ def wait_until_shared(path: Path) -> None:
 def _read_meta(folder: Path) -> Checkpoint:
     # Not by orbax, which would wait for the other processes.
     meta = load_json((folder / "meta" / "metadata").read_bytes())
-    step, metrics, arrays = int(meta["step"]), meta["metrics"], dict[str, str](meta["arrays"])
-    if str(step) != folder.name or step >= 2**31 or not all(isinstance(word, str) for word in arrays.values()):
+    step, metrics, arrays = meta["step"], meta["metrics"], dict[str, str](meta["arrays"])
+    is_text = all(isinstance(word, str) for word in arrays.values())
+    if type(step) is not int or str(step) != folder.name or step >= 2**31 or not is_text:
         raise ValueError("metadata of another checkpoint")
     if metrics is not None:
         metrics = {name: finite(value) for name, value in metrics.items()}

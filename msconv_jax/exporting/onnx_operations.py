@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from msconv_jax.onnx_graph import Graph, Shape, Value
+from msconv_jax.exporting.onnx_graph import Graph, Shape, Value
 
 Rule = Callable[[Graph, Any, list[Value]], Value | list[Value]]
 
@@ -86,7 +86,10 @@ def add_program(graph: Graph, program: core.ClosedJaxpr, inputs: Sequence[Value]
     values |= {var: graph.constant(array) for var, array in zip(program.jaxpr.constvars, program.consts, strict=True)}
 
     def read(atom: Any) -> Value:
-        return graph.constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, core.Literal) else values[atom]
+        if not isinstance(atom, core.Literal):
+            return values[atom]
+        literal: Any = atom
+        return graph.constant(np.asarray(literal.val, literal.aval.dtype))
 
     for equation in program.jaxpr.eqns:
         results = _add(graph, equation, [read(atom) for atom in equation.invars])
@@ -238,6 +241,10 @@ def transposed(graph: Graph, value: Value, axes: Sequence[int]) -> Value:
     return graph.node("Transpose", [value], tuple(value.shape[axis] for axis in axes), value.dtype, perm=axes)
 
 
+def _inverse(axes: Sequence[int]) -> list[int]:
+    return sorted(range(len(axes)), key=lambda axis: axes[axis])
+
+
 def _transpose(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     return transposed(graph, inputs[0], equation.params["permutation"])
 
@@ -372,7 +379,7 @@ def _gather(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     value = graph.node("Gather", [value, flat], (*kept, *flat.shape), value.dtype, axis=len(kept))
     # The axes of the places go where the slices have none; single ones that are not collapsed come last.
     in_slice = [axis for axis in range(len(sizes)) if axis not in numbers.collapsed_slice_dims]
-    of_slice, of_places = iter(in_slice), iter(range(len(kept), len(kept) + flat.constant.ndim))
+    of_slice, of_places = iter(in_slice), iter(range(len(kept), len(value.shape)))
     order = []
     for axis in range(len(output.shape)):
         if axis not in numbers.offset_dims:
@@ -421,7 +428,7 @@ def _convolution(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
         dilations=list(params["rhs_dilation"]),
         pads=[before for before, _ in pads] + [after for _, after in pads],
     )
-    return transposed(graph, y, np.argsort(numbers.out_spec))
+    return transposed(graph, y, _inverse(numbers.out_spec))
 
 
 def _pooling(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
@@ -444,7 +451,7 @@ def _pooling(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     if not largest:
         count = graph.constant(np.asarray(math.prod(window), output.dtype))
         y = graph.node("Mul", [y, count], shape, output.dtype)
-    return transposed(graph, y, np.argsort(order))
+    return transposed(graph, y, _inverse(order))
 
 
 def _arg(graph: Graph, equation: Any, inputs: list[Value]) -> Value:

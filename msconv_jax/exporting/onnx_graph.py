@@ -1,7 +1,7 @@
 """ONNX graphs of programs that JAX has traced: the part of JAX that convolution networks are made of.
 
-:class:`Graph` collects nodes and constants; :mod:`msconv_jax.onnx_operations` says which nodes each primitive of JAX
-becomes; :func:`msconv_jax.export_onnx` is what users call. What is known without the input is computed here and stored,
+:class:`Graph` collects nodes and constants; :mod:`msconv_jax.exporting.onnx_operations` says which nodes each primitive
+of JAX becomes; :func:`msconv_jax.export_onnx` is what users call. What is known without the input is computed and stored,
 so that a kernel is in the file in ONNX's own order of axes.
 """
 
@@ -45,7 +45,7 @@ class Graph:
     """
 
     def __init__(self, images: Shape, dtype: np.dtype):
-        from onnx import helper
+        from onnx import helper  # type: ignore[import-not-found]  # installed where it is wanted
 
         self._helper = helper
         self.nodes: list[Any] = []
@@ -94,7 +94,7 @@ class Graph:
 
     def model(self, outputs: Sequence[Value], name: str) -> Any:
         """The ONNX model; outputs are named output, or output_0, output_1 and so on."""
-        from onnx import numpy_helper
+        from onnx import numpy_helper  # type: ignore[import-not-found]
 
         names = ["output"] if len(outputs) == 1 else [f"output_{number}" for number in range(len(outputs))]
         nodes = list(self.nodes)
