@@ -138,3 +138,10 @@ def test_long_values_are_shortened():
 def test_an_array_is_no_network():
     with pytest.raises(ValueError, match=r"must be a flax\.nnx\.Module"):
         count_parameters(jnp.ones((2, 2)))
+
+
+def test_arguments_of_a_lattice():
+    with pytest.raises(ValueError, match=r"tiles=3: expected a list of tiles"):
+        msconv_jax.KernelLattice(4, 4, 3)
+    with pytest.raises(ValueError, match=r"lattice is None but must be of the type KernelLattice"):
+        msconv_jax.lattice_convolve(np.ones((1, 4, 4, 4), np.float32), np.ones((3, 3, 4, 4), np.float32), None)
