@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections.abc
 import contextlib
+import difflib
 import functools
 import inspect
 import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import jax.numpy as jnp
@@ -93,24 +94,30 @@ def explains_arguments(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except SYMPTOMS as error:
+            name = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
+            _check_names(function, name, kwargs, error)
             try:
                 arguments = inspect.signature(function).bind(*args, **kwargs).arguments
             except TypeError:  # too many, too few or unknown arguments, which Python names
                 raise error from None
-            check_arguments(function, arguments, cause=error)
+            check_arguments(function, arguments, name, cause=error)
             raise
 
     return call
 
 
 def check_arguments(
-    function: Callable[..., Any], arguments: Mapping[str, Any], cause: BaseException | None = None
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    owner: str | None = None,
+    cause: BaseException | None = None,
 ) -> None:
     """Raises `ValueError` for the first argument that is not of the type with which a function annotates it.
 
     Args:
         function: the function, or a class, whose ``__init__`` is taken.
         arguments: by their names.
+        owner: what the message calls the function; None is its name.
         cause: the error that made the caller ask, if there is one.
     """
     target = function.__init__ if inspect.isclass(function) else function
@@ -123,8 +130,26 @@ def check_arguments(
         hint = hints.get(name, Any)
         if not _fits(value, hint):
             raise ValueError(
-                f"{name} is {_shown(value)} but must be {_words(hint)}; help({function.__name__}) describes it"
+                f"{name} is {_shown(value)} but must be {_words(hint)}; help({owner or function.__name__}) describes it"
             ) from cause
+
+
+def _check_names(function: Callable[..., Any], owner: str, names: Iterable[str], cause: BaseException) -> None:
+    """Raises `TypeError` for a name that is no argument of a function, and says which one is meant."""
+    known: list[str] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            known.append(name)
+            continue
+        hint = typing.get_type_hints(function).get(name)
+        if get_origin(hint) is not typing.Unpack:  # it may take any name
+            return
+        known += get_args(hint)[0].__annotations__
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else f"help({owner}) lists them"
+            raise TypeError(f"{owner} got an unexpected keyword argument {name!r}; {meant}") from cause
 
 
 def _is_dtype(value: Any) -> bool:
@@ -161,7 +186,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _fits_container(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
-    if not _is_instance(value, origin) or (isinstance(value, str | bytes) and origin not in (os.PathLike,)):
+    if not _is_instance(value, origin) or type(value) in (str, bytes):  # a string is no list of strings
         return False
     if issubclass(origin, tuple) and parts[-1:] != (...,):
         return len(value) == len(parts) and all(map(_fits, value, parts))
@@ -193,7 +218,7 @@ def _words(hint: Any) -> str:
         return "a function or class to call"
     if origin is type:
         return "a class"
-    if inspect.isclass(origin) and issubclass(origin, os.PathLike):
+    if origin is os.PathLike:
         return "a path"
     if inspect.isclass(origin) and issubclass(origin, collections.abc.Mapping):
         return f"a dictionary from {_many(parts[0])} to {_many(parts[1])}"

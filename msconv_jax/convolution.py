@@ -21,6 +21,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from msconv_jax import lowering as lowering_room
+from msconv_jax.arguments import explains_arguments
 from msconv_jax.channels import take_channels
 from msconv_jax.cost_model import COST_MODELS, Site
 from msconv_jax.dtypes import compute_dtype, wide_dtype
@@ -47,6 +48,7 @@ class ConvolveSettings(TypedDict, total=False):
     preferred_element_type: DTypeLike | None
 
 
+@explains_arguments
 def lattice_convolve(
     x: ArrayLike,
     kernels: ArrayLike | Sequence[ArrayLike],

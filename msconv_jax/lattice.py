@@ -13,7 +13,7 @@ import functools
 import json
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -211,6 +211,8 @@ class KernelLattice:
         set_field = functools.partial(object.__setattr__, self)
         for name in ("in_features", "out_features"):
             set_field(name, per_axis(name, (getattr(self, name),))[0])
+        if not isinstance(self.tiles, Iterable):
+            raise ValueError(f"tiles={self.tiles!r}: expected a list of tiles, such as [Tile(...), Tile(...)].")
         set_field("tiles", tuple(self.tiles))
         if not self.tiles:
             raise ValueError("tiles is empty: a lattice needs at least one tile.")

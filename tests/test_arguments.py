@@ -120,6 +120,15 @@ def test_errors_of_other_causes_stay_what_they_are():
         broken(number=[1])
 
 
+@pytest.mark.parametrize("operator", [msconv_jax.PSConv, msconv_jax.GroupedConv, msconv_jax.PACConv, msconv_jax.ACConv])
+def test_arguments_of_operators(operator):
+    with pytest.raises(TypeError, match=rf"^{operator.__name__} got an unexpected .* 'paddin'; did you mean 'padding'"):
+        operator(8, 8, (3, 3), paddin=1, rngs=nnx.Rngs(0))
+    for rngs in (None, 3):
+        with pytest.raises(ValueError, match=rf"rngs is {rngs} but must be of the type Rngs"):
+            operator(8, 8, (3, 3), rngs=rngs)
+
+
 def test_long_values_are_shortened():
     with pytest.raises(ValueError) as caught:
         check_arguments(model_entry, {"name": list(range(10_000))})
@@ -129,3 +138,10 @@ def test_long_values_are_shortened():
 def test_an_array_is_no_network():
     with pytest.raises(ValueError, match=r"must be a flax\.nnx\.Module"):
         count_parameters(jnp.ones((2, 2)))
+
+
+def test_arguments_of_a_lattice():
+    with pytest.raises(ValueError, match=r"tiles=3: expected a list of tiles"):
+        msconv_jax.KernelLattice(4, 4, 3)
+    with pytest.raises(ValueError, match=r"lattice is None but must be of the type KernelLattice"):
+        msconv_jax.lattice_convolve(np.ones((1, 4, 4, 4), np.float32), np.ones((3, 3, 4, 4), np.float32), None)
