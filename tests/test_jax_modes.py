@@ -364,7 +364,9 @@ def test_linen_forms_in_every_mode():
         with jax.sharding.use_abstract_mesh(EXPLICIT):
             placed = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=NamedSharding(EXPLICIT, P("data") if leaf.shape[:1] == (2,) else P())
+                    leaf.shape,
+                    leaf.dtype,
+                    sharding=NamedSharding(EXPLICIT, P("data") if leaf.shape[:1] == (2,) else P()),
                 ),
                 inputs,
             )

@@ -123,7 +123,10 @@ class ImageModel(nnx.Module):
         if not self.global_pool:
             return maps
         pooled = maps.mean(axis=(1, 2), dtype=wide_dtype(maps.dtype))
-        return pooled if self.fc is None or pre_logits else self.fc(pooled)
+        if self.fc is None or pre_logits:
+            return pooled
+        with jax.numpy_dtype_promotion("standard"):  # a classifier computes in the wider of the two dtypes
+            return self.fc(pooled)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classifies images (N, H, W, in_channels): logits (N, num_classes)."""

@@ -134,8 +134,9 @@ def average_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
         pairs.append((0, int(starts[-1]) + window - size))
         counts.append(np.minimum(starts + window, size) - starts)
     wide = jnp.pad(x.astype(wide_dtype(x.dtype)), [*pairs, (0, 0)])
-    means = nnx.avg_pool(wide, window_shape=(window, window), strides=(strides, strides), padding="VALID")
-    return (means * jnp.asarray(window**2 / np.outer(*counts)[:, :, None], wide.dtype)).astype(x.dtype)
+    with jax.numpy_dtype_promotion("standard"):  # flax divides by an integer
+        means = nnx.avg_pool(wide, window_shape=(window, window), strides=(strides, strides), padding="VALID")
+    return (means * jnp.asarray(window**2 / np.outer(*counts)[None, :, :, None], wide.dtype)).astype(x.dtype)
 
 
 @contextlib.contextmanager

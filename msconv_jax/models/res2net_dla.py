@@ -168,7 +168,10 @@ class DLA(ImageModel):
         if not self.global_pool:
             return maps
         pooled = super().forward_head(maps, pre_logits=True)
-        return pooled if self.fc is None or pre_logits else self.fc(pooled[:, None, None])[:, 0, 0]
+        if self.fc is None or pre_logits:
+            return pooled
+        with jax.numpy_dtype_promotion("standard"):  # a classifier computes in the wider of the two dtypes
+            return self.fc(pooled[:, None, None])[:, 0, 0]
 
 
 for _name, _block in (

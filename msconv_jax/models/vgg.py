@@ -125,7 +125,8 @@ class VGGClassifier(Picklable):
         for number, layer in enumerate(self.hidden):
             x = layer(x)
             x = self.dropout(self.act(x if self.bns is None else self.bns[number](x)))
-        return self.last(x)
+        with jax.numpy_dtype_promotion("standard"):  # it computes in the wider of the two dtypes
+            return self.last(x)
 
 
 def _linear(inputs: int, outputs: int, *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:

@@ -64,7 +64,8 @@ class MapClassifier(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, in_features) to logits (N, H, W, num_classes)."""
-        return self.conv(self.dropout(x))
+        with jax.numpy_dtype_promotion("standard"):  # it computes in the wider of the two dtypes
+            return self.conv(self.dropout(x))
 
 
 class AuxiliaryHead(nnx.Module):
