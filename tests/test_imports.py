@@ -38,6 +38,7 @@ ROOMS = [
     ["msconv_jax.__main__", "msconv_jax.train"],  # the second one starts the programs, by their names
     ["msconv_jax"],  # its __init__ gathers the public names
     ["configs"],
+    ["train.untrusted"],
     ["train.errors"],
     ["train.config"],
     ["train.data"],

@@ -66,6 +66,7 @@ class ImageModel(nnx.Module):
             ValueError: if `num_classes` is negative, or not 0 where nothing is pooled.
 
         Example:
+            >>> import jax.numpy as jnp
             >>> from msconv_jax.models import create_model
             >>> model = create_model("resnet8", rngs=nnx.Rngs(0))
             >>> model.reset_classifier(7, rngs=nnx.Rngs(1))
@@ -148,6 +149,7 @@ class FeatureBackbone(nnx.Module):
         ValueError: if an index is out of range.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from msconv_jax.models import create_model
         >>> backbone = create_model("resnet8", features_only=True, out_indices=(1, -1), rngs=nnx.Rngs(0))
         >>> [m.shape for m in backbone(jnp.ones((1, 32, 32, 3)))]

@@ -4,6 +4,7 @@ Prediction reads nothing else of the data. Training that goes on, and evaluation
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -116,6 +117,19 @@ def check_data(workdir: Path, source: Source) -> None:
         )
 
 
+def check_same_names(workdir: Path, then: Sequence[str], now: Sequence[str]) -> None:
+    """Makes sure that a run's network can be evaluated on other data: that the classes have the same names.
+
+    Raises:
+        UserError: if they have not; the message names the first difference.
+    """
+    if differing := compare_names(then, now, "class"):
+        raise UserError(
+            f"--weights={workdir} is a run on other classes than those of the data: {'; '.join(differing)}; give data "
+            "whose classes have the same names"
+        )
+
+
 def compare(then: DataRecord, now: DataRecord) -> list[str]:
     """Says how data differ from what they were, a clause for each difference."""
     found = [*compare_names(then.classes, now.classes, "class")]
@@ -133,7 +147,7 @@ def compare(then: DataRecord, now: DataRecord) -> list[str]:
     return found
 
 
-def compare_names(then: tuple[str, ...], now: tuple[str, ...], noun: str) -> list[str]:
+def compare_names(then: Sequence[str], now: Sequence[str], noun: str) -> list[str]:
     """Says how the names of classes differ, in at most two clauses."""
     found = [f"there were {len(then)} names of a {noun} and are {len(now)}"] if len(then) != len(now) else []
     for number, (before, after) in enumerate(zip(then, now, strict=False)):

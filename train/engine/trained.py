@@ -15,7 +15,7 @@ import msconv_jax
 from msconv_jax.models.registry import model_entry
 from train.config import Config, read_config
 from train.data import evaluation_batches, load_source
-from train.data.record import check_data, compare_names, read_record
+from train.data.record import check_data, check_same_names, read_record
 from train.data.source import Source, Split
 from train.engine.checkpoint import best_of, choose_checkpoint, restore
 from train.engine.mesh import create_mesh, state_shardings, to_devices, to_mesh
@@ -99,11 +99,7 @@ def load_weights(config: Config, weights: Path, kind: Callable[[Config], type[Ta
                 f"{run.config.data.source!r}, whose parameters are not those of config.model.name="
                 f"{config.model.name!r} on {config.data.source!r}; give the config of that run"
             )
-        if differing := compare_names(run.source.classes, source.classes, "class"):
-            raise UserError(
-                f"--weights={weights} is a run on other classes than those of {config.data.source!r}: "
-                f"{'; '.join(differing)}; give data whose classes have the same names"
-            )
+        check_same_names(weights, run.task.names, task.names)
         if not config.data.pixel_mean and not config.data.pixel_std:
             task.pixels = run.task.pixels
         return run._replace(config=config, source=source, task=task, model=model)
