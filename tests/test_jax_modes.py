@@ -321,7 +321,7 @@ def test_operators_by_shards_of_any_kind():
 def test_sharded_columns_are_kept():
     """As by ``nnx.Conv``; its channels, which that refuses, are gathered."""
     x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 6, 8, 8), (3, 3, 8, 8)))
-    tiles = (Tile(slice(0, 8), slice(0, 4), (3, 3)), Tile(slice(0, 8), slice(4, 8), (3, 3), dilation=2))
+    tiles = (Tile(slice(0, 8), slice(0, 4), (3, 3)), Tile(slice(0, 8), slice(4, 8), (3, 3), (2, 2)))
     lattice = KernelLattice(8, 8, tiles)
     for spec, strides, expected in [
         (P("data", None, "model"), 1, P("data", None, "model", None)),
@@ -335,8 +335,8 @@ def test_sharded_columns_are_kept():
 
 
 def linen_cases():
-    x = jnp.ones((2, 6, 8, 8))
-    guide = jnp.ones((2, 6, 8, 3))
+    x = jnp.ones((4, 6, 8, 8))
+    guide = jnp.ones((4, 6, 8, 3))
     own = {"DynamicPSConv": {"factors": (2, 2)}, "HetConv": {"parts": 4}, "ICConv": {"pattern": ((1, 1, 8),)}}
     for operator in DROP_IN:
         size = [(3, 3), (5, 5)] if operator is PyConv else (3, 3)
@@ -346,7 +346,7 @@ def linen_cases():
     yield linen.PACConv, {"features": 8, "kernel_size": (3, 3)}, (x, guide)
     yield linen.PACConvTranspose, {"features": 8, "kernel_size": (3, 3)}, (x, guide)
     yield linen.PACPool, {"kernel_size": (3, 3)}, (x, guide)
-    yield linen.ACGraph, {"features": 8}, (jnp.ones((2, 5, 8)), jnp.ones((5, 5)), jnp.ones((5, 5)))
+    yield linen.ACGraph, {"features": 8}, (jnp.ones((4, 5, 8)), jnp.ones((5, 5)), jnp.ones((5, 5)))
 
 
 def test_linen_forms_in_every_mode():
@@ -362,12 +362,7 @@ def test_linen_forms_in_every_mode():
             outputs = jax.eval_shape(functools.partial(run, kind(**options, **half)), key, inputs)
         assert dtypes_of(outputs) == {jnp.dtype(jnp.bfloat16)}, kind
         with jax.sharding.use_abstract_mesh(EXPLICIT):
-            placed = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=NamedSharding(EXPLICIT, P("data") if leaf.shape[:1] == (2,) else P())
-                ),
-                inputs,
-            )
+            placed = on_mesh(EXPLICIT, inputs, P("data"))
             outputs = jax.eval_shape(functools.partial(run, kind(**options)), key, placed)
         assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves(outputs)} == {"data"}, kind
 
