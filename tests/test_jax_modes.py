@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from msconv_jax import KernelLattice, Tile, lattice_convolve, linen
 from msconv_jax.lowering import LOWERINGS
-from msconv_jax.models import create_model, list_models, model_entry
+from msconv_jax.models import create_model, model_entry
 from msconv_jax.operators import (
     DROP_IN,
     ACConv,
@@ -321,7 +321,7 @@ def test_operators_by_shards_of_any_kind():
 def test_sharded_columns_are_kept():
     """As by ``nnx.Conv``; its channels, which that refuses, are gathered."""
     x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 6, 8, 8), (3, 3, 8, 8)))
-    tiles = (Tile(slice(0, 8), slice(0, 4), (3, 3)), Tile(slice(0, 8), slice(4, 8), (3, 3), dilation=2))
+    tiles = (Tile(slice(0, 8), slice(0, 4), (3, 3)), Tile(slice(0, 8), slice(4, 8), (3, 3), (2, 2)))
     lattice = KernelLattice(8, 8, tiles)
     for spec, strides, expected in [
         (P("data", None, "model"), 1, P("data", None, "model", None)),
@@ -335,8 +335,8 @@ def test_sharded_columns_are_kept():
 
 
 def linen_cases():
-    x = jnp.ones((2, 6, 8, 8))
-    guide = jnp.ones((2, 6, 8, 3))
+    x = jnp.ones((4, 6, 8, 8))
+    guide = jnp.ones((4, 6, 8, 3))
     own = {"DynamicPSConv": {"factors": (2, 2)}, "HetConv": {"parts": 4}, "ICConv": {"pattern": ((1, 1, 8),)}}
     for operator in DROP_IN:
         size = [(3, 3), (5, 5)] if operator is PyConv else (3, 3)
@@ -346,7 +346,7 @@ def linen_cases():
     yield linen.PACConv, {"features": 8, "kernel_size": (3, 3)}, (x, guide)
     yield linen.PACConvTranspose, {"features": 8, "kernel_size": (3, 3)}, (x, guide)
     yield linen.PACPool, {"kernel_size": (3, 3)}, (x, guide)
-    yield linen.ACGraph, {"features": 8}, (jnp.ones((2, 5, 8)), jnp.ones((5, 5)), jnp.ones((5, 5)))
+    yield linen.ACGraph, {"features": 8}, (jnp.ones((4, 5, 8)), jnp.ones((5, 5)), jnp.ones((5, 5)))
 
 
 def test_linen_forms_in_every_mode():
@@ -362,14 +362,7 @@ def test_linen_forms_in_every_mode():
             outputs = jax.eval_shape(functools.partial(run, kind(**options, **half)), key, inputs)
         assert dtypes_of(outputs) == {jnp.dtype(jnp.bfloat16)}, kind
         with jax.sharding.use_abstract_mesh(EXPLICIT):
-            placed = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(
-                    leaf.shape,
-                    leaf.dtype,
-                    sharding=NamedSharding(EXPLICIT, P("data") if leaf.shape[:1] == (2,) else P()),
-                ),
-                inputs,
-            )
+            placed = on_mesh(EXPLICIT, inputs, P("data"))
             outputs = jax.eval_shape(functools.partial(run, kind(**options)), key, placed)
         assert {leaf.sharding.spec[0] for leaf in jax.tree.leaves(outputs)} == {"data"}, kind
 
@@ -433,10 +426,7 @@ def test_modules_are_copied_with_any_activation_that_has_a_name():
     check_copies(lambda: create_model("ps_resnet8", width=4, act=nnx.relu6, rngs=rngs()))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "vgg16_cifar" else pytest.param(name, marks=pytest.mark.slow) for name in list_models()],
-)
+@over_families
 def test_registered_networks_are_copied(name):
     check_copies(family_case(name)[0])
 
@@ -461,10 +451,10 @@ def concrete(make, inputs):
 
 
 def concrete_cases():
-    """Every operator, and one network of three families."""
-    for name, (make, inputs) in operator_cases().items():
+    """Every operator, and one network."""
+    for name, (make, inputs) in quick_cases().items():
         yield name, *concrete(make, inputs)
-    for name in ("ps_resnet8", "oct_resnet8", "het_vgg16_cifar"):
+    for name in ("oct_resnet8",):
         make, inputs = family_case(name)
         module, inputs = concrete(lambda make=make: filled(make()), inputs)
         module.eval()
