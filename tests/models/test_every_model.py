@@ -1,4 +1,4 @@
-"""What holds for every registered classifier: a training step, half precision, its maps, odd sizes.
+"""What holds for every kind of registered classifier: a training step, half precision, its maps, odd sizes.
 
 The networks here have one block a stage, whose layers are of all the kinds that the deep ones have. The maps of the
 deep ones themselves are traced in test_registry.py.
@@ -16,9 +16,17 @@ from msconv_jax.models import create_model, list_models, model_entry
 from tests.models.conftest import OneKey
 
 QUICK = ("ps_resnet8", "het_vgg16_cifar")
-EVERY = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in list_models(task="classification")
-]
+
+
+def kind(name):
+    """What is left of a network with one block a stage: those that differ in depth alone are one kind."""
+    entry = model_entry(name)
+    config = {key: value for key, value in entry.config.items() if key not in ("layers", "patterns")}
+    return entry.builder, entry.input_size, len(entry.config.get("layers", ())), repr(sorted(config.items()))
+
+
+KINDS = {kind(name): name for name in [*list_models(task="classification"), *QUICK]}
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KINDS.values()]
 
 
 def odd_size(name):
