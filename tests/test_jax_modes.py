@@ -343,6 +343,7 @@ def linen_cases():
     yield linen.ACGraph, {"features": 8}, (jnp.ones((4, 5, 8)), jnp.ones((5, 5)), jnp.ones((5, 5)))
 
 
+@pytest.mark.slow
 def test_linen_forms_in_every_mode():
     def run(module, key, inputs):
         variables = module.init(key, *inputs)

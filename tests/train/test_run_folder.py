@@ -273,6 +273,7 @@ def test_a_checkpoint_that_cannot_be_read_back_stops_the_run(tmp_path, monkeypat
 # --- settings that may change ---
 
 
+@pytest.mark.slow
 def test_a_run_becomes_longer_and_is_the_run_that_was_so_from_the_start(tmp_path, capsys):
     constant = {"optimizer.schedule": "constant"}
     assert train(tiny(constant), Classification, tmp_path / "run", command="again") == 0
