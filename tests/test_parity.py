@@ -186,7 +186,8 @@ def grouped_fixture(path, groups, dilation, *, paper, hooked):
 
     mask = np.zeros((features, parts, 3, 3), np.float32)
     for group, part in np.ndindex(groups, parts):
-        mask[part + group * (parts if paper else groups), [part, (part + 2) % parts]] = 1
+        row = part + group * (parts if paper else groups)
+        mask[row : row + 1, [part, (part + 2) % parts]] = 1  # a slice: the public code ignores rows beyond the last
     weights = {name: rng.normal(size=(features, 1, 3, 3)) for name in ("gwconv.weight", "gwconv_shift.weight")}
     weights["conv.weight"] = rng.normal(size=mask.shape) * (1 - mask)
     weights = {name: value.astype(np.float32) for name, value in weights.items()}

@@ -252,10 +252,16 @@ class CheckpointWriter:
         """Waits for what is being saved, frees what the writer holds, removes a failed save."""
         self._manager.close()
         if self._failed:
-            for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            self._remove_leftovers()
         else:
             sys.unraisablehook = self._hook
+
+    def _remove_leftovers(self) -> None:
+        # TensorStore's threads may add files to the folder of a failed save for a moment.
+        for _ in range(10):
+            for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            time.sleep(0.1)
 
     def _report_unraisable(self, unraisable: Any) -> None:
         # After one write has failed, TensorStore still delivers the others' failures, to an event loop that orbax has
