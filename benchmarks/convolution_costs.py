@@ -1,4 +1,4 @@
-"""The measurements behind the cost model of msconv_jax/cost_model.py, for the backend that runs here.
+"""The measurements behind the cost model of msconv_jax/lowering/cost.py, for the backend that runs here.
 
     python -m benchmarks.convolution_costs
 

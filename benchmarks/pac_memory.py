@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import machine, time_interleaved
-from msconv_jax.operators.pac_functions import pac_convolve
+from msconv_jax.operators.pac.functions import pac_convolve
 
 
 def unfolded(x: jax.Array, kernel: jax.Array, guide: jax.Array) -> jax.Array:

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import collections.abc
-import contextlib
-import difflib
-import functools
-import inspect
-import os
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+import math
+import operator
+from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
-from flax import linen, nnx
 
-__all__ = ["SYMPTOMS", "check_arguments", "check_module", "check_positive", "explains_arguments"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-# What Python raises somewhere inside a function whose argument has another type than it needs.
-SYMPTOMS = (TypeError, AttributeError, IndexError, KeyError)
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "True or False",
-    str: "a string",
-    types.NoneType: "None",
-}
+Padding = str | int | Sequence[int | tuple[int, int]]
+Pads = tuple[tuple[int, int], ...]
+# What jnp.pad calls the borders that ``nnx.Conv`` makes of the image's own pixels.
+BORDERS = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
 
 
 def check_positive(name: str, value: object, way_out: str) -> None:
@@ -54,190 +35,112 @@ def check_positive(name: str, value: object, way_out: str) -> None:
         raise ValueError(f"{name}={value!r}: must be an integer of at least 1; {way_out}")
 
 
-def check_module(name: str, value: object) -> None:
-    """Raises `ValueError` unless `value` is a Flax NNX module.
+def per_axis(name: str, values: int | Sequence[int] | None, ndim: int | None = None) -> tuple[int, ...]:
+    """`values` as a tuple of positive ints, one per spatial axis.
 
-    Example:
-        >>> check_module("model", linen.Dense(3))  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ValueError: model is a Linen Dense but must be a flax.nnx.Module; build the network with NNX, or ...
+    With `ndim` given, an int stands for all axes and None for 1, as in ``nnx.Conv``.
+
+    Raises:
+        ValueError: if there are too few or too many, or one is not a positive int.
     """
-    if isinstance(value, nnx.Module):
-        return
-    if isinstance(value, linen.Module):
-        raise ValueError(
-            f"{name} is a Linen {type(value).__name__} but must be a flax.nnx.Module; build the network with NNX, or "
-            "use msconv_jax.linen, whose params_of carries parameters over"
-        )
-    raise ValueError(f"{name} is {_shown(value)} but must be a flax.nnx.Module; build the network first")
-
-
-def explains_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function so that an argument of a wrong type is named, by the function's annotations.
-
-    Whatever works goes on working: arguments are looked at only when the function has failed with an error that a wrong
-    type causes.
-
-    Example:
-        >>> @explains_arguments
-        ... def total(numbers: list[int]) -> int:
-        ...     return sum(numbers)
-        >>> total([1, 2])
-        3
-        >>> total(3)
-        Traceback (most recent call last):
-        ValueError: numbers is 3 but must be a list of whole numbers; help(total) describes it
-    """
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except SYMPTOMS as error:
-            name = type(args[0]).__name__ if function.__name__ == "__init__" else function.__name__
-            _check_names(function, name, kwargs, error)
-            try:
-                arguments = inspect.signature(function).bind(*args, **kwargs).arguments
-            except TypeError:  # too many, too few or unknown arguments, which Python names
-                raise error from None
-            check_arguments(function, arguments, name, cause=error)
-            raise
-
-    return call
-
-
-def check_arguments(
-    function: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    owner: str | None = None,
-    cause: BaseException | None = None,
-) -> None:
-    """Raises `ValueError` for the first argument that is not of the type with which a function annotates it.
-
-    Args:
-        function: the function, or a class, whose ``__init__`` is taken.
-        arguments: by their names.
-        owner: what the message calls the function; None is its name.
-        cause: the error that made the caller ask, if there is one.
-    """
-    target = function.__init__ if inspect.isclass(function) else function
-    hints = {name: parameter.annotation for name, parameter in inspect.signature(target).parameters.items()}
-    with contextlib.suppress(NameError):  # a name that is only imported for type checkers
-        hints |= typing.get_type_hints(target)
-    for name, value in arguments.items():
-        if name in ("dtype", "param_dtype") and not _is_dtype(value):
-            raise ValueError(f"{name} is {_shown(value)} but must be a type of numbers, as jnp.bfloat16") from cause
-        hint = hints.get(name, Any)
-        if not _fits(value, hint):
-            raise ValueError(
-                f"{name} is {_shown(value)} but must be {_words(hint)}; help({owner or function.__name__}) describes it"
-            ) from cause
-
-
-def _check_names(function: Callable[..., Any], owner: str, names: Iterable[str], cause: BaseException) -> None:
-    """Raises `TypeError` for a name that is no argument of a function, and says which one is meant."""
-    known: list[str] = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
-            known.append(name)
-            continue
-        hint = typing.get_type_hints(function).get(name)
-        if get_origin(hint) is not typing.Unpack:  # it may take any name
-            return
-        known += get_args(hint)[0].__annotations__
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f"did you mean {near[0]!r}?" if near else f"help({owner}) lists them"
-            raise TypeError(f"{owner} got an unexpected keyword argument {name!r}; {meant}") from cause
-
-
-def _is_dtype(value: Any) -> bool:
+    rule = "a tuple of positive ints, such as (3, 3)"
+    if ndim is not None:
+        rule = f"a positive int, or one for each of the {ndim} spatial axes"
     try:
-        return value is None or jnp.issubdtype(jnp.dtype(value), jnp.number)
+        if isinstance(values, Sequence | np.ndarray):
+            result = tuple(operator.index(value) for value in values)
+        elif ndim is None or isinstance(values, bool):
+            raise TypeError
+        else:
+            result = (1 if values is None else operator.index(values),) * ndim
     except TypeError:
-        return False
+        result = ()
+    if not result or min(result) < 1 or len(result) != (ndim or len(result)):
+        raise ValueError(f"{name}={values!r}: expected {rule}.")
+    return result
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; whatever cannot be decided fits."""
-    if isinstance(hint, str) or hint is inspect.Parameter.empty:  # its names are not known here, or there is none
-        return True
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is Literal:
-        return value in parts
-    if hint is int:
-        return isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if hint is bool:
-        return isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1))
-    if hint is None:
-        return value is None
-    if origin is collections.abc.Callable:
-        return callable(value)
-    if inspect.isclass(origin):
-        return _fits_container(value, origin, parts)
-    if isinstance(hint, TypeVar):
-        return hint.__bound__ is None or _fits(value, hint.__bound__)
-    return not inspect.isclass(hint) or typing.is_typeddict(hint) or _is_instance(value, hint)
+def dilated_extent(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """Pixels from a kernel's first tap to its last, both included, along each spatial axis."""
+    return tuple((size - 1) * int(gap) + 1 for size, gap in zip(kernel_size, dilation, strict=True))
 
 
-def _fits_container(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
-    if not _is_instance(value, origin) or type(value) in (str, bytes):  # a string is no list of strings
-        return False
-    if issubclass(origin, tuple) and parts[-1:] != (...,):
-        return len(value) == len(parts) and all(map(_fits, value, parts))
-    if issubclass(origin, collections.abc.Mapping):
-        return all(_fits(key, parts[0]) and _fits(held, parts[1]) for key, held in value.items())
-    if issubclass(origin, collections.abc.Sequence):
-        return all(_fits(held, parts[0]) for held in value)
-    return True
+def check_groups(in_features: int, out_features: int, feature_group_count: int) -> None:
+    """Raises ValueError unless `feature_group_count` divides both channel counts."""
+    for name, features in (("in_features", in_features), ("out_features", out_features)):
+        if isinstance(features, bool) or not isinstance(features, int | np.integer) or features < 1:
+            raise ValueError(f"{name}={features!r}: expected a positive int.")
+    groups = feature_group_count
+    if isinstance(groups, bool) or not isinstance(groups, int | np.integer) or groups < 1:
+        raise ValueError(f"feature_group_count={groups!r}: expected a positive int.")
+    if in_features % groups or out_features % groups:
+        common = math.gcd(in_features, out_features)
+        fitting = [g for g in range(1, common + 1) if common % g == 0]
+        raise ValueError(
+            f"feature_group_count={groups} does not divide in_features={in_features} and "
+            f"out_features={out_features}: take one of {fitting}."
+        )
 
 
-def _is_instance(value: Any, kind: type) -> bool:
+def check_padding(padding: Padding, ndim: int) -> str | Pads:
+    """`padding` in canonical form: an upper-case name, or a pair of ints per spatial axis.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    rule = (
+        f"padding={padding!r}: expected 'SAME', 'SAME_LOWER', 'VALID', 'CIRCULAR', 'REFLECT', 'CAUSAL' (for one "
+        f"spatial axis), an int, or for each of the {ndim} spatial axes an int or a pair of ints (before, after)."
+    )
+    if isinstance(padding, str):
+        name = padding.upper()
+        if name in ("SAME", "SAME_LOWER", "VALID", *BORDERS) or (name == "CAUSAL" and ndim == 1):
+            return name
+        if name == "CAUSAL":
+            rule += " For several axes, pad the input with jnp.pad and use 'VALID'."
+        raise ValueError(rule)
     try:
-        return isinstance(value, kind)
-    except TypeError:  # a protocol that cannot be asked
-        return True
+        if not isinstance(padding, Sequence):
+            padding = (operator.index(padding),) * ndim
+        pads = []
+        for pad in padding:
+            before, after = pad if isinstance(pad, Sequence) else (pad, pad)
+            pads.append((operator.index(before), operator.index(after)))
+    except (TypeError, ValueError):
+        raise ValueError(rule) from None
+    if len(pads) != ndim:
+        raise ValueError(rule)
+    return tuple(pads)
 
 
-def _words(hint: Any) -> str:
-    """Describes an annotated type."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        *first, last = dict.fromkeys(map(_words, parts))
-        return f"{', '.join(first)} or {last}" if first else last
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, parts))}"
-    if hint in _WORDS:
-        return _WORDS[hint]
-    if origin is collections.abc.Callable:
-        return "a function or class to call"
-    if origin is type:
-        return "a class"
-    if origin is os.PathLike:
-        return "a path"
-    if inspect.isclass(origin) and issubclass(origin, collections.abc.Mapping):
-        return f"a dictionary from {_many(parts[0])} to {_many(parts[1])}"
-    if inspect.isclass(origin):
-        kind = "tuple" if issubclass(origin, tuple) else "list"
-        return f"a {kind} of {_many(parts[0])}"
-    if isinstance(hint, TypeVar) and hint.__bound__ is not None:
-        return _words(hint.__bound__)
-    return f"of the type {getattr(hint, '__qualname__', hint)}"
+def base_pads(padding: Padding, spatial: Sequence[int], extent: Sequence[int], strides: Sequence[int]) -> Pads:
+    """Zeros, or pixels of a border, before and after each spatial axis for a kernel of the given extent."""
+    padding = check_padding(padding, len(spatial))
+    if not isinstance(padding, str):
+        return padding
+    if padding == "VALID":
+        return ((0, 0),) * len(spatial)
+    if padding in BORDERS:
+        return tuple(((reach - 1) // 2, reach // 2) for reach in extent)
+    if padding == "CAUSAL":
+        return tuple((reach - 1, 0) for reach in extent)
+    pads = []
+    for size, reach, stride in zip(spatial, extent, strides, strict=True):
+        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        small, large = total // 2, total - total // 2
+        pads.append((large, small) if padding == "SAME_LOWER" else (small, large))
+    return tuple(pads)
 
 
-def _many(hint: Any) -> str:
-    plain = {int: "whole numbers", float: "numbers", str: "strings", bool: "switches"}
-    return plain.get(hint, f"items that are each {_words(hint)}" if hint is not Any else "anything")
+def zero_padding(padding: Padding, ndim: int, operator_name: str) -> Padding:
+    """The padding, for an operator that knows zeros outside the image only.
 
-
-def _shown(value: object) -> str:
-    """A value in at most some 80 characters, on one line."""
-    if isinstance(value, nnx.Module | linen.Module):
-        return f"a {type(value).__name__}"
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:80]}... ({type(value).__name__})"
+    Raises:
+        ValueError: if it is malformed, "CIRCULAR", "REFLECT" or "CAUSAL".
+    """
+    if check_padding(padding, ndim) in (*BORDERS, "CAUSAL"):
+        raise ValueError(
+            f"padding={padding!r}: {operator_name} knows zeros outside the image only; pad its inputs with jnp.pad and "
+            "use 'VALID'."
+        )
+    return padding

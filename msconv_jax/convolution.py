@@ -1,6 +1,6 @@
 """Convolution with a kernel lattice.
 
-:func:`lattice_convolve` carries out the plan that :mod:`msconv_jax.lowering` chooses, :func:`convolve` is the
+:func:`lattice_convolve` carries out the plan that :mod:`msconv_jax.lowering.choose` chooses, :func:`convolve` is the
 plain (grouped) case. Everything can be differentiated, in both modes and any number of times.
 """
 
@@ -20,21 +20,26 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax import lowering as lowering_room
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.channels import take_channels
-from msconv_jax.cost_model import COST_MODELS, Site
-from msconv_jax.dtypes import compute_dtype, wide_dtype
-from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
-from msconv_jax.lowering import Lowering
-from msconv_jax.meshes import sharded_like
-from msconv_jax.plan import LayerKey, Plan, Step, blocks_read, layer_steps, step_extent
-from msconv_jax.xla_convolution import Pads, xla_convolution
-
-Padding = str | int | Sequence[int | tuple[int, int]]
-
-# What jnp.pad calls the borders that ``nnx.Conv`` makes of the image's own pixels.
-BORDERS = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
+from msconv_jax.arguments import (
+    BORDERS,
+    Padding,
+    Pads,
+    base_pads,
+    check_groups,
+    check_padding,
+    dilated_extent,
+    per_axis,
+)
+from msconv_jax.lattice import KernelLattice, Tile
+from msconv_jax.lowering import choose
+from msconv_jax.lowering.channels import take_channels
+from msconv_jax.lowering.choose import Lowering
+from msconv_jax.lowering.cost import COST_MODELS, Site
+from msconv_jax.lowering.plan import LayerKey, Plan, Step, blocks_read, layer_steps, step_extent
+from msconv_jax.lowering.xla import xla_convolution
+from msconv_jax.modes.dtypes import compute_dtype, wide_dtype
+from msconv_jax.modes.meshes import sharded_like
+from msconv_jax.signatures import explains_arguments
 
 
 class ConvolveSettings(TypedDict, total=False):
@@ -75,7 +80,7 @@ def lattice_convolve(
             "SAME" at stride 1 with the image repeated, or mirrored, in place of zeros, for every tile as far as it
             goes. "CAUSAL", for one spatial axis, pads before it alone: no tile sees later places.
         lowering: how to compute it: "tiles", "packs", "grouped", "dense", "shifts", "scatter" (see
-            :mod:`msconv_jax.lowering`), or "auto" for the cheapest on JAX's default backend.
+            :mod:`msconv_jax.lowering.choose`), or "auto" for the cheapest on JAX's default backend.
         precision: of the products, as in ``jax.lax.conv_general_dilated``.
         preferred_element_type: dtype of the result, as in ``jax.lax.conv_general_dilated``.
 
@@ -96,7 +101,7 @@ def lattice_convolve(
         >>> lattice_convolve(jnp.ones((1, 9, 9, 4)), jnp.ones((3, 3, 4, 4)), lattice, padding=1).shape
         (1, 9, 9, 4)
     """
-    lowering_room.check_lowering(lowering)
+    choose.check_lowering(lowering)
     ndim = lattice.ndim
     x = jnp.asarray(x)
     if x.ndim < ndim + 1 or x.shape[-1] != lattice.in_features:
@@ -207,90 +212,6 @@ def _grouped_lattice(
     return KernelLattice(in_features, out_features, tiles, tiles[0].extent)
 
 
-# --- arguments ---
-
-
-def check_groups(in_features: int, out_features: int, feature_group_count: int) -> None:
-    """Raises ValueError unless `feature_group_count` divides both channel counts."""
-    for name, features in (("in_features", in_features), ("out_features", out_features)):
-        if isinstance(features, bool) or not isinstance(features, int | np.integer) or features < 1:
-            raise ValueError(f"{name}={features!r}: expected a positive int.")
-    groups = feature_group_count
-    if isinstance(groups, bool) or not isinstance(groups, int | np.integer) or groups < 1:
-        raise ValueError(f"feature_group_count={groups!r}: expected a positive int.")
-    if in_features % groups or out_features % groups:
-        common = math.gcd(in_features, out_features)
-        fitting = [g for g in range(1, common + 1) if common % g == 0]
-        raise ValueError(
-            f"feature_group_count={groups} does not divide in_features={in_features} and "
-            f"out_features={out_features}: take one of {fitting}."
-        )
-
-
-def check_padding(padding: Padding, ndim: int) -> str | Pads:
-    """`padding` in canonical form: an upper-case name, or a pair of ints per spatial axis.
-
-    Raises:
-        ValueError: if it is neither.
-    """
-    rule = (
-        f"padding={padding!r}: expected 'SAME', 'SAME_LOWER', 'VALID', 'CIRCULAR', 'REFLECT', 'CAUSAL' (for one "
-        f"spatial axis), an int, or for each of the {ndim} spatial axes an int or a pair of ints (before, after)."
-    )
-    if isinstance(padding, str):
-        name = padding.upper()
-        if name in ("SAME", "SAME_LOWER", "VALID", *BORDERS) or (name == "CAUSAL" and ndim == 1):
-            return name
-        if name == "CAUSAL":
-            rule += " For several axes, pad the input with jnp.pad and use 'VALID'."
-        raise ValueError(rule)
-    try:
-        if not isinstance(padding, Sequence):
-            padding = (operator.index(padding),) * ndim
-        pads = []
-        for pad in padding:
-            before, after = pad if isinstance(pad, Sequence) else (pad, pad)
-            pads.append((operator.index(before), operator.index(after)))
-    except (TypeError, ValueError):
-        raise ValueError(rule) from None
-    if len(pads) != ndim:
-        raise ValueError(rule)
-    return tuple(pads)
-
-
-def base_pads(padding: Padding, spatial: Sequence[int], extent: Sequence[int], strides: Sequence[int]) -> Pads:
-    """Zeros, or pixels of a border, before and after each spatial axis for a kernel of the given extent."""
-    padding = check_padding(padding, len(spatial))
-    if not isinstance(padding, str):
-        return padding
-    if padding == "VALID":
-        return ((0, 0),) * len(spatial)
-    if padding in BORDERS:
-        return tuple(((reach - 1) // 2, reach // 2) for reach in extent)
-    if padding == "CAUSAL":
-        return tuple((reach - 1, 0) for reach in extent)
-    pads = []
-    for size, reach, stride in zip(spatial, extent, strides, strict=True):
-        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
-        small, large = total // 2, total - total // 2
-        pads.append((large, small) if padding == "SAME_LOWER" else (small, large))
-    return tuple(pads)
-
-
-def zero_padding(padding: Padding, ndim: int, operator_name: str) -> Padding:
-    """The padding, for an operator that knows zeros outside the image only.
-
-    Raises:
-        ValueError: if it is malformed, "CIRCULAR", "REFLECT" or "CAUSAL".
-    """
-    if check_padding(padding, ndim) in (*BORDERS, "CAUSAL"):
-        raise ValueError(
-            f"padding={padding!r}: {operator_name} knows zeros outside the image only; pad its inputs with jnp.pad and "
-            "use 'VALID'."
-        )
-    return padding
-
-
 def with_border(x: jax.Array, padding: Any, pads: Sequence[tuple[int, int]]) -> jax.Array:
     """``(*batch, *spatial, channels)`` with `pads` of its own pixels around it, for "CIRCULAR" or "REFLECT"."""
     widths = [(0, 0)] * (x.ndim - len(pads) - 1) + [*pads, (0, 0)]
@@ -352,7 +273,7 @@ def _convolve(
 
     # The batch may be a symbolic dimension under jax.export; then a usual one decides.
     batch = x.shape[0] if isinstance(x.shape[0], int) else 8
-    plan = lowering_room.choose_plan(lattice, lowering, backend, Site(batch, output, strides))
+    plan = choose.choose_plan(lattice, lowering, backend, Site(batch, output, strides))
     settings = {"backend": backend, "precision": precision, "preferred_element_type": preferred_element_type}
 
     def carried_out(x: jax.Array, packed: tuple[jax.Array, ...]) -> jax.Array:
@@ -539,7 +460,7 @@ def _layer_kernel(packed: tuple[jax.Array, ...], lattice: KernelLattice, step: S
     """The undilated kernel ``(*kernel_size, inputs of a group, outputs)`` of one layer of a step."""
     bank = packed[layer[0]]
     columns, outputs = [], []
-    for part in lowering_room.kernel_parts(lattice, step, layer):
+    for part in choose.kernel_parts(lattice, step, layer):
         piece = take_channels(take_channels(bank, part.columns), part.rows, axis=-2)
         if part.mask is not None:
             mask = jnp.asarray(part.mask).reshape((1,) * lattice.ndim + part.mask.shape)
@@ -567,7 +488,7 @@ def _expanded_kernel(packed: tuple[jax.Array, ...], lattice: KernelLattice, step
 
 def _assemble(results: list[jax.Array], plan: Plan) -> jax.Array:
     """Adds up what the steps give for each output channel and puts the channels in order."""
-    scheme = lowering_room.assembly(tuple(step.outputs for step in plan))
+    scheme = choose.assembly(tuple(step.outputs for step in plan))
     dtype = results[0].dtype
     sums = []
     for terms in scheme.sums:

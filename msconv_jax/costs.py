@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast, overload
 
 from flax import nnx
 
-from msconv_jax.lattice import per_axis
+from msconv_jax.arguments import per_axis
 
 __all__ = ["ConvCost", "Costed", "Shapes", "call_macs", "is_costed", "known_shape"]
 

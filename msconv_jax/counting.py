@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from msconv_jax.arguments import check_module, explains_arguments
 from msconv_jax.costs import call_macs, is_costed
 from msconv_jax.recording import Call, recorded_calls
+from msconv_jax.signatures import check_module, explains_arguments
 
 __all__ = ["count_parameters", "layer_macs"]
 

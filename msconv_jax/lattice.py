@@ -20,37 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from msconv_jax.dtypes import common_dtype
-
-
-def per_axis(name: str, values: int | Sequence[int] | None, ndim: int | None = None) -> tuple[int, ...]:
-    """`values` as a tuple of positive ints, one per spatial axis.
-
-    With `ndim` given, an int stands for all axes and None for 1, as in ``nnx.Conv``.
-
-    Raises:
-        ValueError: if there are too few or too many, or one is not a positive int.
-    """
-    rule = "a tuple of positive ints, such as (3, 3)"
-    if ndim is not None:
-        rule = f"a positive int, or one for each of the {ndim} spatial axes"
-    try:
-        if isinstance(values, Sequence | np.ndarray):
-            result = tuple(operator.index(value) for value in values)
-        elif ndim is None or isinstance(values, bool):
-            raise TypeError
-        else:
-            result = (1 if values is None else operator.index(values),) * ndim
-    except TypeError:
-        result = ()
-    if not result or min(result) < 1 or len(result) != (ndim or len(result)):
-        raise ValueError(f"{name}={values!r}: expected {rule}.")
-    return result
-
-
-def dilated_extent(kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
-    """Pixels from a kernel's first tap to its last, both included, along each spatial axis."""
-    return tuple((size - 1) * int(gap) + 1 for size, gap in zip(kernel_size, dilation, strict=True))
+from msconv_jax.arguments import dilated_extent, per_axis
+from msconv_jax.modes.dtypes import common_dtype
 
 
 def _channel_slice(name: str, channels: slice) -> slice:

@@ -16,9 +16,9 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from msconv_jax.arguments import check_arguments, check_module, explains_arguments
-from msconv_jax.lattice import per_axis
+from msconv_jax.arguments import per_axis
 from msconv_jax.operators import GroupedConv
+from msconv_jax.signatures import check_arguments, check_module, explains_arguments
 
 __all__ = ["PLAIN", "Entry", "Report", "Where", "convolutions", "replace_convs", "selected_convolutions"]
 

@@ -9,9 +9,9 @@ from flax import linen, nnx
 
 import msconv_jax
 from msconv_jax import surgery
-from msconv_jax.arguments import check_arguments, explains_arguments
 from msconv_jax.counting import count_parameters, layer_macs
 from msconv_jax.models import model_entry
+from msconv_jax.signatures import check_arguments, explains_arguments
 
 
 def build(name="resnet8", **arguments):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from msconv_jax.channels import take_channels
+from msconv_jax.lowering.channels import take_channels
 
 
 def check(channels, length, axis):

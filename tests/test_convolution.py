@@ -10,8 +10,8 @@ from jax import lax
 
 from msconv_jax import KernelLattice, Tile, lattice_convolve
 from msconv_jax.convolution import convolve
-from msconv_jax.cost_model import Site
-from msconv_jax.lowering import LOWERINGS, choose_plan
+from msconv_jax.lowering.choose import LOWERINGS, choose_plan
+from msconv_jax.lowering.cost import Site
 from msconv_jax.operators.psconv import psconv_lattice
 from tests.reference import by_taps, naive_lattice_convolve, whole
 

@@ -23,7 +23,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from msconv_jax import KernelLattice, Tile, lattice_convolve, linen
-from msconv_jax.lowering import LOWERINGS
+from msconv_jax.lowering.choose import LOWERINGS
 from msconv_jax.models import create_model, model_entry
 from msconv_jax.operators import (
     DROP_IN,

@@ -12,7 +12,7 @@ import pytest
 
 import msconv_jax
 from benchmarks.__main__ import with_summary
-from msconv_jax.lowering import LOWERINGS
+from msconv_jax.lowering.choose import LOWERINGS
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

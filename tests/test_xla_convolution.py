@@ -14,7 +14,7 @@ from jax import lax
 from jax.extend.core import jaxprs_in_params
 
 from msconv_jax.convolution import convolve
-from msconv_jax.xla_convolution import live_taps, xla_convolution
+from msconv_jax.lowering.xla import live_taps, xla_convolution
 from tests.reference import by_taps, whole
 
 

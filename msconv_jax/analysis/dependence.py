@@ -14,7 +14,7 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
-from msconv_jax.lattice import dilated_extent
+from msconv_jax.arguments import dilated_extent
 
 __all__ = ["Box", "input_boxes"]
 

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 
 from msconv_jax.analysis.figures import single
-from msconv_jax.lattice import KernelLattice, dilated_extent
+from msconv_jax.arguments import dilated_extent
+from msconv_jax.lattice import KernelLattice
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

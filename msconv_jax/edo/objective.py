@@ -29,8 +29,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from msconv_jax.convolution import Padding, base_pads, zero_padding
-from msconv_jax.lattice import dilated_extent, per_axis
+from msconv_jax.arguments import Padding, base_pads, dilated_extent, per_axis, zero_padding
 
 __all__ = ["Objective", "best_dilations", "dilation_errors", "residual_masks"]
 

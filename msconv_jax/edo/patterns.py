@@ -11,7 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from msconv_jax.convolution import check_groups
+from msconv_jax.arguments import check_groups
 from msconv_jax.operators.icconv import Pattern, dilations_of_filters
 
 __all__ = ["Patterns", "by_path", "published_patterns", "rearranged"]

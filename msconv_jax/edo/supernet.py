@@ -10,8 +10,7 @@ from typing import Any, TypeVar, Unpack
 from flax import nnx
 from flax.typing import Initializer
 
-from msconv_jax.convolution import Padding, check_padding, zero_padding
-from msconv_jax.lattice import dilated_extent, per_axis
+from msconv_jax.arguments import Padding, check_padding, dilated_extent, per_axis, zero_padding
 from msconv_jax.operators import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions, check_kernel_size
 from msconv_jax.surgery import Predicate, Where, convolutions, replace_convs

@@ -13,10 +13,10 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from msconv_jax.arguments import check_module, explains_arguments
 from msconv_jax.convolution import planning_for
 from msconv_jax.exporting.onnx_graph import Graph
 from msconv_jax.exporting.onnx_operations import add_program
+from msconv_jax.signatures import check_module, explains_arguments
 from msconv_jax.whole_files import written_whole
 
 __all__ = ["PLATFORMS", "export_onnx", "export_stablehlo"]

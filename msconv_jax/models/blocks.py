@@ -7,7 +7,7 @@ from flax import nnx
 
 from msconv_jax.models.layers import drop_path
 from msconv_jax.models.parts import Layer, Parts
-from msconv_jax.picklable import Picklable
+from msconv_jax.modes.picklable import Picklable
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
 

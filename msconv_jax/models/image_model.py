@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.dtypes import wide_dtype
 from msconv_jax.models.layers import check_positive, classifier
+from msconv_jax.modes.dtypes import wide_dtype
+from msconv_jax.signatures import explains_arguments
 
 __all__ = ["FeatureBackbone", "ImageModel"]
 

@@ -11,8 +11,8 @@ from flax import nnx
 from jax import lax
 
 from msconv_jax.arguments import check_positive
-from msconv_jax.dtypes import wide_dtype
-from msconv_jax.normalization import BatchNorm
+from msconv_jax.modes.dtypes import wide_dtype
+from msconv_jax.modes.normalization import BatchNorm
 
 __all__ = [
     "PaddingRule",

@@ -13,9 +13,9 @@ from typing import Any
 
 from flax import nnx
 
-from msconv_jax.arguments import SYMPTOMS, check_arguments, explains_arguments
 from msconv_jax.models.image_model import FeatureBackbone, ImageModel
 from msconv_jax.models.published import PUBLISHED, Published
+from msconv_jax.signatures import SYMPTOMS, check_arguments, explains_arguments
 
 __all__ = [
     "ADE20K",

@@ -19,7 +19,7 @@ from msconv_jax.models.layers import (
     max_pool,
 )
 from msconv_jax.models.parts import ConvShortcut, Layer, Parts, shortened
-from msconv_jax.picklable import Picklable
+from msconv_jax.modes.picklable import Picklable
 
 __all__ = [
     "CIFAR_STEM",

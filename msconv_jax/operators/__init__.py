@@ -5,10 +5,10 @@ from msconv_jax.operators.dynamic_psconv import DynamicPSConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.hetconv import HetConv, hetconv
 from msconv_jax.operators.icconv import ICConv, icconv
-from msconv_jax.operators.octave import OctBatchNorm, oct_map
-from msconv_jax.operators.octconv import OctConv, OctConvNormAct, octconv
-from msconv_jax.operators.pac import PACConv, PACConvTranspose, PACPool
-from msconv_jax.operators.pac_functions import pac_convolve, pac_convolve_transpose, pac_kernel, pac_pool
+from msconv_jax.operators.octave.maps import OctBatchNorm, oct_map
+from msconv_jax.operators.octave.octconv import OctConv, OctConvNormAct, octconv
+from msconv_jax.operators.pac.functions import pac_convolve, pac_convolve_transpose, pac_kernel, pac_pool
+from msconv_jax.operators.pac.modules import PACConv, PACConvTranspose, PACPool
 from msconv_jax.operators.psconv import PSConv, psconv
 from msconv_jax.operators.pyconv import PyConv, pyconv
 from msconv_jax.operators.res2net import Res2Conv, res2conv

@@ -25,14 +25,13 @@ from flax.typing import Initializer
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import Padding, base_pads, check_groups, check_padding
+from msconv_jax.arguments import Padding, base_pads, check_groups, check_padding, dilated_extent, per_axis
 from msconv_jax.costs import Shape, Shapes, known_shape
-from msconv_jax.dtypes import compute_dtype, wide_dtype
-from msconv_jax.lattice import dilated_extent, per_axis
+from msconv_jax.modes.dtypes import compute_dtype, wide_dtype
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions
+from msconv_jax.signatures import explains_arguments
 
 Kind = Literal["dataset", "pixel"]
 Mix = Literal["scalar", "channel", "position"]

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import check_groups
+from msconv_jax.arguments import check_groups
 from msconv_jax.costs import ConvCost
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions, check_conv_options, check_kernel_size, refuse_out_sharding
+from msconv_jax.signatures import explains_arguments
 
 
 class CompositeConv(nnx.Module, ConvCost):

@@ -25,10 +25,10 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from msconv_jax.arguments import explains_arguments
+from msconv_jax.arguments import dilated_extent, per_axis
 from msconv_jax.convolution import grouped_lattice
 from msconv_jax.costs import Shape
-from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
+from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.operators.lattice_conv import (
     ConvOptions,
     LatticeConv,
@@ -36,6 +36,7 @@ from msconv_jax.operators.lattice_conv import (
     check_kernel_size,
     refuse_out_sharding,
 )
+from msconv_jax.signatures import explains_arguments
 
 
 class DynamicPSConv(LatticeConv):

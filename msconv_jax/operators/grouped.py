@@ -7,10 +7,10 @@ from typing import Unpack
 
 from flax import nnx
 
-from msconv_jax.arguments import explains_arguments
+from msconv_jax.arguments import per_axis
 from msconv_jax.convolution import grouped_lattice
-from msconv_jax.lattice import per_axis
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
+from msconv_jax.signatures import explains_arguments
 
 
 class GroupedConv(LatticeConv):

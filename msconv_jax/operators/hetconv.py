@@ -23,11 +23,12 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, lattice_convolve
-from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
+from msconv_jax.arguments import Padding, check_groups, dilated_extent, per_axis
+from msconv_jax.convolution import ConvolveSettings, lattice_convolve
+from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.lattice_conv import ConvOptions, apply_lattice, check_kernel_size, refuse_out_sharding
+from msconv_jax.signatures import explains_arguments
 
 Layout = Literal["block", "lattice"]
 

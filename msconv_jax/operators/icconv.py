@@ -25,10 +25,11 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, lattice_convolve
-from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
+from msconv_jax.arguments import Padding, check_groups, dilated_extent, per_axis
+from msconv_jax.convolution import ConvolveSettings, lattice_convolve
+from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
+from msconv_jax.signatures import explains_arguments
 
 Dilations = tuple[tuple[int, ...], ...]
 Pattern = Sequence[Sequence[int]] | Mapping[Any, int]

@@ -12,12 +12,13 @@ from flax.typing import Initializer, PromoteDtypeFn
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import Padding, check_padding, lattice_convolve
+from msconv_jax.arguments import Padding, check_padding, per_axis
+from msconv_jax.convolution import lattice_convolve
 from msconv_jax.costs import ConvCost
-from msconv_jax.dtypes import compute_dtype
-from msconv_jax.lattice import KernelLattice, per_axis
-from msconv_jax.lowering import Lowering, check_lowering
+from msconv_jax.lattice import KernelLattice
+from msconv_jax.lowering.choose import Lowering, check_lowering
+from msconv_jax.modes.dtypes import compute_dtype
+from msconv_jax.signatures import explains_arguments
 
 
 class ConvOptions(TypedDict, total=False):

@@ -22,10 +22,11 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import ConvolveSettings, Padding, check_groups, convolve, lattice_convolve
-from msconv_jax.lattice import KernelLattice, Tile, dilated_extent, per_axis
+from msconv_jax.arguments import Padding, check_groups, dilated_extent, per_axis
+from msconv_jax.convolution import ConvolveSettings, convolve, lattice_convolve
+from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
+from msconv_jax.signatures import explains_arguments
 
 Vary = Literal["both", "in", "out", "none"]
 Layout = Literal["block", "lattice"]

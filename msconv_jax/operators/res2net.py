@@ -24,16 +24,16 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import BORDERS, base_pads, check_padding, convolve, with_border
+from msconv_jax.arguments import BORDERS, base_pads, check_padding, dilated_extent, per_axis
+from msconv_jax.convolution import convolve, with_border
 from msconv_jax.costs import Shape, call_macs
-from msconv_jax.dtypes import compute_dtype
-from msconv_jax.lattice import dilated_extent, per_axis
-from msconv_jax.normalization import BatchNorm
+from msconv_jax.modes.dtypes import compute_dtype
+from msconv_jax.modes.normalization import BatchNorm
+from msconv_jax.modes.picklable import Picklable
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions
-from msconv_jax.picklable import Picklable
+from msconv_jax.signatures import explains_arguments
 
 Kind = Literal["normal", "stage"]
 LastSlice = Literal["pool", "conv"]

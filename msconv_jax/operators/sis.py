@@ -17,13 +17,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import BORDERS, ConvolveSettings, Padding, convolve
+from msconv_jax.arguments import BORDERS, Padding
+from msconv_jax.convolution import ConvolveSettings, convolve
 from msconv_jax.costs import Shape
-from msconv_jax.normalization import BatchNorm
+from msconv_jax.modes.normalization import BatchNorm
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions
+from msconv_jax.signatures import explains_arguments
 
 Kind = Literal["basic", "interactive1", "interactive2", "recurrent1", "recurrent2"]
 Inner = Literal["bnrelu"]

@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.arguments import check_positive, explains_arguments
+from msconv_jax.arguments import check_positive
+from msconv_jax.models.families.pyconv import GlobalPyConvBlock, LocalPyConvBlock
+from msconv_jax.models.families.res2net_dla import ConvNormAct
 from msconv_jax.models.image_model import FeatureBackbone
 from msconv_jax.models.parts import Parts
-from msconv_jax.models.pyconv import GlobalPyConvBlock, LocalPyConvBlock
 from msconv_jax.models.registry import ADE20K, ModelEntry, register_model
-from msconv_jax.models.res2net_dla import ConvNormAct
 from msconv_jax.models.resnet import Convs
 from msconv_jax.segmentation.segmenter import Segmenter, create_backbone
+from msconv_jax.signatures import explains_arguments
 
 __all__ = ["PyConvHead", "PyConvSegNet", "pyconv_segnet"]
 

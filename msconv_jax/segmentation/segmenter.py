@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.arguments import check_positive, explains_arguments
+from msconv_jax.arguments import check_positive
+from msconv_jax.models.families.res2net_dla import ConvNormAct
 from msconv_jax.models.image_model import FeatureBackbone
 from msconv_jax.models.parts import Parts
 from msconv_jax.models.registry import create_model
-from msconv_jax.models.res2net_dla import ConvNormAct
 from msconv_jax.models.resnet import Convs
+from msconv_jax.signatures import explains_arguments
 from msconv_jax.vision.resize import resize_bilinear
 
 __all__ = ["AuxiliaryHead", "MapClassifier", "Segmenter", "create_backbone"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from msconv_jax.models.ac_resnet import ACResNet
+from msconv_jax.models.families.acnet import ACResNet
 from msconv_jax.operators.acnet import ACConv, Kind
 from msconv_jax.torch_weights.conversion import Arrays, Conversion, conversion_of, converts
 

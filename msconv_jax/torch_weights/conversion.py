@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from msconv_jax.arguments import check_module, explains_arguments
+from msconv_jax.signatures import check_module, explains_arguments
 from msconv_jax.torch_weights.records import plain
 
 Arrays = Mapping[str, Any]

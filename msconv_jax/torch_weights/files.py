@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 from flax import nnx
 
-from msconv_jax.arguments import check_module, explains_arguments
+from msconv_jax.signatures import check_module, explains_arguments
 from msconv_jax.torch_weights.archives import read_legacy, read_zip
 from msconv_jax.torch_weights.conversion import load_state_dict
 from msconv_jax.torch_weights.pickled import Table, described

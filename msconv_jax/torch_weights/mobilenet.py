@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msconv_jax.models.mobilenet import InvertedResidual, MobileNetV2
+from msconv_jax.models.families.mobilenet import InvertedResidual, MobileNetV2
 from msconv_jax.torch_weights.conversion import rename_children
 
 

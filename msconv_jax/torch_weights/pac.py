@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from msconv_jax.operators.adapting import KernelType, smoothing_kernel
-from msconv_jax.operators.pac import PACConv, PACConvTranspose, PACPool
+from msconv_jax.operators.pac.kernel import KernelType, smoothing_kernel
+from msconv_jax.operators.pac.modules import PACConv, PACConvTranspose, PACPool
 from msconv_jax.torch_weights.conversion import Arrays, Conversion, converts
 from msconv_jax.torch_weights.layers import hwio, oihw
 

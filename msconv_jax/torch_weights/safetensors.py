@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from msconv_jax.arguments import explains_arguments
+from msconv_jax.signatures import explains_arguments
 from msconv_jax.torch_weights.records import (
     DTYPES,
     Storage,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msconv_jax.models.vgg import VGG, VGGClassifier, VGGStage
+from msconv_jax.models.families.vgg import VGG, VGGClassifier, VGGStage
 from msconv_jax.torch_weights.conversion import rename_children
 
 

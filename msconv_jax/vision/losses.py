@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from msconv_jax.dtypes import wide_dtype
+from msconv_jax.modes.dtypes import wide_dtype
 
 __all__ = ["segmentation_cross_entropy"]
 

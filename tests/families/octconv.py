@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from msconv_jax.operators.octconv import OctConv, OctConvNormAct
+from msconv_jax.operators.octave.octconv import OctConv, OctConvNormAct
 from tests.families.family import CannotBuildError, Family
 
 

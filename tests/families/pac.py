@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from msconv_jax.operators.pac import PACConv, PACConvTranspose, PACPool
+from msconv_jax.operators.pac.modules import PACConv, PACConvTranspose, PACPool
 from tests.families.family import Family
 
 

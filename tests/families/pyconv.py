@@ -10,7 +10,7 @@ from flax import nnx
 
 from msconv_jax import PyConv
 from msconv_jax.models import Bottleneck, Parts
-from msconv_jax.models.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut, WideBottleneck
+from msconv_jax.models.families.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut, WideBottleneck
 from msconv_jax.segmentation import PyConvHead
 from tests.families.family import CannotBuildError, Family
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from flax import nnx
 
-from msconv_jax.models.dla import Res2TreeBlock, Tree
+from msconv_jax.models.families.dla import Res2TreeBlock, Tree
+from msconv_jax.models.families.res2net import AveragePoolShortcut, Res2Bottleneck
 from msconv_jax.models.parts import ConvShortcut, Parts
-from msconv_jax.models.res2net import AveragePoolShortcut, Res2Bottleneck
 from tests.families.family import CannotBuildError, Family
 
 

@@ -6,7 +6,7 @@ from flax import nnx
 from msconv_jax.counting import count_parameters
 from msconv_jax.models import ResNet, create_model, list_ic_patterns, model_entry
 from msconv_jax.models.conv_keywords import with_conv_keywords
-from msconv_jax.models.icconv_entries import ic_convs
+from msconv_jax.models.families.icconv_entries import ic_convs
 from msconv_jax.operators import ICConv, SISConv
 
 KINDS = ("basic", "interactive1", "interactive2", "recurrent1", "recurrent2")

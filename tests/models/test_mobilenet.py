@@ -13,9 +13,9 @@ from msconv_jax import GroupedConv, ICConv, PSConv, load_state_dict
 from msconv_jax.counting import count_parameters, layer_macs
 from msconv_jax.folding import fold_batch_norm
 from msconv_jax.models import MobileNetV1, MobileNetV2, OctMobileNetV1, OctMobileNetV2, Parts, create_model
-from msconv_jax.models.mobilenet import InvertedResidual, SeparableConv
-from msconv_jax.models.oct_mobilenet import OctInvertedResidual
-from msconv_jax.operators.octconv import OctConv
+from msconv_jax.models.families.mobilenet import InvertedResidual, SeparableConv
+from msconv_jax.models.families.octave.mobilenet import OctInvertedResidual
+from msconv_jax.operators.octave.octconv import OctConv
 from msconv_jax.torch_weights import conversion_of
 from tests.models.conftest import OneKey
 from tests.reference import naive_convolve

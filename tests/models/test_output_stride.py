@@ -10,8 +10,8 @@ from flax import nnx
 
 from msconv_jax import ACConv, DynamicPSConv, HetConv, ICConv, PSConv, PyConv, SISConv
 from msconv_jax.models import BasicBlock, Bottleneck, ConvShortcut, Parts, ResNet, Stem, create_model
-from msconv_jax.models.pyconv import MaxPoolShortcut
-from msconv_jax.models.res2net import AveragePoolShortcut, Res2Bottleneck
+from msconv_jax.models.families.pyconv import MaxPoolShortcut
+from msconv_jax.models.families.res2net import AveragePoolShortcut, Res2Bottleneck
 from msconv_jax.models.resnet import stage_grids
 
 

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from msconv_jax.models import BasicBlock, ConvShortcut, Parts, ResNet
-from msconv_jax.models.dla import Res2TreeBlock, Root, Tree
-from msconv_jax.models.res2net import AveragePoolShortcut, Res2Bottleneck
+from msconv_jax.models.families.dla import Res2TreeBlock, Root, Tree
+from msconv_jax.models.families.res2net import AveragePoolShortcut, Res2Bottleneck
 from msconv_jax.operators import GroupedConv, PSConv
 from msconv_jax.torch_weights import conversion_of, load_state_dict
 

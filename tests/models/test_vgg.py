@@ -11,7 +11,7 @@ from flax import nnx
 import msconv_jax
 from msconv_jax.counting import count_parameters, layer_macs
 from msconv_jax.models import VGG, create_model
-from msconv_jax.models.vgg import VGGClassifier
+from msconv_jax.models.families.vgg import VGGClassifier
 from msconv_jax.operators import HetConv, PSConv
 from msconv_jax.torch_weights import conversion_of
 from tests.reference import naive_convolve

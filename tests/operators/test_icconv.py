@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from msconv_jax import ICConv
-from msconv_jax.cost_model import Site
-from msconv_jax.lowering import choose_plan
+from msconv_jax.lowering.choose import choose_plan
+from msconv_jax.lowering.cost import Site
 from msconv_jax.operators import icconv
 from msconv_jax.operators.icconv import dilations_of_filters, icconv_lattice
 from tests.reference import naive_convolve, whole

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from msconv_jax.operators.octave import OctBatchNorm, oct_channels, oct_map, oct_pool, oct_upsample
-from msconv_jax.operators.octconv import OctConv, OctConvNormAct, octconv
+from msconv_jax.operators.octave.maps import OctBatchNorm, oct_channels, oct_map, oct_pool, oct_upsample
+from msconv_jax.operators.octave.octconv import OctConv, OctConvNormAct, octconv
 from msconv_jax.torch_weights import conversion_of, load_state_dict
 from tests.families.family import CannotBuildError
 from tests.families.octconv import arguments

@@ -9,9 +9,9 @@ from flax import nnx
 
 from msconv_jax import load_state_dict
 from msconv_jax.convolution import convolve
-from msconv_jax.operators.adapting import smoothing_kernel
-from msconv_jax.operators.pac import PACConv, PACConvTranspose, PACPool
-from msconv_jax.operators.pac_functions import pac_convolve, pac_convolve_transpose, pac_kernel, pac_pool
+from msconv_jax.operators.pac.functions import pac_convolve, pac_convolve_transpose, pac_kernel, pac_pool
+from msconv_jax.operators.pac.kernel import smoothing_kernel
+from msconv_jax.operators.pac.modules import PACConv, PACConvTranspose, PACPool
 from tests import parity
 
 DATA = pathlib.Path(__file__).parent.parent / "data"

@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from msconv_jax.models.families.vgg import CIFAR_VGG16, UNNORMALISED_CIFAR_10, VGG, VGG16
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import LAYERS, ResNet
-from msconv_jax.models.vgg import CIFAR_VGG16, UNNORMALISED_CIFAR_10, VGG, VGG16
 from msconv_jax.operators import HetConv
 
 __all__: list[str] = []

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, get_args
 
 from msconv_jax.models.conv_keywords import with_conv_keywords
+from msconv_jax.models.families.res2net import Res2Bottleneck
 from msconv_jax.models.registry import CIFAR_100, IMAGENET, ModelEntry, register_model
-from msconv_jax.models.res2net import Res2Bottleneck
 from msconv_jax.models.resnet import CIFAR_STEM, LAYERS
 from msconv_jax.operators import SISConv
 from msconv_jax.operators.sis import Inner, Kind

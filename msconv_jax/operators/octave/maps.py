@@ -1,7 +1,7 @@
 """Maps of two frequencies, which octave convolutions take and give: pooling, upsampling, functions and normalisation.
 
 Written as a pair ``(high, low)``, where a part without channels is None; maps without a low part are a bare array. For
-the convolution itself, and the paper, see :mod:`msconv_jax.operators.octconv`.
+the convolution itself, and the paper, see :mod:`msconv_jax.operators.octave.octconv`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.dtypes import wide_dtype
-from msconv_jax.meshes import sharded_like
-from msconv_jax.normalization import BatchNorm
+from msconv_jax.modes.dtypes import wide_dtype
+from msconv_jax.modes.meshes import sharded_like
+from msconv_jax.modes.normalization import BatchNorm
+from msconv_jax.signatures import explains_arguments
 
 Odd = Literal["ceil", "floor"]
 Maps = ArrayLike | tuple[ArrayLike | None, ArrayLike | None]
@@ -48,7 +48,7 @@ def oct_pool(x: jax.Array, ndim: int, odd: Odd = "ceil") -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.octave import oct_pool
+        >>> from msconv_jax.operators.octave.maps import oct_pool
         >>> oct_pool(jnp.array([[1.0], [3.0], [7.0]]), 1).ravel().tolist()
         [2.0, 7.0]
     """
@@ -97,7 +97,7 @@ def oct_upsample(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.octave import oct_upsample
+        >>> from msconv_jax.operators.octave.maps import oct_upsample
         >>> oct_upsample(jnp.array([[2.0], [7.0]]), (3,)).ravel().tolist()
         [2.0, 2.0, 7.0]
     """
@@ -133,7 +133,7 @@ def oct_map(function: Callable[[Any], T], maps: Any) -> T | tuple[T | None, T | 
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> from msconv_jax.operators.octave import oct_map
+        >>> from msconv_jax.operators.octave.maps import oct_map
         >>> high, low = oct_map(nnx.relu, (-jnp.ones((4, 4, 3)), None))
         >>> float(high.max()), low
         (0.0, None)
@@ -156,7 +156,7 @@ def oct_channels(features: int, alpha: float, name: str = "alpha") -> tuple[int,
         ValueError: if `alpha` is not a number in [0, 1].
 
     Example:
-        >>> from msconv_jax.operators.octave import oct_channels
+        >>> from msconv_jax.operators.octave.maps import oct_channels
         >>> oct_channels(30, 0.25)
         (23, 7)
     """
@@ -191,7 +191,7 @@ class OctBatchNorm(nnx.Module):
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> from msconv_jax.operators.octave import OctBatchNorm
+        >>> from msconv_jax.operators.octave.maps import OctBatchNorm
         >>> norm = OctBatchNorm(16, alpha=0.25, rngs=nnx.Rngs(0))
         >>> high, low = norm((jnp.ones((1, 8, 8, 12)), jnp.ones((1, 4, 4, 4))))
         >>> high.shape, low.shape

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from msconv_jax.models.families.res2net import DEEP_STEM, AveragePoolShortcut, Res2Bottleneck
 from msconv_jax.models.registry import CIFAR_100, IMAGENET, ModelEntry, register_model
-from msconv_jax.models.res2net import DEEP_STEM, AveragePoolShortcut, Res2Bottleneck
 from msconv_jax.models.resnet import CIFAR_STEM, LAYERS, ResNet
 
 __all__: list[str] = []

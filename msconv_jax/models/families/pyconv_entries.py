@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from msconv_jax.models.blocks import Bottleneck
-from msconv_jax.models.pyconv import MaxPoolShortcut, PyConvBasicBlock
+from msconv_jax.models.families.pyconv import MaxPoolShortcut, PyConvBasicBlock
 from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import LAYERS, ResNet, Stem
 from msconv_jax.operators import PyConv

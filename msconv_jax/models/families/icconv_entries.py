@@ -17,8 +17,8 @@ from typing import Any
 
 from msconv_jax.models.blocks import BasicBlock
 from msconv_jax.models.conv_keywords import with_conv_keywords
+from msconv_jax.models.families.mobilenet import MobileNetV2
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.mobilenet import MobileNetV2
 from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import LAYERS, Convs, ResNet
 from msconv_jax.operators import ICConv

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.models.families.res2net_dla import ConvNormAct
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, drop_path
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
-from msconv_jax.models.res2net_dla import ConvNormAct
 from msconv_jax.models.resnet import check_conv_paths
-from msconv_jax.picklable import Picklable
+from msconv_jax.modes.picklable import Picklable
 
 __all__ = [
     "V1_UNITS",

@@ -8,7 +8,8 @@ import itertools
 import math
 from typing import Literal
 
-from msconv_jax.lattice import KernelLattice, dilated_extent
+from msconv_jax.arguments import dilated_extent
+from msconv_jax.lattice import KernelLattice
 
 Channels = tuple[int, ...]
 Way = Literal["convolve", "shift", "scatter"]

@@ -10,8 +10,8 @@ from msconv_jax.models.blocks import ResidualBlock
 from msconv_jax.models.layers import average_pool, check_positive
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.resnet import Stem
+from msconv_jax.modes.picklable import Picklable
 from msconv_jax.operators.res2net import Kind, LastSlice, Res2Conv
-from msconv_jax.picklable import Picklable
 
 __all__ = ["DEEP_STEM", "AveragePoolShortcut", "DeepStem", "DeepStemConv", "Res2Bottleneck"]
 

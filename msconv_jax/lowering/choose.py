@@ -36,9 +36,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from msconv_jax.cost_model import COST_MODELS, Site
 from msconv_jax.lattice import KernelLattice
-from msconv_jax.plan import Channels, LayerKey, Plan, Step
+from msconv_jax.lowering.cost import COST_MODELS, Site
+from msconv_jax.lowering.plan import Channels, LayerKey, Plan, Step
 
 Lowering = Literal["auto", "tiles", "packs", "columns", "grouped", "dense", "shifts", "scatter"]
 LOWERINGS: tuple[str, ...] = get_args(Lowering)

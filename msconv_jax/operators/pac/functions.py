@@ -1,7 +1,7 @@
 """Pixel-adaptive convolution, its transpose and pooling, and their kernel, as pure functions.
 
-The paper, and the modules that hold the parameters, stand in :mod:`msconv_jax.operators.pac`; how a sum over taps is
-computed without the unfolded signal in :mod:`msconv_jax.operators.adapting`.
+The paper, and the modules that hold the parameters, stand in :mod:`msconv_jax.operators.pac.modules`;
+how a sum over taps is computed without the unfolded signal in :mod:`msconv_jax.operators.pac.kernel`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.convolution import Padding
-from msconv_jax.dtypes import compute_dtype, wide_dtype
-from msconv_jax.operators import adapting
-from msconv_jax.operators.adapting import AdaptingKernel, AdaptingOptions, Geometry
+from msconv_jax.arguments import Padding
+from msconv_jax.modes.dtypes import compute_dtype, wide_dtype
 from msconv_jax.operators.lattice_conv import check_kernel_size
+from msconv_jax.operators.pac import kernel as adapting
+from msconv_jax.operators.pac.kernel import AdaptingKernel, AdaptingOptions, Geometry
 
 Result = jax.Array | tuple[jax.Array, jax.Array]
 
@@ -51,7 +51,7 @@ def pac_kernel(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.pac_functions import pac_kernel
+        >>> from msconv_jax.operators.pac.functions import pac_kernel
         >>> pac_kernel(jnp.ones((1, 8, 8, 3)), (3, 3), strides=2).shape
         (1, 4, 4, 9, 1)
     """
@@ -118,7 +118,7 @@ def pac_convolve(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.pac_functions import pac_convolve
+        >>> from msconv_jax.operators.pac.functions import pac_convolve
         >>> pac_convolve(jnp.ones((1, 9, 9, 4)), jnp.ones((3, 3, 4, 8)), jnp.ones((1, 9, 9, 2)), strides=2).shape
         (1, 5, 5, 8)
     """
@@ -167,7 +167,7 @@ def pac_convolve_transpose(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.pac_functions import pac_convolve_transpose
+        >>> from msconv_jax.operators.pac.functions import pac_convolve_transpose
         >>> x, guide = jnp.ones((1, 8, 8, 4)), jnp.ones((1, 16, 16, 2))
         >>> pac_convolve_transpose(x, jnp.ones((5, 5, 4, 8)), guide, 2, padding=2, output_padding=1).shape
         (1, 16, 16, 8)
@@ -207,7 +207,7 @@ def pac_pool(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.pac_functions import pac_pool
+        >>> from msconv_jax.operators.pac.functions import pac_pool
         >>> y = pac_pool(jnp.full((1, 5, 5, 4), 7.0), jnp.ones((1, 5, 5, 3)), (3, 3), normalize_kernel=True)
         >>> float(y.min()), float(y.max())
         (7.0, 7.0)

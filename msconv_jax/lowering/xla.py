@@ -26,9 +26,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from msconv_jax.dtypes import wide_dtype
-
-Pads = tuple[tuple[int, int], ...]
+from msconv_jax.arguments import Pads
+from msconv_jax.modes.dtypes import wide_dtype
 
 
 def xla_convolution(

@@ -1,13 +1,8 @@
 """The engine of pixel-adaptive convolution: sums over taps that are weighted by a kernel of guide features.
 
-:mod:`msconv_jax.operators.pac` has the paper's operators; here is what they are computed with: the adapting kernel K
-(:class:`AdaptingOptions`, :class:`AdaptingKernel`), where the taps lie (:class:`Geometry`), and the two computations,
-:func:`weighted_sum` and :func:`kernel_of_taps`. Arrays are (n, *spatial, channels) here, with one batch axis.
-
-Nothing holds the unfolded signal of ``prod(kernel_size)`` values for each input value, neither forward nor in a
-gradient: a scan over the taps adds up their terms, and the gradient computes each term anew. Strides are cut into dense
-pieces first: a strided operator reads one residue class of the signal's pixels at a time, and the transposed one
-writes one phase of the output's pixels at a time, so that no inserted zero is ever multiplied.
+:mod:`msconv_jax.operators.pac.modules` has the paper's operators. This file has what computes them: the adapting
+kernel K (:class:`AdaptingOptions`, :class:`AdaptingKernel`), the places of the taps (:class:`Geometry`), and the two
+computations, :func:`weighted_sum` and :func:`kernel_of_taps`. Arrays are (n, *spatial, channels), with one batch axis.
 """
 
 from __future__ import annotations
@@ -26,10 +21,10 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from msconv_jax.convolution import Padding, Pads, base_pads, check_padding, zero_padding
-from msconv_jax.dtypes import common_dtype, wide_dtype
-from msconv_jax.lattice import dilated_extent, per_axis
-from msconv_jax.meshes import sharded_like
+from msconv_jax.arguments import Padding, base_pads, check_padding, dilated_extent, per_axis, zero_padding
+from msconv_jax.convolution import Pads
+from msconv_jax.modes.dtypes import common_dtype, wide_dtype
+from msconv_jax.modes.meshes import sharded_like
 
 Shape = tuple[int, ...]
 Ints = int | Sequence[int] | None
@@ -98,7 +93,7 @@ def smoothing_kernel(smooth_kernel_type: str, ndim: int = 2) -> np.ndarray | Non
         ValueError: for another name, or an even size.
 
     Example:
-        >>> from msconv_jax.operators.adapting import smoothing_kernel
+        >>> from msconv_jax.operators.pac.kernel import smoothing_kernel
         >>> smoothing_kernel("gaussian")[1].tolist()
         [0.125, 0.25, 0.125]
     """

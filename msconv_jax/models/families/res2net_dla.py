@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.models.dla import Res2TreeBlock, Tree
+from msconv_jax.models.families.dla import Res2TreeBlock, Tree
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, kaiming_normal
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
-from msconv_jax.picklable import Picklable
+from msconv_jax.modes.picklable import Picklable
 
 __all__ = ["DLA", "ConvNormAct"]
 

@@ -25,14 +25,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import BORDERS, ConvolveSettings, Padding, Pads, base_pads, check_padding, convolve
+from msconv_jax.arguments import BORDERS, Padding, base_pads, check_padding, dilated_extent, per_axis
+from msconv_jax.convolution import ConvolveSettings, Pads, convolve
 from msconv_jax.costs import Shape, Shapes
-from msconv_jax.lattice import dilated_extent, per_axis
+from msconv_jax.modes.picklable import Picklable
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions, refuse_out_sharding
-from msconv_jax.operators.octave import (
+from msconv_jax.operators.octave.maps import (
     FREQUENCIES,
     Maps,
     OctArrays,
@@ -47,7 +47,7 @@ from msconv_jax.operators.octave import (
     oct_pool,
     oct_upsample,
 )
-from msconv_jax.picklable import Picklable
+from msconv_jax.signatures import explains_arguments
 
 Exchange = Literal["l2h", "h2l"]
 Down = Literal["avg", "stride"]
@@ -119,7 +119,7 @@ class OctConv(CompositeConv):
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> from msconv_jax.operators.octconv import OctConv
+        >>> from msconv_jax.operators.octave.octconv import OctConv
         >>> first = OctConv(3, 32, (3, 3), alpha_in=0, alpha_out=0.25, rngs=nnx.Rngs(0))
         >>> last = OctConv(32, 64, (3, 3), 2, alpha_in=0.25, alpha_out=0, rngs=nnx.Rngs(0))
         >>> high, low = first(jnp.ones((1, 15, 15, 3)))
@@ -330,7 +330,7 @@ def octconv(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.octconv import octconv
+        >>> from msconv_jax.operators.octave.octconv import octconv
         >>> kernels = {"h2h": jnp.ones((3, 3, 6, 4)), "l2h": jnp.ones((3, 3, 2, 4))}
         >>> octconv((jnp.ones((7, 7, 6)), jnp.ones((4, 4, 2))), kernels).shape
         (7, 7, 4)
@@ -399,7 +399,7 @@ class OctConvNormAct(Picklable):
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> from msconv_jax.operators.octconv import OctConvNormAct
+        >>> from msconv_jax.operators.octave.octconv import OctConvNormAct
         >>> unit = OctConvNormAct(3, 16, (3, 3), alpha_in=0, alpha_out=0.5, rngs=nnx.Rngs(0))
         >>> high, low = unit(jnp.ones((1, 8, 8, 3)))
         >>> high.shape, low.shape

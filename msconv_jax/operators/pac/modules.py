@@ -10,7 +10,7 @@ operator convolves the signal with zeros inserted and does not flip its kernel e
 ordinary transposed convolution with the kernel flipped. The guide is zero outside the image, so that K is K(f_i, 0)
 there; normalisation leaves those taps out.
 
-The operators as pure functions and as modules; :mod:`msconv_jax.operators.adapting` computes them, tap by tap.
+The operators as pure functions and as modules; :mod:`msconv_jax.operators.pac.kernel` computes them, tap by tap.
 """
 
 from __future__ import annotations
@@ -27,16 +27,15 @@ from flax import nnx
 from flax.typing import Initializer
 from jax.typing import ArrayLike, DTypeLike
 
-from msconv_jax.arguments import explains_arguments
-from msconv_jax.convolution import Padding, check_padding, zero_padding
+from msconv_jax.arguments import Padding, check_padding, per_axis, zero_padding
 from msconv_jax.costs import Shapes, known_shape
-from msconv_jax.dtypes import compute_dtype
-from msconv_jax.lattice import per_axis
-from msconv_jax.operators import adapting
-from msconv_jax.operators.adapting import Geometry, KernelType, smoothing_kernel
+from msconv_jax.modes.dtypes import compute_dtype
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.lattice_conv import ConvOptions, check_kernel_size
-from msconv_jax.operators.pac_functions import Result, pac_convolve, pac_convolve_transpose, pac_kernel, pac_pool
+from msconv_jax.operators.pac import kernel as adapting
+from msconv_jax.operators.pac.functions import Result, pac_convolve, pac_convolve_transpose, pac_kernel, pac_pool
+from msconv_jax.operators.pac.kernel import Geometry, KernelType, smoothing_kernel
+from msconv_jax.signatures import explains_arguments
 
 Filler = Literal["uniform", "linear"]
 
@@ -278,7 +277,7 @@ class PACConv(_PACBase):
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> from msconv_jax.operators.pac import PACConv
+        >>> from msconv_jax.operators.pac.modules import PACConv
         >>> conv = PACConv(16, 32, (5, 5), rngs=nnx.Rngs(0))
         >>> conv(jnp.ones((1, 12, 12, 16)), jnp.ones((1, 12, 12, 3))).shape
         (1, 12, 12, 32)
@@ -313,7 +312,7 @@ class PACConvTranspose(_PACBase):
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx
-        >>> from msconv_jax.operators.pac import PACConvTranspose
+        >>> from msconv_jax.operators.pac.modules import PACConvTranspose
         >>> up = PACConvTranspose(4, 4, (5, 5), 2, filler="linear", rngs=nnx.Rngs(0))
         >>> up(jnp.ones((1, 8, 8, 4)), jnp.ones((1, 16, 16, 3))).shape
         (1, 16, 16, 4)
@@ -381,7 +380,7 @@ class PACPool(_Adapting):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.pac import PACPool
+        >>> from msconv_jax.operators.pac.modules import PACPool
         >>> pool = PACPool((3, 3), 2, normalize_kernel=True)
         >>> pool(jnp.ones((1, 8, 8, 4)), jnp.ones((1, 8, 8, 3))).shape
         (1, 4, 4, 4)

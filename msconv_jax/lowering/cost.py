@@ -1,4 +1,4 @@
-"""What plans cost, on each backend: the model by which :mod:`msconv_jax.lowering` chooses."""
+"""What plans cost, on each backend: the model by which :mod:`msconv_jax.lowering.choose` chooses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from msconv_jax.lattice import KernelLattice
-from msconv_jax.plan import Plan, Step, blocks_read, layer_steps, step_extent, step_kernel_size, step_taps
+from msconv_jax.lowering.plan import Plan, Step, blocks_read, layer_steps, step_extent, step_kernel_size, step_taps
 
 
 @dataclasses.dataclass(frozen=True)

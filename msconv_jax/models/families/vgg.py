@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.dtypes import wide_dtype
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, max_pool
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import Convs, check_conv_paths, check_stages, conv_of_each_stage
-from msconv_jax.picklable import Picklable
+from msconv_jax.modes.dtypes import wide_dtype
+from msconv_jax.modes.picklable import Picklable
 from msconv_jax.vision.resize import adaptive_average_pool
 
 __all__ = ["CIFAR_VGG16", "UNNORMALISED_CIFAR_10", "VGG", "VGG16", "VGGClassifier", "VGGStage"]

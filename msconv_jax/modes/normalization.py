@@ -22,7 +22,7 @@ class BatchNorm(nnx.BatchNorm):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
-        >>> from msconv_jax.normalization import BatchNorm
+        >>> from msconv_jax.modes.normalization import BatchNorm
         >>> norm = BatchNorm(4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
         >>> with jax.numpy_dtype_promotion("strict"):
         ...     norm(jnp.ones((2, 3, 3, 4))).dtype

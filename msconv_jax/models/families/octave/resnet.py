@@ -23,8 +23,8 @@ from msconv_jax.models.layers import (
 from msconv_jax.models.parts import Parts
 from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import CIFAR_STEM, IMAGENET_STEM, LAYERS, Stem, check_stages, stage_grids
-from msconv_jax.operators.octave import Maps, OctBatchNorm, oct_upsample
-from msconv_jax.operators.octconv import OctConvNormAct
+from msconv_jax.operators.octave.maps import Maps, OctBatchNorm, oct_upsample
+from msconv_jax.operators.octave.octconv import OctConvNormAct
 
 __all__ = ["OctBasicBlock", "OctBlock", "OctBottleneck", "OctResNet", "in_one", "oct_unit"]
 

@@ -1,0 +1,1 @@
+"""The families of networks, one paper a file, each with its table of names."""

@@ -1,0 +1,1 @@
+"""Networks with octave convolutions: OctResNet and OctMobileNet."""

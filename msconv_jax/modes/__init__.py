@@ -1,0 +1,1 @@
+"""What lets the operators run in every mode of JAX: strict promotion, explicit meshes, pickling."""
