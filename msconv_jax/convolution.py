@@ -41,6 +41,9 @@ from msconv_jax.modes.dtypes import compute_dtype, wide_dtype
 from msconv_jax.modes.meshes import sharded_like
 from msconv_jax.signatures import explains_arguments
 
+# A lattice holds no arrays: JAX takes it as an argument of any transformation, as a pytree without leaves.
+jax.tree_util.register_static(KernelLattice)
+
 
 class ConvolveSettings(TypedDict, total=False):
     """How a convolution is computed, not what it is; what every pure function of the library passes on.
