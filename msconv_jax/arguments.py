@@ -133,6 +133,14 @@ def base_pads(padding: Padding, spatial: Sequence[int], extent: Sequence[int], s
     return tuple(pads)
 
 
+def output_size(spatial: Sequence[int], pads: Pads, extent: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Outputs of a kernel of the given extent along each spatial axis; 0 where the kernel exceeds the padded axis."""
+    return tuple(
+        max((size + sum(pad) - taps) // stride + 1, 0)
+        for size, pad, taps, stride in zip(spatial, pads, extent, strides, strict=True)
+    )
+
+
 def zero_padding(padding: Padding, ndim: int, operator_name: str) -> Padding:
     """The padding, for an operator that pads with zeros only.
 

@@ -17,8 +17,8 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Shaped
 
-from msconv_jax.arguments import BORDERS, Padding, Pads, base_pads, check_groups, check_padding, per_axis
-from msconv_jax.lattice import KernelLattice, Tile
+from msconv_jax.arguments import BORDERS, Padding, Pads, base_pads, check_groups, check_padding, output_size, per_axis
+from msconv_jax.lattice import KernelLattice, Tile, causal_lattice
 from msconv_jax.lowering.backend import current_backend, planning_for
 from msconv_jax.lowering.choose import Lowering, check_lowering
 from msconv_jax.lowering.execute import Convolution, convolve_packed
@@ -112,14 +112,11 @@ def lattice_convolve(
     strides = per_axis("strides", strides, ndim)
     name, pads = check_padding(padding, ndim), base_pads(padding, spatial, lattice.base_extent, strides)
     if name == "CAUSAL":
-        lattice = _causal(lattice)
+        lattice = causal_lattice(lattice)
     if isinstance(name, str) and name in BORDERS:
         x, pads = _with_borders(x, name, lattice, pads)
     spatial = x.shape[-ndim - 1 : -1]
-    output = tuple(
-        max((size + sum(pad) - extent) // stride + 1, 0)
-        for size, pad, extent, stride in zip(spatial, pads, lattice.base_extent, strides, strict=True)
-    )
+    output = output_size(spatial, pads, lattice.base_extent, strides)
     result_dtype = jnp.dtype(dtype if preferred_element_type is None else preferred_element_type)
     if 0 in output:
         return jnp.zeros((*batch, *output, lattice.out_features), result_dtype)
@@ -224,18 +221,3 @@ def _with_borders(x: jax.Array, padding: str, lattice: KernelLattice, pads: Pads
         largest.append((max(low + max(befores), 0), max(high + max(afters), 0)))
     cropped = tuple((low - a, high - b) for (low, high), (a, b) in zip(pads, largest, strict=True))
     return with_border(x, padding, largest), cropped
-
-
-class _CausalLattice(KernelLattice):
-    """A lattice whose tiles share their last tap instead of their centre."""
-
-    def offset(self, extent: Sequence[int]) -> tuple[int, ...]:
-        return tuple(size - base for size, base in zip(extent, self.base_extent, strict=True))
-
-    def _key(self) -> tuple[Any, ...]:
-        return ("causal", *super()._key())
-
-
-@functools.lru_cache(maxsize=128)
-def _causal(lattice: KernelLattice) -> KernelLattice:
-    return _CausalLattice(lattice.in_features, lattice.out_features, lattice.tiles, lattice.base_extent)

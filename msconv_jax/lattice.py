@@ -330,7 +330,7 @@ class KernelLattice:
 
     # --- identity, text, storage ---
 
-    def _key(self):
+    def _key(self) -> tuple[object, ...]:
         return (self.in_features, self.out_features, self.base_extent, self.tiles)
 
     def __eq__(self, other: object) -> bool:
@@ -415,3 +415,19 @@ class KernelLattice:
                 "in_features, out_features, base_extent and tiles, as KernelLattice.to_json writes them."
             ) from error
         return cls(*features, tiles, base_extent)
+
+
+class _CausalLattice(KernelLattice):
+    """A lattice whose tiles share their last tap instead of their centre."""
+
+    def offset(self, extent: Sequence[int]) -> tuple[int, ...]:
+        return tuple(size - base for size, base in zip(extent, self.base_extent, strict=True))
+
+    def _key(self) -> tuple[object, ...]:
+        return ("causal", *super()._key())
+
+
+@functools.lru_cache(maxsize=128)
+def causal_lattice(lattice: KernelLattice) -> KernelLattice:
+    """The lattice with the last taps of all tiles at one place: no output depends on later positions."""
+    return _CausalLattice(lattice.in_features, lattice.out_features, lattice.tiles, lattice.base_extent)

@@ -29,6 +29,7 @@ from msconv_jax.lowering.plan import LayerKey, Plan, Step, blocks_read, layer_st
 from msconv_jax.lowering.xla import xla_convolution
 from msconv_jax.modes.dtypes import wide_dtype
 from msconv_jax.modes.meshes import sharded_like
+from msconv_jax.recording import current_path
 
 Inputs = Shaped[Array, "batch *spatial inputs"]
 Outputs = Shaped[Array, "batch *output outputs"]
@@ -75,8 +76,9 @@ class Convolution:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedConvolution:
-    """A convolution that was traced, where it is computed, and its plan."""
+    """A convolution that was traced, where it is computed, and its plan; `path` is that of the recorded layer."""
 
+    path: str | None
     convolution: Convolution
     site: Site
     plan: Plan
@@ -109,7 +111,7 @@ def convolve_packed(x: Inputs, packed: Banks, *, convolution: Convolution) -> Ou
     site = Site(batch, convolution.output, convolution.strides)
     plan = choose_plan(convolution.lattice, convolution.lowering, convolution.backend, site)
     if (planned := _planned.get()) is not None:
-        planned.append(PlannedConvolution(convolution, site, plan))
+        planned.append(PlannedConvolution(current_path(), convolution, site, plan))
     return sharded_like(x, functools.partial(_execute, convolution=convolution, plan=plan), x, packed)
 
 
