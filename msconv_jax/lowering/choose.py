@@ -207,7 +207,7 @@ def _scattered_plan(plan: Plan, cost: Callable[[Plan], float] | None = None) -> 
 def _has_cells(lattice: KernelLattice, step: Step, other: Step) -> bool:
     """Whether a layer of `step` has cells on its inputs and the outputs of `other`."""
     rows = np.unique(lattice.row_of_output[list(other.outputs)])
-    return any((_layer_places(lattice, layer)[rows][:, list(step.inputs)] >= 0).any() for layer in step.layers)
+    return any((layer_places(lattice, layer)[rows][:, list(step.inputs)] >= 0).any() for layer in step.layers)
 
 
 # --- cutting the lattice ---
@@ -226,7 +226,7 @@ def _layers(lattice: KernelLattice) -> tuple[LayerKey, ...]:
 
 
 @functools.lru_cache(maxsize=128)
-def _layer_places(lattice: KernelLattice, layer: LayerKey) -> np.ndarray:
+def layer_places(lattice: KernelLattice, layer: LayerKey) -> np.ndarray:
     """Places of the layer's cells along the bank's fan_in, as a table like `lattice.rows`; -1 elsewhere."""
     number, dilation = layer
     dilated = np.array([tile.dilation == dilation for tile in lattice.tiles] + [False])
@@ -236,7 +236,7 @@ def _layer_places(lattice: KernelLattice, layer: LayerKey) -> np.ndarray:
 @functools.lru_cache(maxsize=128)
 def _rectangles(lattice: KernelLattice, layer: LayerKey) -> tuple[_Rectangle, ...]:
     """The layer's cells as full rectangles: outputs that read the same inputs stand together."""
-    present = _layer_places(lattice, layer) >= 0
+    present = layer_places(lattice, layer) >= 0
     names = {row: present[row].tobytes() for row in np.flatnonzero(present.any(axis=1))}
     by_inputs: dict[bytes, list[int]] = {}
     for output, row in enumerate(lattice.row_of_output):
@@ -338,7 +338,7 @@ def kernel_parts(lattice: KernelLattice, step: Step, layer: LayerKey) -> tuple[P
     """How a step's kernel for one layer is cut from the layer's bank, side by side along the outputs."""
     inputs_of_group = np.array(step.inputs).reshape(step.groups, -1)
     group_of_output = np.repeat(np.arange(step.groups), len(step.outputs) // step.groups)
-    table = _layer_places(lattice, layer)
+    table = layer_places(lattice, layer)
     column_of = {output: n for n, output in enumerate(lattice.banks[layer[0]].outputs)}
     parts: list[Part] = []
     # One choice of bank rows serves a run of outputs as long as none asks for another row at any input.
