@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
-from msconv_jax.models.layers import check_positive, classifier
+from msconv_jax.arguments import check_positive
+from msconv_jax.models.layers import classifier
 from msconv_jax.modes.dtypes import wide_dtype
 from msconv_jax.signatures import explains_arguments
 

@@ -8,17 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.arguments import check_positive
 from msconv_jax.models.blocks import Bottleneck
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import (
-    PaddingRule,
-    batch_norm,
-    check_drop_path_rate,
-    check_padding_rule,
-    check_positive,
-    max_pool,
-)
-from msconv_jax.models.parts import ConvShortcut, Layer, Parts, shortened
+from msconv_jax.models.layers import ConvShortcut, Layer, Parts, batch_norm, check_drop_path_rate, first_names
+from msconv_jax.models.pooling import PaddingRule, check_padding_rule, max_pool
 from msconv_jax.modes.picklable import Picklable
 
 __all__ = [
@@ -336,7 +330,7 @@ def check_conv_paths(model: nnx.Module, conv: Convs) -> None:
         beyond = [path for path in conv if path not in known]
         if beyond:
             raise ValueError(
-                f"conv has factories for {shortened(beyond)}: {type(model).__name__} has no such convolution; leave "
+                f"conv has factories for {first_names(beyond)}: {type(model).__name__} has no such convolution; leave "
                 "them out, or build the network that they are for"
             )
 
