@@ -11,7 +11,7 @@ from msconv_jax.lowering.plan import Plan, Step, blocks_read, layer_steps, step_
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """Where a convolution is computed.
+    """The size of a convolution's work.
 
     Attributes:
         batch: number of images.
@@ -30,7 +30,7 @@ class Site:
 
     @property
     def input_pixels(self) -> int:
-        """About as many pixels as the input has, batch included."""
+        """Input pixels, batch included: the output pixels times the strides."""
         return self.pixels * math.prod(self.strides)
 
 

@@ -187,7 +187,8 @@ def explain(
         return _explain_lattice(module_or_lattice, shape, backend, strides, padding, lowering)
     if not isinstance(module_or_lattice, nnx.Module):
         raise ValueError(
-            f"module_or_lattice is a {type(module_or_lattice).__name__} but must be a flax.nnx.Module or a KernelLattice."
+            f"module_or_lattice is a {type(module_or_lattice).__name__} but must be a flax.nnx.Module or a "
+            "KernelLattice."
         )
     for name, value in (("strides", strides), ("padding", padding), ("lowering", lowering)):
         if value is not None:
