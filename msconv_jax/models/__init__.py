@@ -1,5 +1,6 @@
 """Networks built from the operators, by name (`create_model`) or by part (`ResNet`)."""
 
+from msconv_jax.models.backbone import FeatureBackbone
 from msconv_jax.models.blocks import BasicBlock, Bottleneck, ResidualBlock
 from msconv_jax.models.families import MODELS
 from msconv_jax.models.families.acnet import ACResNet
@@ -9,7 +10,7 @@ from msconv_jax.models.families.octave.mobilenet import OctMobileNetV1, OctMobil
 from msconv_jax.models.families.octave.resnet import OctBasicBlock, OctBottleneck, OctResNet
 from msconv_jax.models.families.res2net_dla import DLA
 from msconv_jax.models.families.vgg import VGG
-from msconv_jax.models.image_model import FeatureBackbone, ImageModel
+from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import ConvShortcut, Parts, SqueezeExcite
 from msconv_jax.models.registry import (
     ModelEntry,

@@ -14,7 +14,8 @@ from typing import Any
 
 from flax import nnx
 
-from msconv_jax.models.image_model import FeatureBackbone, ImageModel
+from msconv_jax.models.backbone import FeatureBackbone
+from msconv_jax.models.image_model import ImageModel
 from msconv_jax.signatures import SYMPTOMS, check_arguments, explains_arguments
 
 __all__ = [

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.arguments import check_positive
-from msconv_jax.models.image_model import FeatureBackbone
+from msconv_jax.models.backbone import FeatureBackbone
 from msconv_jax.models.layers import ConvNormAct, Parts, batch_norm
 from msconv_jax.models.registry import ADE20K, ModelEntry, Published
-from msconv_jax.models.resnet import Convs
+from msconv_jax.models.stages import Convs
 from msconv_jax.operators import PyConv
 from msconv_jax.segmentation.segmenter import Segmenter, SegmenterOptions, create_backbone
 from msconv_jax.signatures import explains_arguments

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.arguments import check_positive
-from msconv_jax.models.image_model import FeatureBackbone
+from msconv_jax.models.backbone import FeatureBackbone
 from msconv_jax.models.layers import ConvNormAct, Parts
 from msconv_jax.models.registry import create_model
-from msconv_jax.models.resnet import Convs
+from msconv_jax.models.stages import Convs
 from msconv_jax.signatures import explains_arguments
 from msconv_jax.vision.resize import resize_bilinear
 

@@ -14,7 +14,8 @@ from msconv_jax.arguments import check_positive
 from msconv_jax.models.layers import Layer, batch_norm
 from msconv_jax.models.pooling import PaddingRule
 from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
-from msconv_jax.models.resnet import IMAGENET_STEM, LAYERS, ResNet, Stem, check_stages, stage_grids
+from msconv_jax.models.resnet import IMAGENET_STEM, LAYERS, ResNet, Stem
+from msconv_jax.models.stages import check_stages, stage_grids
 from msconv_jax.operators.acnet import ACConv, Kind, Mix
 
 __all__ = ["MODELS", "ACResNet"]

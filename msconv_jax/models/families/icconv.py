@@ -19,7 +19,8 @@ from msconv_jax.models.blocks import BasicBlock
 from msconv_jax.models.families.mobilenet import MobileNetV2
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
-from msconv_jax.models.resnet import LAYERS, Convs, ResNet
+from msconv_jax.models.resnet import LAYERS, ResNet
+from msconv_jax.models.stages import Convs
 from msconv_jax.operators import ICConv
 from msconv_jax.operators.icconv import Pattern
 
@@ -138,7 +139,7 @@ MODELS = (
     _entry(
         "ic_resnet50",
         ResNet,
-        Published(_IC1, None, None, 77.30, 93.58, weights=_NONE),
+        Published(_IC1, top1=77.30, top5=93.58, weights=_NONE),
         layers=LAYERS[50],
         patterns="ic_resnet50_k9_det",
     ),
@@ -146,7 +147,7 @@ MODELS = (
     _entry(
         "ic_resnet18",
         ResNet,
-        Published(_IC1, None, None, 71.74, 90.91),
+        Published(_IC1, top1=71.74, top5=90.91),
         layers=LAYERS[18],
         block=BasicBlock,
         patterns="even",
@@ -154,11 +155,11 @@ MODELS = (
     _entry(
         "ic_resnext101_32x4d",
         ResNet,
-        Published(_IC1, None, None, 79.33, 94.74),
+        Published(_IC1, top1=79.33, top5=94.74),
         layers=LAYERS[101],
         groups=32,
         base_width=4,
         patterns="even",
     ),
-    _entry("ic_mobilenetv2", MobileNetV2, Published(_IC1, None, None, 71.92, 90.54), patterns="even"),
+    _entry("ic_mobilenetv2", MobileNetV2, Published(_IC1, top1=71.92, top5=90.54), patterns="even"),
 )

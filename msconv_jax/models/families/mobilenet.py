@@ -14,7 +14,7 @@ from msconv_jax.arguments import check_positive
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import ConvFactory, ConvNormAct, Layer, Parts, batch_norm, check_drop_path_rate, drop_path
 from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
-from msconv_jax.models.resnet import check_conv_paths
+from msconv_jax.models.stages import check_conv_paths
 from msconv_jax.modes.picklable import Picklable
 
 __all__ = [

@@ -20,12 +20,12 @@ _MIT = "MIT"  # the weights are the backbones of the public detectors
 
 _RESULTS = {
     "ps_resnet50": Published("PSConv paper, tables 1 and 2", "25.557", "4.089", 78.874, 94.276, weights=_MIT),
-    "ps_resnet101": Published(_PS1, None, None, 80.046, 94.948, weights=_MIT),
+    "ps_resnet101": Published(_PS1, top1=80.046, top5=94.948, weights=_MIT),
     "ps_resnet152": Published(),
-    "ps_resnext50_32x4d": Published(_PS1, None, None, 79.622, 94.704),
-    "ps_resnext101_32x4d": Published(_PS1, None, None, 80.502, 95.276, weights=_MIT),
-    "ps_se_resnet50": Published(_PS1, None, None, 79.186, 94.422),
-    "ps_se_resnet101": Published(_PS1, None, None, 80.214, 95.076),
+    "ps_resnext50_32x4d": Published(_PS1, top1=79.622, top5=94.704),
+    "ps_resnext101_32x4d": Published(_PS1, top1=80.502, top5=95.276, weights=_MIT),
+    "ps_se_resnet50": Published(_PS1, top1=79.186, top5=94.422),
+    "ps_se_resnet101": Published(_PS1, top1=80.214, top5=95.076),
     "ps_resnext29_8x64d": Published(_PS6, top1=82.862),
     "ps_resnext29_16x64d": Published(_PS6, top1=83.472),
     "ps_resnet8": Published(),

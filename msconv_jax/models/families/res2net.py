@@ -258,7 +258,7 @@ MODELS = (
         "se_res2net50",
         50,
         4,
-        Published("Res2Net paper, table 1", None, None, 78.44, 94.06),
+        Published("Res2Net paper, table 1", top1=78.44, top5=94.06),
         base_width=26,
         se_reduction=16,
     ),

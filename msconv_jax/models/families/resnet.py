@@ -32,21 +32,21 @@ def _entry(
 
 
 MODELS = (
-    _entry("resnet18", _RESNET, Published(_IC1, None, None, 70.67, 89.74, weights=_BSD), layers=LAYERS[18], **_BASIC),
+    _entry("resnet18", _RESNET, Published(_IC1, top1=70.67, top5=89.74, weights=_BSD), layers=LAYERS[18], **_BASIC),
     _entry("resnet34", _RESNET, Published(weights=_BSD), layers=LAYERS[34], **_BASIC),
     _entry("resnet50", _RESNET, Published(_PS1, "25.557", "4.089", 77.150, 93.468, weights=_BSD), layers=LAYERS[50]),
-    _entry("resnet101", _RESNET, Published(_PS1, None, None, 78.898, 94.304, weights=_BSD), layers=LAYERS[101]),
+    _entry("resnet101", _RESNET, Published(_PS1, top1=78.898, top5=94.304, weights=_BSD), layers=LAYERS[101]),
     _entry("resnet152", _RESNET, Published(_PY3, "60.19", "11.62", 78.45, 94.26, weights=_BSD), layers=LAYERS[152]),
     _entry(
         "resnext50_32x4d",
         _RESNEXT,
-        Published(_PS1, None, None, 78.198, 93.916, weights=_BSD),
+        Published(_PS1, top1=78.198, top5=93.916, weights=_BSD),
         layers=LAYERS[50],
         **_X4D,
     ),
-    _entry("resnext101_32x4d", _RESNEXT, Published(_PS1, None, None, 79.498, 94.610), layers=LAYERS[101], **_X4D),
-    _entry("se_resnet50", _SENET, Published(_PS1, None, None, 77.808, 93.960), layers=LAYERS[50], se_reduction=16),
-    _entry("se_resnet101", _SENET, Published(_PS1, None, None, 79.268, 94.594), layers=LAYERS[101], se_reduction=16),
+    _entry("resnext101_32x4d", _RESNEXT, Published(_PS1, top1=79.498, top5=94.610), layers=LAYERS[101], **_X4D),
+    _entry("se_resnet50", _SENET, Published(_PS1, top1=77.808, top5=93.960), layers=LAYERS[50], se_reduction=16),
+    _entry("se_resnet101", _SENET, Published(_PS1, top1=79.268, top5=94.594), layers=LAYERS[101], se_reduction=16),
     _entry("resnext29_8x64d", _RESNEXT, Published(_PS6, top1=81.926), CIFAR_100, groups=8, **_LAYERS_29),
     _entry("resnext29_16x64d", _RESNEXT, Published(_PS6, top1=82.462), CIFAR_100, groups=16, **_LAYERS_29),
     _entry("resnet8", _RESNET, Published(), CIFAR_10, layers=(1, 1, 1), **_SMALL),

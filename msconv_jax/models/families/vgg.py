@@ -15,7 +15,7 @@ from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import Layer, Parts, batch_norm, check_drop_path_rate
 from msconv_jax.models.pooling import max_pool
 from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, Published
-from msconv_jax.models.resnet import Convs, check_conv_paths, check_stages, conv_of_each_stage
+from msconv_jax.models.stages import Convs, check_conv_paths, check_stages, conv_of_each_stage
 from msconv_jax.modes.dtypes import wide_dtype
 from msconv_jax.modes.picklable import Picklable
 from msconv_jax.vision.resize import adaptive_average_pool

@@ -15,7 +15,8 @@ from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import Parts, batch_norm, check_drop_path_rate, drop_path, kaiming_normal, naming_layer
 from msconv_jax.models.pooling import max_pool
 from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, Published
-from msconv_jax.models.resnet import CIFAR_STEM, IMAGENET_STEM, LAYERS, Stem, check_stages, stage_grids
+from msconv_jax.models.resnet import CIFAR_STEM, IMAGENET_STEM, LAYERS, Stem
+from msconv_jax.models.stages import check_stages, stage_grids
 from msconv_jax.operators.octave.maps import Maps, OctBatchNorm, oct_upsample
 from msconv_jax.operators.octave.octconv import OctConvNormAct
 
