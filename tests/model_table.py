@@ -1,9 +1,9 @@
-"""Counts every registered network, and puts the registry's table into the README.
+"""Counts every registered network, and writes the registry's table into docs/models.md.
 
     python -m tests.model_table
 
 writes ``msconv_jax/models/counts.json``, which the registry's entries read, and then the table of
-``python -m msconv_jax list`` into README.md, between two comments. It builds shapes only, and still takes minutes.
+``python -m msconv_jax list`` into docs/models.md, between two comments. It builds shapes only, and still takes minutes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from msconv_jax.models.registry import known_counts
 
 ROOT = Path(__file__).parent.parent
 COUNTS = ROOT / "msconv_jax" / "models" / "counts.json"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "models.md"
 OPENING, CLOSING = "<!-- `python -m tests.model_table` wrote this -->", "<!-- the table's end -->"
 
 
@@ -32,16 +32,16 @@ def count(name: str) -> dict[str, int]:
     return {"parameters": count_parameters(model), "macs": macs}
 
 
-def with_table(readme: str) -> str:
-    """The README with the present table in its place.
+def with_table(page: str) -> str:
+    """The page with the present table between its two comments.
 
     Raises:
-        ValueError: if the README has no place for it.
+        ValueError: if the page lacks the comments.
     """
-    before, opening, rest = readme.partition(OPENING)
+    before, opening, rest = page.partition(OPENING)
     _, closing, after = rest.partition(CLOSING)
     if not (opening and closing):
-        raise ValueError(f"the README has no place for the table: it needs the lines {OPENING!r} and {CLOSING!r}.")
+        raise ValueError(f"the page has no place for the table: it needs the lines {OPENING!r} and {CLOSING!r}.")
     return f"{before}{OPENING}\n{listing('*')}\n{CLOSING}{after}"
 
 
@@ -50,8 +50,8 @@ def main() -> None:
     counts = {name: count(name) for name in list_models()}
     COUNTS.write_text(json.dumps(counts, indent=1) + "\n")
     known_counts.cache_clear()
-    README.write_text(with_table(README.read_text()))
-    print(f"wrote {COUNTS} and the table in {README}")
+    PAGE.write_text(with_table(PAGE.read_text()))
+    print(f"wrote {COUNTS} and the table in {PAGE}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The registry's figures: counted ones are the networks', published ones agree with them, the README shows both."""
+"""The registry's figures: counted ones are the networks', published ones agree with them, docs/models.md shows both."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from msconv_jax.models import list_models, model_entry
 from msconv_jax.models.published import PUBLISHED, Published
 from msconv_jax.models.registry import known_counts
-from tests.model_table import README, count, with_table
+from tests.model_table import PAGE, count, with_table
 
 QUICK = ("ps_resnet8", "oct_resnet26", "mobilenetv1")
 
@@ -72,13 +72,13 @@ def test_images():
     assert model_entry("ac_resnet50").mean == model_entry("resnet50").mean[::-1]
 
 
-def test_the_readme_shows_the_present_table():
-    text = README.read_text()
+def test_the_page_shows_the_present_table():
+    text = PAGE.read_text()
     assert with_table(text) == text
     for name in list_models():
         assert re.search(rf"^\| {name} +\|", text, re.MULTILINE)
 
 
-def test_a_readme_without_a_place_is_refused():
+def test_a_page_without_a_place_is_refused():
     with pytest.raises(ValueError, match="no place for the table"):
         with_table("# msconv_jax")
