@@ -20,7 +20,7 @@ from msconv_jax.models.registry import known_counts
 
 ROOT = Path(__file__).parent.parent
 COUNTS = ROOT / "msconv_jax" / "models" / "counts.json"
-DOCUMENT = ROOT / "README.md"
+DOCUMENT = ROOT / "docs" / "models.md"
 OPENING, CLOSING = "<!-- `python -m tests.model_table` wrote this -->", "<!-- the table's end -->"
 
 
