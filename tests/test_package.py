@@ -175,14 +175,3 @@ def test_installed_programs_find_themselves_in_the_processes_they_start(run_inst
     assert (
         "python -m msconv_jax.train.predict" in (elsewhere / "comparison" / "plain" / "seed0" / "log.txt").read_text()
     )
-
-
-def test_the_core_has_few_dependencies():
-    names = {dependency.split(">")[0] for dependency in PROJECT["dependencies"]}
-    assert names == {"jax", "jaxlib", "flax", "optax", "orbax-checkpoint"}
-
-
-def test_extras():
-    extras = PROJECT["optional-dependencies"]
-    assert set(extras) == {"train", "test", "export", "onnx", "gpu", "tpu", "prepare", "colab", "analysis"}
-    assert extras["gpu"] == ["jax[cuda13]>=0.10"]
