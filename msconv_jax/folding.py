@@ -155,10 +155,11 @@ def _affine(norm: nnx.BatchNorm) -> tuple[jax.Array, jax.Array]:
 
 
 def _scale(kernel: nnx.Param[jax.Array], scale: jax.Array) -> None:
-    kernel[...] = (kernel[...] * scale).astype(kernel.dtype)
+    factors = jnp.expand_dims(scale, range(kernel[...].ndim - 1))
+    kernel[...] = (kernel[...].astype(factors.dtype) * factors).astype(kernel.dtype)
 
 
 def _new_bias(
     bias: nnx.Param[jax.Array] | None, scale: jax.Array, shift: jax.Array, dtype: Any
 ) -> nnx.Param[jax.Array]:
-    return nnx.Param((shift if bias is None else bias[...] * scale + shift).astype(dtype))
+    return nnx.Param((shift if bias is None else bias[...].astype(scale.dtype) * scale + shift).astype(dtype))
