@@ -277,13 +277,9 @@ class KernelLattice:
 
     # --- kernels ---
 
-    @property
+    @functools.cached_property
     def banks(self) -> tuple[Bank, ...]:
         """The arrays of the packed form, by kernel size and then by first output."""
-        return self._banks
-
-    @functools.cached_property
-    def _banks(self) -> tuple[Bank, ...]:
         return packing.make_banks(self)
 
     def bank_places(self, bank: Bank) -> Int[np.ndarray, "rows inputs"]:
@@ -302,7 +298,7 @@ class KernelLattice:
         Raises:
             ValueError: if the shapes are neither those of the tiles nor those of the banks.
         """
-        return packing.pack(self, kernels)
+        return packing.pack(self, self.banks, kernels)
 
     def expand(self, kernels: ArrayLike | Sequence[ArrayLike]) -> Shaped[Array, "*extent in_features out_features"]:
         """The one dense kernel that means the same as the lattice.
@@ -315,7 +311,7 @@ class KernelLattice:
             lattice's convolution equals one with this kernel, padded by ``padding_offset`` more before and by
             ``extent - base_extent - padding_offset`` more after than the base kernel.
         """
-        return packing.expand(self, kernels)
+        return packing.expand(self, self.banks, kernels)
 
     @property
     def padding_offset(self) -> tuple[int, ...]:

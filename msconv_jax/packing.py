@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +22,9 @@ __all__ = ["Bank", "bank_places", "expand", "make_banks", "pack"]
 Kernels = ArrayLike | Sequence[ArrayLike]
 
 
+@runtime_checkable
 class _Tile(Protocol):
-    """What packing reads of a tile."""
+    """The attributes of a tile that packing reads."""
 
     @property
     def outputs(self) -> slice: ...
@@ -31,10 +32,13 @@ class _Tile(Protocol):
     def inputs(self) -> slice: ...
     @property
     def kernel_size(self) -> tuple[int, ...]: ...
+    @property
+    def dilation(self) -> tuple[int, ...]: ...
 
 
+@runtime_checkable
 class _Lattice(Protocol):
-    """What packing reads of a lattice."""
+    """The attributes of a lattice that packing reads."""
 
     @property
     def in_features(self) -> int: ...
@@ -47,11 +51,7 @@ class _Lattice(Protocol):
     @property
     def row_of_output(self) -> Int[np.ndarray, " outputs"]: ...
     @property
-    def dilations(self) -> Int[np.ndarray, "outputs inputs ndim"]: ...
-    @property
     def extent(self) -> tuple[int, ...]: ...
-    @property
-    def banks(self) -> tuple[Bank, ...]: ...
     def tap_offset(self, kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]: ...
 
 
@@ -101,11 +101,11 @@ def _has_kernel_size(lattice: _Lattice, kernel_size: tuple[int, ...]) -> np.ndar
     return of_tile[lattice.rows]
 
 
-def pack(lattice: _Lattice, kernels: Kernels) -> tuple[Array, ...]:
+def pack(lattice: _Lattice, banks: Sequence[Bank], kernels: Kernels) -> tuple[Array, ...]:
     """Kernels in either form as one array per bank; see :meth:`msconv_jax.KernelLattice.pack`."""
     arrays = tuple(jnp.asarray(kernel) for kernel in (kernels if isinstance(kernels, Sequence) else (kernels,)))
     shapes = [array.shape for array in arrays]
-    bank_shapes = [bank.shape for bank in lattice.banks]
+    bank_shapes = [bank.shape for bank in banks]
     if shapes == bank_shapes:
         return arrays
     tile_shapes = [
@@ -116,7 +116,7 @@ def pack(lattice: _Lattice, kernels: Kernels) -> tuple[Array, ...]:
             f"kernels have the shapes {short_list(shapes)}: expected {short_list(bank_shapes)} (packed) or "
             f"{short_list(tile_shapes)} (one per tile)."
         )
-    return tuple(_packed_bank(lattice, bank, arrays) for bank in lattice.banks)
+    return tuple(_packed_bank(lattice, bank, arrays) for bank in banks)
 
 
 def _packed_bank(lattice: _Lattice, bank: Bank, tile_kernels: Sequence[Array]) -> Array:
@@ -136,19 +136,22 @@ def _packed_bank(lattice: _Lattice, bank: Bank, tile_kernels: Sequence[Array]) -
     return packed
 
 
-def expand(lattice: _Lattice, kernels: Kernels) -> Shaped[Array, "*extent in_features out_features"]:
+def expand(
+    lattice: _Lattice, banks: Sequence[Bank], kernels: Kernels
+) -> Shaped[Array, "*extent in_features out_features"]:
     """The one dense kernel that means the same; see :meth:`msconv_jax.KernelLattice.expand`."""
-    arrays = pack(lattice, kernels)
+    arrays = pack(lattice, banks, kernels)
     dense = jnp.zeros((*lattice.extent, lattice.in_features, lattice.out_features), common_dtype(*arrays))
-    dilations = lattice.dilations
-    for bank, array in zip(lattice.banks, arrays, strict=True):
+    dilation_of_tile = np.array([tile.dilation for tile in lattice.tiles])
+    for bank, array in zip(banks, arrays, strict=True):
         outputs = np.array(bank.outputs)
-        places = bank_places(lattice, bank)[lattice.row_of_output[outputs]]
+        rows = lattice.row_of_output[outputs]
+        places, dilations = bank_places(lattice, bank)[rows], dilation_of_tile[lattice.rows[rows]]
         kernels_of_cells = array[..., np.maximum(places, 0).T, np.arange(len(outputs))]  # (*kernel_size, in, outputs)
-        for dilation in np.unique(dilations[outputs][places >= 0], axis=0):
-            has_dilation = (places >= 0) & (dilations[outputs] == dilation).all(axis=-1)
+        for dilation in map(tuple, np.unique(dilations[places >= 0], axis=0).tolist()):
+            has_dilation = (places >= 0) & (dilations == dilation).all(axis=-1)
             taps = tuple(
-                slice(first, first + (size - 1) * int(gap) + 1, int(gap))
+                slice(first, first + (size - 1) * gap + 1, gap)
                 for first, size, gap in zip(
                     lattice.tap_offset(bank.kernel_size, dilation), bank.kernel_size, dilation, strict=True
                 )

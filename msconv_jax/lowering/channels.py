@@ -1,3 +1,4 @@
+# pyright: strict
 """Selects channels of an array by fixed numbers, without a gather if the numbers are regular.
 
 XLA's gather, and above all its gradient, a scatter, are slow on every backend; slices, reshapes and transposes are

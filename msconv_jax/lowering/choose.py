@@ -1,3 +1,4 @@
+# pyright: strict
 """Chooses how a kernel lattice becomes a short list of fast operations: makes plans and compares their costs.
 
 A plan is static data, made once for a lattice and cached; :mod:`msconv_jax.lowering.execute` executes it. Each
@@ -221,7 +222,7 @@ def _layers(lattice: KernelLattice) -> tuple[LayerKey, ...]:
     """The pairs of bank and dilation in the lattice, in a fixed order."""
     found: list[LayerKey] = []
     for number, bank in enumerate(lattice.banks):
-        tiles = np.unique(lattice.rows[lattice.bank_places(bank) >= 0])
+        tiles: list[int] = np.unique(lattice.rows[lattice.bank_places(bank) >= 0]).tolist()
         found += [(number, dilation) for dilation in sorted({lattice.tiles[tile].dilation for tile in tiles})]
     return tuple(found)
 
@@ -255,7 +256,7 @@ def _blocks(lattice: KernelLattice, layer: LayerKey) -> tuple[tuple[_Rectangle, 
     blocks: list[tuple[set[int], list[_Rectangle]]] = []
     for rectangle in _rectangles(lattice, layer):
         inputs, members = set(rectangle[0]), [rectangle]
-        disjoint = []
+        disjoint: list[tuple[set[int], list[_Rectangle]]] = []
         for block in blocks:
             if inputs.isdisjoint(block[0]):
                 disjoint.append(block)
@@ -278,8 +279,12 @@ def _packs(lattice: KernelLattice, layer: LayerKey, width: int) -> list[list[_Re
 
 def _bounds(rectangles: Iterable[_Rectangle]) -> _Rectangle:
     """All inputs and all outputs of the rectangles."""
-    inputs, outputs = zip(*rectangles, strict=True)
-    return tuple(sorted(set().union(*inputs))), tuple(sorted(set().union(*outputs)))
+    inputs: set[int] = set()
+    outputs: set[int] = set()
+    for rectangle in rectangles:
+        inputs.update(rectangle[0])
+        outputs.update(rectangle[1])
+    return tuple(sorted(inputs)), tuple(sorted(outputs))
 
 
 def _equal_groups(lattice: KernelLattice) -> int:
@@ -343,7 +348,9 @@ def kernel_parts(lattice: KernelLattice, step: Step, layer: LayerKey) -> tuple[P
     column_of = {output: n for n, output in enumerate(lattice.banks[layer[0]].outputs)}
     parts: list[Part] = []
     # Consecutive outputs share one gather as long as their row choices agree.
-    rows, outputs, places = np.array([]), [], []
+    rows: np.ndarray = np.array([])
+    outputs: list[int] = []
+    places: list[np.ndarray] = []
 
     def close() -> None:
         if outputs:

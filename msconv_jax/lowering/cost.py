@@ -1,3 +1,4 @@
+# pyright: strict
 """The predicted cost of plans on each backend, by which :mod:`msconv_jax.lowering.choose` chooses."""
 
 from __future__ import annotations

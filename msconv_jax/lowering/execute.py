@@ -116,7 +116,7 @@ def convolve_packed(x: Inputs, packed: Banks, *, convolution: Convolution) -> Ou
 
 
 def _execute(x: Inputs, packed: Banks, *, convolution: Convolution, plan: Plan) -> Outputs:
-    results = []
+    results: list[Array] = []
     for step in plan:
         inputs = take_channels(x, step.inputs)
         if step.way == "convolve":
@@ -207,13 +207,15 @@ def _shift_step(x: Inputs, packed: Banks, step: Step, convolution: Convolution) 
     kernel, extent = _layer_kernel(packed, lattice, step, layer), _layer_extent(lattice, layer)
     pads = convolution.tile_pads(extent, lattice.offset(extent))
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
-    terms = []
-    for tap in np.ndindex(*kernel.shape[:-2]):
+
+    def product(tap: tuple[int, ...]) -> Array:
         first = [t * d for t, d in zip(tap, layer[1], strict=True)]
         last = [f + (n - 1) * s + 1 for f, n, s in zip(first, convolution.output, convolution.strides, strict=True)]
         shifted = lax.slice(x, (0, *first, 0), (x.shape[0], *last, x.shape[-1]), (1, *convolution.strides, 1))
-        terms.append(_grouped_product(shifted, kernel[tap], step.groups, convolution))
-    return functools.reduce(operator.add, terms).astype(convolution.dtype)
+        return _grouped_product(shifted, kernel[tap], step.groups, convolution)
+
+    total = functools.reduce(operator.add, map(product, np.ndindex(*kernel.shape[:-2])))
+    return total.astype(convolution.dtype)
 
 
 def _scatter_step(x: Inputs, packed: Banks, step: Step, convolution: Convolution) -> Outputs:
@@ -281,7 +283,8 @@ def _layer_extent(lattice: KernelLattice, layer: LayerKey) -> tuple[int, ...]:
 def _layer_kernel(packed: Banks, lattice: KernelLattice, step: Step, layer: LayerKey) -> Kernel:
     """The undilated kernel ``(*kernel_size, inputs of a group, outputs)`` of one layer of a step."""
     bank = packed[layer[0]]
-    columns, outputs = [], []
+    columns: list[Array] = []
+    outputs: list[int] = []
     for part in kernel_parts(lattice, step, layer):
         piece = take_channels(take_channels(bank, part.columns), part.rows, axis=-2)
         if part.mask is not None:
@@ -314,7 +317,7 @@ def _assemble(results: list[Array], plan: Plan) -> Outputs:
     """Adds the steps' results for each output channel and orders the channels."""
     scheme = assembly(tuple(step.outputs for step in plan))
     dtype = results[0].dtype
-    sums = []
+    sums: list[Array] = []
     for terms in scheme.sums:
         arrays = [take_channels(results[step], positions) for step, positions in terms]
         if len(arrays) > 1:  # added in float32: half precision is rounded once more, not once per term
