@@ -301,6 +301,13 @@ def test_unknown_keyword_lists_near_matches_and_the_valid_ones():
         create_model("resnet8", drop_path=0.1, rngs=nnx.Rngs(0))
 
 
+def test_the_keywords_of_a_typed_dictionary_are_the_models():
+    entry = model_entry("seg_baseline_resnet50")
+    assert {"backbone_options", "conv", "num_classes", "features", "zoom", "dtype"} <= set(entry.keywords)
+    with pytest.raises(TypeError, match=r"no argument 'zom': did you mean zoom"):
+        entry.check_keywords(["zom"])
+
+
 def test_conv_overrides_any_models_convolution():
     def build(name, conv):
         return nnx.eval_shape(lambda: create_model(name, conv=conv, rngs=nnx.Rngs(0)))
