@@ -221,7 +221,7 @@ def test_images_of_another_size_are_refused_where_weights_are_by_position():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"input_size": 224}, r"input_size=224: must be the images' height and width, as \(224, 224\)"),
+        ({"input_size": 224}, r"input_size=224: must be the images' height and width, such as \(224, 224\)"),
         ({"input_size": (224, 0)}, "input_size=0: .*height and width"),
         ({"input_size": (224, 224, 3)}, r"input_size=\(224, 224, 3\)"),
         ({"kind": "global"}, r"^layer1\.0\.conv2: kind='global'"),
