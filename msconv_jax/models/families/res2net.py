@@ -203,20 +203,15 @@ class Res2Bottleneck(ResidualBlock):
         if kind is None:
             kind = "stage" if strides != 1 or in_features != out_features else "normal"
         slice_parts = dataclasses.replace(parts, groups=groups, dilation=dilation)
-        slice_conv = slice_parts.spatial_conv(f"{name}.conv2")
-
-        def split(*shape: Any, **options: Any) -> Layer:
-            return Res2Conv(
-                *shape,
-                scale=scale,
-                kind=kind,
-                last_slice=last_slice if kind == "stage" else "pool",
-                conv=slice_conv,
-                norm=parts.norm,
-                act=parts.act,
-                **options,
-            )
-
+        split = partial(
+            Res2Conv,
+            scale=scale,
+            kind=kind,
+            last_slice=last_slice if kind == "stage" else "pool",
+            conv=slice_parts.spatial_conv(f"{name}.conv2"),
+            norm=parts.norm,
+            act=parts.act,
+        )
         self.conv1 = parts.dense(f"{name}.conv1", in_features, width, 1, 1, rngs)
         self.bn1 = parts.normalise(f"{name}.bn1", width, rngs)
         self.conv2 = dataclasses.replace(slice_parts, conv=split).spatial(f"{name}.conv2", width, width, strides, rngs)
