@@ -103,6 +103,9 @@ def check_arguments(
     hints = {name: parameter.annotation for name, parameter in inspect.signature(target).parameters.items()}
     with contextlib.suppress(NameError):  # a name that is only imported for type checkers
         hints |= typing.get_type_hints(target)
+    for hint in [*hints.values()]:
+        if get_origin(hint) is typing.Unpack:  # keywords that a TypedDict names
+            hints |= typing.get_type_hints(get_args(hint)[0])
     for name, value in arguments.items():
         if name in ("dtype", "param_dtype") and not _is_dtype(value):
             raise ValueError(f"{name} is {_shown(value)} but must be a type of numbers, as jnp.bfloat16") from cause

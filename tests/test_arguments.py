@@ -35,6 +35,7 @@ def build(name="resnet8", **arguments):
         ({"name": "ac_resnet50", "input_size": 32}, "input_size=32: must be the images' height and width"),
         ({"name": "seg_baseline_ps_resnet8", "backbone_options": 3}, "backbone_options is 3 but must be a dictionary"),
         ({"name": "seg_baseline_ps_resnet8", "auxiliary_features": -1}, "auxiliary_features=-1: must be an integer"),
+        ({"name": "seg_baseline_ps_resnet8", "auxiliary": "no"}, "auxiliary is 'no' but must be True or False"),
         ({"name": ["resnet8"]}, "name is ['resnet8'] but must be a string"),
     ],
 )

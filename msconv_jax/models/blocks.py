@@ -74,9 +74,7 @@ class BasicBlock(ResidualBlock):
         planes: channels of both convolutions and of the output.
         strides: stride of the first convolution.
         parts: the network's parts, with `groups=1` and `base_width=64`.
-        name: see `ResidualBlock`, as for the arguments below.
-        drop_path_rate: probability of dropping the branch in training.
-        rngs: source of the random streams.
+        name, drop_path_rate, rngs: see `ResidualBlock`.
 
     Raises:
         ValueError: if `parts` has groups, or if a layer refuses its channels.
@@ -132,9 +130,7 @@ class Bottleneck(ResidualBlock):
         planes: a quarter of the output channels.
         strides: stride of the 3x3 convolution.
         parts: the network's parts.
-        name: see `ResidualBlock`, as for the arguments below.
-        drop_path_rate: probability of dropping the branch in training.
-        rngs: source of the random streams.
+        name, drop_path_rate, rngs: see `ResidualBlock`.
 
     Raises:
         ValueError: if the width would be zero, or if a layer refuses its channels.

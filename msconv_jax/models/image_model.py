@@ -6,10 +6,10 @@ import abc
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.arguments import check_positive
-from msconv_jax.models.layers import classifier
 from msconv_jax.modes.dtypes import wide_dtype
 from msconv_jax.signatures import explains_arguments
 
@@ -52,7 +52,24 @@ class ImageModel(nnx.Module):
         self.reset_classifier(num_classes, rngs=rngs)
 
     def _make_classifier(self, num_classes: int, rngs: nnx.Rngs) -> Any:
-        return classifier(self.num_features, num_classes, param_dtype=self._param_dtype, rngs=rngs)
+        """Builds a linear layer with PyTorch's default initialisation.
+
+        The compute type stays unset: the layer computes in the wider of the maps' type and `param_dtype`, so a bfloat16
+        network with float32 parameters has float32 logits.
+        """
+        bound = self.num_features**-0.5
+
+        def uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        return nnx.Linear(
+            self.num_features,
+            num_classes,
+            kernel_init=uniform,
+            bias_init=uniform,
+            param_dtype=self._param_dtype,
+            rngs=rngs,
+        )
 
     @explains_arguments
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:

@@ -25,7 +25,6 @@ __all__ = [
     "SqueezeExcite",
     "batch_norm",
     "check_drop_path_rate",
-    "classifier",
     "drop_path",
     "first_names",
     "kaiming_normal",
@@ -170,34 +169,6 @@ class SqueezeExcite(nnx.Module):
         """Gates maps (N, H, W, C); the result has the same shape and type."""
         gate = nnx.sigmoid(self.fc2(nnx.relu(self.fc1(x.mean(axis=(1, 2))))))
         return x * gate[:, None, None, :].astype(x.dtype)
-
-
-def classifier(features: int, num_classes: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.Linear:
-    """Builds the last linear layer with PyTorch's default initialisation.
-
-    Weights and bias are uniform within `1 / sqrt(features)`. The compute type stays unset: the layer computes in the
-    wider of the maps' type and `param_dtype`, so a bfloat16 network with float32 parameters has float32 logits.
-
-    Args:
-        features: number of input channels.
-        num_classes: number of logits.
-        param_dtype: type of the parameters.
-        rngs: source of the `params` stream.
-
-    Returns:
-        The module, (N, features) -> (N, num_classes).
-
-    Example:
-        >>> fc = classifier(64, 10, rngs=nnx.Rngs(0))
-        >>> bool(abs(fc.kernel[...]).max() <= 1 / 8)
-        True
-    """
-    bound = features**-0.5
-
-    def uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return nnx.Linear(features, num_classes, kernel_init=uniform, bias_init=uniform, param_dtype=param_dtype, rngs=rngs)
 
 
 class ConvShortcut(nnx.Module):

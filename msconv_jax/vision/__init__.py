@@ -1,4 +1,4 @@
-"""Array functions of dense tasks: pure, of fixed shapes, without modules."""
+"""Array functions of dense tasks: pure, with fixed shapes, without modules."""
 
 from msconv_jax.vision.losses import segmentation_cross_entropy
 from msconv_jax.vision.resize import adaptive_average_pool, resize_bilinear

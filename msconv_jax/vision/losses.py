@@ -1,4 +1,4 @@
-"""Losses of dense tasks as values and weights: callers sum both, over parts and devices, and divide once."""
+"""Losses of dense tasks as values and weights: callers sum both over batches and devices, and divide once."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["segmentation_cross_entropy"]
 def segmentation_cross_entropy(
     logits: jax.Array, labels: jax.Array, ignore_label: int = 255
 ) -> tuple[jax.Array, jax.Array]:
-    """The cross entropy of each pixel, and which pixels count.
+    """Computes the cross entropy of each pixel, and a mask of the pixels that are not ignored.
 
-    The mean over the pixels that count, of the whole batch, is ``losses.sum() / weights.sum()``; guard the division
-    where no pixel may count, as by ``jnp.maximum(weights.sum(), 1)``.
+    The mean over these pixels is ``losses.sum() / weights.sum()``. If all pixels of a batch may be ignored, divide by
+    ``jnp.maximum(weights.sum(), 1)``.
 
     Args:
-        logits: (..., C) of any floating type; half precision is made float32 before anything is computed.
+        logits: (..., C) of any floating type; half precision is converted to float32 first.
         labels: (...) integers: a class from 0 to C - 1, or `ignore_label`.
-        ignore_label: label of the pixels that do not count.
+        ignore_label: label of the ignored pixels.
 
     Returns:
-        Losses and weights, both (...) float32, or of the logits' wider type. Where the label is `ignore_label` both are
-        0, and so is the gradient. A label that is neither a class nor `ignore_label` has loss NaN and weight 1: wrong
-        labels make the sum NaN, since compiled code cannot raise.
+        Losses and weights, both (...) float32, or of the logits' wider type. Ignored pixels have loss, weight and
+        gradient 0. Pixels with any other label that is no class have loss NaN and weight 1, because compiled code
+        cannot raise.
 
     Raises:
-        ValueError: if the labels are no integers, or their shape is not that of the logits without the last axis.
+        ValueError: if the labels are no integers, or not of the logits' shape without the last axis.
 
     Source:
         PyTorch's ``CrossEntropyLoss(ignore_index=255, reduction="none")``.
@@ -40,7 +40,7 @@ def segmentation_cross_entropy(
         ([[1.0, 0.0, 1.0]], [0.6931, 0.0, 0.6931])
     """
     if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels of type {labels.dtype}: must be integers; convert them, as by astype(int)")
+        raise ValueError(f"labels of type {labels.dtype}: must be integers; convert them with astype(int)")
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"labels of shape {labels.shape} for logits of shape {logits.shape}: must be {logits.shape[:-1]}; "
@@ -49,7 +49,7 @@ def segmentation_cross_entropy(
     classes = logits.shape[-1]
     is_ignored = labels == ignore_label
     is_class = (labels >= 0) & (labels < classes)
-    index = jnp.where(is_class & ~is_ignored, labels, 0).astype(jnp.int32)  # a gather would clamp the others
+    index = jnp.where(is_class & ~is_ignored, labels, 0).astype(jnp.int32)  # the gather would clamp other labels
     log_probabilities = jax.nn.log_softmax(logits.astype(wide_dtype(logits.dtype)))
     losses = -jnp.take_along_axis(log_probabilities, index[..., None], axis=-1)[..., 0]
     losses = jnp.where(is_ignored, 0.0, jnp.where(is_class, losses, jnp.nan))

@@ -1,4 +1,4 @@
-"""Maps brought to another size as PyTorch does it: linear along each axis, so one small matrix for each."""
+"""Resizing as in PyTorch: linear along each axis, so a product with one small matrix for each axis."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from msconv_jax.arguments import check_positive
 
 __all__ = ["adaptive_average_pool", "resize_bilinear"]
 
 
-def adaptive_average_pool(x: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Averages over a grid of bins, which overlap where the size is no multiple of theirs.
+def adaptive_average_pool(x: Float[Array, "N H W C"], size: Sequence[int]) -> Float[Array, "N h w C"]:
+    """Averages over a grid of bins, which overlap if the maps' size is no multiple of the grid's.
 
     Args:
         x: maps (N, H, W, C).
@@ -33,19 +34,22 @@ def adaptive_average_pool(x: jax.Array, size: Sequence[int]) -> jax.Array:
         >>> adaptive_average_pool(jnp.arange(5.0).reshape(1, 5, 1, 1), (2, 1)).ravel().tolist()
         [1.0, 3.0]
     """
-    return _along_both(x, *(_pooling(old, new) for old, new in zip(x.shape[1:3], _checked(size), strict=True)))
+    sizes = zip(x.shape[1:3], _checked(size), strict=True)
+    return _multiply_axes(x, *(_pooling_matrix(old, new) for old, new in sizes))
 
 
-def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool = True) -> jax.Array:
-    """Interpolates linearly between the nearest positions, without smoothing where it shrinks.
+def resize_bilinear(
+    x: Float[Array, "N H W C"], size: Sequence[int], *, align_corners: bool = True
+) -> Float[Array, "N h w C"]:
+    """Interpolates linearly between the nearest pixels, without anti-aliasing.
 
-    `jax.image.resize` has no ``align_corners``, and smooths where it shrinks.
+    `jax.image.resize` has no ``align_corners``, and anti-aliases when it downsamples.
 
     Args:
         x: maps (N, H, W, C).
         size: rows and columns of the result.
-        align_corners: whether the first and the last positions fall together. Otherwise the outer edges of the pixels
-            do, so that position i of n lies at (i + 1/2) L / n - 1/2 of L, held within the map.
+        align_corners: whether the centres of the first and last pixels coincide. Otherwise the edges of the maps do:
+            pixel i of n is at (i + 1/2) L / n - 1/2 among L pixels, clipped to the map.
 
     Returns:
         (N, *size, C).
@@ -63,9 +67,9 @@ def resize_bilinear(x: jax.Array, size: Sequence[int], *, align_corners: bool = 
         >>> resize_bilinear(x, (4, 1), align_corners=False).ravel().tolist()
         [0.0, 1.0, 3.0, 4.0]
     """
-    places = _corner_places if align_corners else _half_pixel_places
-    matrices = (_interpolation(old, places(old, new)) for old, new in zip(x.shape[1:3], _checked(size), strict=True))
-    return _along_both(x, *matrices)
+    positions = _corner_positions if align_corners else _half_pixel_positions
+    sizes = zip(x.shape[1:3], _checked(size), strict=True)
+    return _multiply_axes(x, *(_interpolation_matrix(old, positions(old, new)) for old, new in sizes))
 
 
 def _checked(size: Sequence[int]) -> Sequence[int]:
@@ -74,15 +78,15 @@ def _checked(size: Sequence[int]) -> Sequence[int]:
     return size
 
 
-def _along_both(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """A linear map (new, old) along the height and one along the width."""
+def _multiply_axes(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    """Multiplies the height by one matrix (new, old) and the width by another."""
     return jnp.einsum(
         "ph,qw,nhwc->npqc", jnp.asarray(rows, x.dtype), jnp.asarray(columns, x.dtype), x, precision="highest"
     )
 
 
-def _pooling(size: int, bins: int) -> np.ndarray:
-    """The matrix (bins, size) of the means over the bins."""
+def _pooling_matrix(size: int, bins: int) -> np.ndarray:
+    """Returns the matrix (bins, size) of the means over the bins."""
     matrix = np.zeros((bins, size))
     for i in range(bins):
         first, last = i * size // bins, -(-(i + 1) * size // bins)
@@ -90,19 +94,19 @@ def _pooling(size: int, bins: int) -> np.ndarray:
     return matrix
 
 
-def _corner_places(size: int, new: int) -> np.ndarray:
+def _corner_positions(size: int, new: int) -> np.ndarray:
     return np.arange(new) * ((size - 1) / max(new - 1, 1))
 
 
-def _half_pixel_places(size: int, new: int) -> np.ndarray:
+def _half_pixel_positions(size: int, new: int) -> np.ndarray:
     return np.clip((np.arange(new) + 0.5) * (size / new) - 0.5, 0, size - 1)
 
 
-def _interpolation(size: int, places: np.ndarray) -> np.ndarray:
-    """The matrix (places, size) of the interpolation at places within 0 and size - 1."""
-    matrix = np.zeros((len(places), size))
-    rows = np.arange(len(places))
-    low = np.minimum(places.astype(int), max(size - 2, 0))
-    matrix[rows, low] += 1 - (places - low)
-    matrix[rows, np.minimum(low + 1, size - 1)] += places - low
+def _interpolation_matrix(size: int, positions: np.ndarray) -> np.ndarray:
+    """Returns the matrix (positions, size) of the interpolation at positions from 0 to size - 1."""
+    matrix = np.zeros((len(positions), size))
+    rows = np.arange(len(positions))
+    low = np.minimum(positions.astype(int), max(size - 2, 0))
+    matrix[rows, low] += 1 - (positions - low)
+    matrix[rows, np.minimum(low + 1, size - 1)] += positions - low
     return matrix

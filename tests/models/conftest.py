@@ -44,13 +44,13 @@ def _abstract_maps(name, height, width):
 
 @pytest.fixture(scope="session")
 def build_abstract():
-    """Builds the named model, with any arguments of its own, by shapes only."""
+    """Builds the named model with further arguments, by shapes only."""
     return _build
 
 
 @pytest.fixture(scope="session")
 def abstract_model():
-    """The same, built once for all tests: do not change it."""
+    """Builds each named model once for all tests: do not change it."""
     return _abstract
 
 

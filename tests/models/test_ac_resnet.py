@@ -62,7 +62,7 @@ def conv(x, kernel, stride=1):
 
 
 def norm(x, state, name):
-    gamma, beta, mean, variance = (state[f"{name}/bn/{own}"].astype(np.float64) for own in STATISTICS)
+    gamma, beta, mean, variance = (state[f"{name}/bn/{part}"].astype(np.float64) for part in STATISTICS)
     return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
 
 
@@ -79,7 +79,7 @@ def dataset_aware(x, state, name, stride):
     mix = np.exp(logits) / np.exp(logits).sum(0)
     hidden = relu(dense(x.mean((1, 2)), state, f"{name}/conv2/fc1"))
     whole = dense(hidden, state, f"{name}/conv2/fc3")[:, None, None]
-    local, point = (conv(x, state[f"{name}/conv2/{own}/W"], stride) for own in ("z3", "z1"))
+    local, point = (conv(x, state[f"{name}/conv2/{part}/W"], stride) for part in ("z3", "z1"))
     return relu(norm(mix[0] * local + mix[1] * point + mix[2] * whole, state, f"{name}/conv2/sum"))
 
 
@@ -130,17 +130,17 @@ def test_published_arrays_give_the_released_networks_logits(kind):
 def test_names_are_those_of_the_released_files(kind, abstract_model):
     shapes = dict(conversion_of(abstract_model({"dataset": "ac_resnet50", "pixel": "ac_pixel_resnet50"}[kind])).shapes)
     layers = {
-        "dataset": ("conv2/z3/W", "conv2/z1/W", *(f"conv2/{fc}/{own}" for fc in ("fc1", "fc3") for own in "Wb")),
-        "pixel": ("conv2/W", "conv_c1/W", "conv_c2/W", *(f"{fc}/{own}" for fc in ("fc1", "fc2") for own in "Wb")),
+        "dataset": ("conv2/z3/W", "conv2/z1/W", *(f"conv2/{fc}/{part}" for fc in ("fc1", "fc3") for part in "Wb")),
+        "pixel": ("conv2/W", "conv_c1/W", "conv_c2/W", *(f"{fc}/{part}" for fc in ("fc1", "fc2") for part in "Wb")),
     }[kind]
-    expected = {"conv0/W", "linear/W", "linear/b"} | {f"conv0/bn/{own}" for own in STATISTICS}
+    expected = {"conv0/W", "linear/W", "linear/b"} | {f"conv0/bn/{part}" for part in STATISTICS}
     for group, depth in enumerate((3, 4, 6, 3)):
         for number in range(depth):
             block = f"group{group}/block{number}"
             convs = ["conv1", "conv3"] + ["convshortcut"] * (number == 0)
-            expected |= {f"{block}/{name}" for name in (*layers, *(f"{own}/W" for own in convs))}
+            expected |= {f"{block}/{name}" for name in (*layers, *(f"{part}/W" for part in convs))}
             norms = [*convs, "conv2/sum" if kind == "dataset" else "conv2"]
-            expected |= {f"{block}/{own}/bn/{value}" for own in norms for value in STATISTICS}
+            expected |= {f"{block}/{part}/bn/{value}" for part in norms for value in STATISTICS}
             if kind == "dataset":
                 side = 56 // 2**group
                 assert shapes[f"{block}/conv2/PPP"] == (3, 1, side, side)
@@ -221,7 +221,7 @@ def test_images_of_another_size_are_refused_where_weights_are_by_position():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"input_size": 224}, r"input_size=224: must be the images' height and width, as \(224, 224\)"),
+        ({"input_size": 224}, r"input_size=224: must be the images' height and width, such as \(224, 224\)"),
         ({"input_size": (224, 0)}, "input_size=0: .*height and width"),
         ({"input_size": (224, 224, 3)}, r"input_size=\(224, 224, 3\)"),
         ({"kind": "global"}, r"^layer1\.0\.conv2: kind='global'"),

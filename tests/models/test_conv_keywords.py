@@ -1,4 +1,4 @@
-"""Networks whose convolution is chosen by their family's own keywords: SIS, IC-Conv; and what their entries check."""
+"""Networks whose convolution is chosen by their family's keywords: SIS, IC-Conv; and what their entries check."""
 
 import dataclasses
 
@@ -95,8 +95,8 @@ def test_published_patterns_by_name():
     }
     default, other = (build("ic_resnet50", **o) for o in ({}, {"patterns": "ic_resnet50_k9_seg"}))
     for model, name in ((default, "ic_resnet50_k9_det"), (other, "ic_resnet50_k9_seg")):
-        own = ic_convs(name)["layer2.1.conv2"].keywords["pattern"]
-        dilations = tuple((h, w) for h, w, count in own for _ in range(count))
+        pattern = ic_convs(name)["layer2.1.conv2"].keywords["pattern"]
+        dilations = tuple((h, w) for h, w, count in pattern for _ in range(count))
         assert model.layer2[1].conv2.pattern == dilations
     assert default.layer2[1].conv2.pattern != other.layer2[1].conv2.pattern
 
@@ -142,8 +142,8 @@ def test_patterns_that_do_not_fit_are_refused(name, patterns, message):
 def test_the_keywords_of_make_conv_replace_conv():
     plain = model_entry("resnet50").keywords
     place = plain.index("conv")
-    own = ("sis", "steps", "share_paths", "inner")
-    assert model_entry("sis_resnet50").keywords == (*plain[:place], *own, *plain[place + 1 :])
+    of_sis = ("sis", "steps", "share_paths", "inner")
+    assert model_entry("sis_resnet50").keywords == (*plain[:place], *of_sis, *plain[place + 1 :])
 
 
 @pytest.mark.parametrize(("builder", "make_conv"), [(ResNet, lambda width: nnx.Conv), (OctResNet, lambda: nnx.Conv)])

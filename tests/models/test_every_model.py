@@ -1,4 +1,4 @@
-"""What holds for every kind of registered classifier: a training step, half precision, its maps, odd sizes.
+"""Every kind of registered classifier: a training step, half precision, its maps, odd sizes.
 
 The networks here have one block a stage, whose layers are of all the kinds that the deep ones have. The maps of the
 deep ones themselves are traced in test_registry.py.
@@ -19,7 +19,7 @@ QUICK = ("ps_resnet8", "het_vgg16_cifar")
 
 
 def kind(name):
-    """What is left of a network with one block a stage: those that differ in depth alone are one kind."""
+    """What distinguishes the networks with one block a stage: depth and patterns do not."""
     entry = model_entry(name)
     config = {key: value for key, value in entry.config.items() if key not in ("layers", "patterns")}
     stages = len(entry.config.get("layers", ()))
@@ -55,7 +55,7 @@ def shallow(name, **options):
 
 
 def filled(model):
-    """The model with values; the initialisers would be compiled for every shape."""
+    """Fills the model with NumPy values, because the initialisers would compile for every shape."""
     numbers = np.random.default_rng(0)
 
     def value(path, leaf):
@@ -77,19 +77,19 @@ def filled(model):
 @pytest.mark.parametrize("name", EVERY)
 def test_a_training_step_reaches_every_parameter(name):
     model = filled(shallow(name))
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, params, other_state = nnx.split(model, nnx.Param, ...)
     images = jax.random.normal(jax.random.key(0), (2, *odd_size(name), 3))
 
     @jax.jit
-    def step(params, rest):
+    def step(params, other_state):
         def loss(params):
-            model = nnx.merge(graphdef, params, rest, copy=True)
+            model = nnx.merge(graphdef, params, other_state, copy=True)
             logits = model(images)
             return -jax.nn.log_softmax(logits)[:, 1].mean(), (logits, nnx.state(model, nnx.BatchStat))
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    (loss, (logits, statistics)), gradients = step(params, rest)
+    (loss, (logits, statistics)), gradients = step(params, other_state)
     assert logits.shape == (2, 5)
     assert np.isfinite(loss)
     for path, leaf in nnx.to_flat_state(gradients):
@@ -117,8 +117,10 @@ def test_half_precision_maps_and_full_logits_at_an_odd_size(name):
         return maps, model.forward_head(maps[-1])
 
     maps, logits = jax.eval_shape(run, state, images)
-    told = [(2, -(-height // f["reduction"]), -(-width // f["reduction"]), f["num_chs"]) for f in model.feature_info]
-    assert [m.shape for m in maps] == told
+    described = [
+        (2, -(-height // f["reduction"]), -(-width // f["reduction"]), f["num_chs"]) for f in model.feature_info
+    ]
+    assert [m.shape for m in maps] == described
     assert {m.dtype for m in maps} == {jnp.dtype(jnp.bfloat16)}
     assert (logits.shape, logits.dtype) == ((2, 5), jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype(jnp.float32)}

@@ -1,4 +1,4 @@
-"""What every network promises beside logits: its head, its maps as a backbone, its convolutions by path."""
+"""Every network: its head, its maps as a backbone, its convolutions by path."""
 
 from functools import partial
 
@@ -91,10 +91,10 @@ def test_bad_heads_are_refused(build):
 
 def test_training_reaches_every_parameter_with_a_finite_gradient(build):
     model = build(num_classes=5, zero_init_last=False, drop_path_rate=0.1)
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, params, other_state = nnx.split(model, nnx.Param, ...)
 
     def loss(params):
-        logits = nnx.merge(graphdef, params, rest, copy=True)(images())
+        logits = nnx.merge(graphdef, params, other_state, copy=True)(images())
         return -jax.nn.log_softmax(logits)[:, 0].mean()
 
     gradients = nnx.to_flat_state(jax.jit(jax.grad(loss))(params))
@@ -121,8 +121,8 @@ def test_backbones_give_the_maps_that_they_tell(name):
 
     backbone = nnx.eval_shape(lambda: build(out_indices=(1, -1)))
     maps = nnx.eval_shape(lambda model, x: model(x), backbone, images(65, 97))
-    told = [(2, -(-65 // f["reduction"]), -(-97 // f["reduction"]), f["num_chs"]) for f in backbone.feature_info]
-    assert [m.shape for m in maps] == told
+    described = [(2, -(-65 // f["reduction"]), -(-97 // f["reduction"]), f["num_chs"]) for f in backbone.feature_info]
+    assert [m.shape for m in maps] == described
     assert backbone.model.fc is None
     everything = nnx.eval_shape(build)
     assert everything.out_indices == tuple(range(len(everything.model.feature_info)))
@@ -144,7 +144,7 @@ def test_bad_layouts_are_refused():
         (lambda: OctResNet((1,), base_width=0, rngs=rngs()), "base_width=0"),
         (lambda: OctResNet((1, 1), alpha=1.5, rngs=rngs()), r"^layer1\.0\.conv1: alpha_out=1\.5: expected a share"),
         (lambda: DLA((1,), (4, 0, 8), rngs=rngs()), "channels=0"),
-        (lambda: DLA((1,), (4,), rngs=rngs()), r"channels=\(4,\): must name 3, two more than levels has"),
+        (lambda: DLA((1,), (4,), rngs=rngs()), r"channels=\(4,\): must have 3 numbers, two more than levels"),
     ):
         with pytest.raises(ValueError, match=message):
             build()

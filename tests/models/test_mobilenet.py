@@ -1,4 +1,4 @@
-"""The mobile networks: against plain NumPy, against the published sizes, and what they refuse."""
+"""The mobile networks: against plain NumPy and published sizes, and their errors."""
 
 import math
 from functools import partial
@@ -26,7 +26,7 @@ def abstract(name, **options):
 
 
 def scrambled(make):
-    """What `make` builds, with random parameters and statistics, in evaluation mode."""
+    """Builds a module with random parameters and statistics, in evaluation mode."""
     module = nnx.eval_shape(make)  # drawing the initial values would take longer than the tests
     random = np.random.default_rng(0)
 
@@ -133,7 +133,7 @@ THIN = {"width_mult": 0.75, "alpha": 0.375}
         # MobileNets paper, table 4: 4.2 M and 569 M; MobileNetV2's: 3.4 M and 300 M
         pytest.param("mobilenetv1", {}, 4_231_976, 568_740_352, marks=pytest.mark.slow),
         pytest.param("mobilenetv2", {}, 3_504_872, 300_774_272, marks=pytest.mark.slow),
-        # OctConv paper, table 5: 4.2 M and 321 M, the port's own count 318.2 M; 2.6 M and 213 M; 3.5 M and 256 M
+        # OctConv paper, table 5: 4.2 M and 321 M, the port counts 318.2 M; 2.6 M and 213 M; 3.5 M and 256 M
         ("oct_mobilenetv1", {}, 4_231_976, 318_167_680),
         pytest.param("oct_mobilenetv1", THIN, 2_585_560, 211_379_016, marks=pytest.mark.slow),
         pytest.param("oct_mobilenetv2", {"alpha": 0.375}, 3_505_960, 254_031_408, marks=pytest.mark.slow),
@@ -210,10 +210,10 @@ def test_ic_mobilenetv2_takes_patterns_for_all_its_convolutions():
     patterns = {path: ((1, 1, width - width // 4), (1, 2, width // 4)) for path, width in widths.items()}
     model = build(patterns=patterns)
     for path, pattern in patterns.items():
-        own, other = (m.features[int(path.split(".")[1])].conv2 for m in (model, even))
-        assert type(own) is type(other) is ICConv
-        assert own.feature_group_count == own.out_features == sum(count for *_, count in pattern)
-        assert len(set(other.pattern)) == min(own.out_features, 16)
+        searched, other = (m.features[int(path.split(".")[1])].conv2 for m in (model, even))
+        assert type(searched) is type(other) is ICConv
+        assert searched.feature_group_count == searched.out_features == sum(count for *_, count in pattern)
+        assert len(set(other.pattern)) == min(searched.out_features, 16)
     assert (
         count_parameters(model) == count_parameters(even) == count_parameters(abstract("mobilenetv2", width_mult=0.25))
     )
@@ -323,7 +323,7 @@ def test_a_folded_block():
     ("build", "message"),
     [
         (partial(MobileNetV1, width_mult=0), "width_mult=0: must be a positive number"),
-        (partial(MobileNetV1, width_mult=0.01), r"width_mult=0\.01: .* leaves each layer a channel"),
+        (partial(MobileNetV1, width_mult=0.01), r"width_mult=0\.01: .* at least one channel in each layer"),
         (partial(MobileNetV2, width_mult="1"), "width_mult='1'"),
         (partial(MobileNetV2, in_channels=0), "in_channels=0"),
         (partial(MobileNetV2, drop_path_rate=1.0), r"drop_path_rate=1\.0"),

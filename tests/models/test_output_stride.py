@@ -1,4 +1,4 @@
-"""Networks that dilate in place of striding: their maps' sizes, and that they see what the strided ones see."""
+"""Networks that dilate instead of striding: sizes of their maps, and equality with the strided networks."""
 
 from functools import partial
 
@@ -60,8 +60,8 @@ def test_maps_and_what_is_told_of_them(name):
         assert shapes(model) == usual  # one network's weights are the other's
         assert [f["reduction"] for f in model.feature_info] == reductions
         maps = nnx.eval_shape(lambda model, x: model(x), model, images)
-        told = [(1, -(-97 // f["reduction"]), -(-115 // f["reduction"]), f["num_chs"]) for f in model.feature_info]
-        assert [m.shape for m in maps] == told
+        described = [(1, -(-97 // f["reduction"]), -(-115 // f["reduction"]), f["num_chs"]) for f in model.feature_info]
+        assert [m.shape for m in maps] == described
 
 
 def dilations(stage):
@@ -128,7 +128,7 @@ CONVS = {
 
 @pytest.mark.parametrize("conv", [c if c == "PyConv" else pytest.param(c, marks=pytest.mark.slow) for c in CONVS])
 def test_a_dilated_stage_is_the_stage_on_every_second_pixel(conv):
-    """Of the dilated maps every second or fourth pixel is what the same blocks, not dilated, make of such pixels."""
+    """Every second or fourth pixel of the dilated maps equals the plain blocks' output on every such pixel."""
     common = {"layers": (1, 1, 2, 1), "width": 4, "num_classes": 0, "conv": CONVS[conv], "zero_init_last": False}
     dilated, plain = (
         nnx.eval_shape(lambda options=options: ResNet(**common, **options, rngs=OneKey()))

@@ -1,4 +1,4 @@
-"""What every registered model promises, and how names and keywords are refused."""
+"""Every registered model: counts, maps, equal builds; and the errors for unknown names and keywords."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ PLAIN_AND_PS = {
 
 
 def sis_res2net_by_formula(layers):
-    """Parameters with three of four 28 channels wide slices convolved, with 11 sixteenths of the kernels."""
+    """Counts parameters: three of four slices of 28 channels are convolved, with 11/16 of the kernels."""
     total, inputs = 7 * 7 * 3 * 64 + 2 * 64, 64
     for stage, depth in enumerate(layers):
         width, outputs = 28 * 2**stage, 256 * 2**stage
@@ -127,7 +127,7 @@ MOBILE_MAPS = ((1, 3, 6, 13, 18), (1, 3, 5, 11, 13))
 
 
 def each_of(names):
-    """Parameters of a test for every name; tracing the deep ones takes long."""
+    """Marks the names of deep networks as slow, because tracing them takes long."""
     return [
         pytest.param(n, marks=pytest.mark.slow) if re.search("101|152|200|sis_res2", n) else n for n in sorted(names)
     ]
@@ -154,7 +154,7 @@ def count(model):
 
 
 def total_by_formula(layers, classes, *, groups=1, group_width=64, stem=7 * 7 * 3 * 64, se=False):
-    """Parameters of a bottleneck network, from the stage table of the specification alone."""
+    """Counts the parameters of a bottleneck network, from the stage table of the specification alone."""
     total, inputs = stem + 2 * 64, 64
     for stage, depth in enumerate(layers):
         planes = 64 * 2**stage
@@ -238,17 +238,17 @@ def test_feature_info_tells_the_truth(name, abstract_model, abstract_shapes):
     more = (0, 0) if getattr(abstract_model(name), "input_size", None) else (1, 9)
     height, width = (side + by for side, by in zip(model_entry(name).input_size, more, strict=False))
     shapes, logits = abstract_shapes(name, height, width)
-    told = [(2, -(-height // f["reduction"]), -(-width // f["reduction"]), f["num_chs"]) for f in info]
-    assert told == list(shapes)
+    described = [(2, -(-height // f["reduction"]), -(-width // f["reduction"]), f["num_chs"]) for f in info]
+    assert described == list(shapes)
     assert logits == (2, model_entry(name).num_classes)
     if "mobilenet" in name:  # a list of layers
         assert all(f["module"] == f"features.{n}" for f, n in zip(info, MOBILE_MAPS["v1" in name], strict=True))
         return
     stages = "level{}" if "dla" in name else "layer{}"
     # Each network has one map that is no stage's: the stem's, or VGG's after the last pooling.
-    own = info[:-1] if "vgg" in name else info[1:]
-    assert [f["module"] for f in own] == [stages.format(s) for s in range(1, len(info))]
-    assert all(hasattr(abstract_model(name), f["module"]) for f in own)
+    of_stages = info[:-1] if "vgg" in name else info[1:]
+    assert [f["module"] for f in of_stages] == [stages.format(s) for s in range(1, len(info))]
+    assert all(hasattr(abstract_model(name), f["module"]) for f in of_stages)
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -259,7 +259,7 @@ def test_two_builds_have_equal_graph_definitions(name, abstract_model, build_abs
 
 
 def test_equal_graph_definitions_with_overrides():
-    """Partials and drop path must not leave a trace that differs from build to build."""
+    """Partials and drop path must not make the graph definitions of two builds differ."""
 
     def build():
         conv = partial(PSConv, pattern=(1, 2))
@@ -299,6 +299,13 @@ def test_unknown_keyword_lists_near_matches_and_the_valid_ones():
         TypeError, match=r"'resnet8' has no argument 'drop_path': did you mean drop_path_rate.*width.*conv"
     ):
         create_model("resnet8", drop_path=0.1, rngs=nnx.Rngs(0))
+
+
+def test_the_keywords_of_a_typed_dictionary_are_the_models():
+    entry = model_entry("seg_baseline_resnet50")
+    assert {"backbone_options", "conv", "num_classes", "features", "zoom", "dtype"} <= set(entry.keywords)
+    with pytest.raises(TypeError, match=r"no argument 'zom': did you mean zoom"):
+        entry.check_keywords(["zom"])
 
 
 def test_conv_overrides_any_models_convolution():

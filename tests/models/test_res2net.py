@@ -79,7 +79,7 @@ def relu(x):
 
 
 def average(x, size, stride, pad, count_zeros):
-    """Over windows that start inside the image or its padding before; PyTorch's ceil mode without `count_zeros`."""
+    """Average pooling as in PyTorch's ceil mode, without counting the padding."""
     x = np.asarray(x, np.float64)
     height, width = (-(-n // stride) for n in x.shape[1:3])
     y = np.zeros((x.shape[0], height, width, x.shape[-1]))
@@ -95,8 +95,8 @@ def residual_branch(x, block, stride, scale, groups, stage):
     slices = np.split(y, scale, axis=-1)
     outputs = []
     for i in range(max(scale - 1, 1)):
-        own = slices[i] if stage or i == 0 else slices[i] + outputs[-1]
-        outputs.append(relu(norm(conv(own, block.conv2.convs[i], stride, groups), block.conv2.bns[i])))
+        given = slices[i] if stage or i == 0 else slices[i] + outputs[-1]
+        outputs.append(relu(norm(conv(given, block.conv2.convs[i], stride, groups), block.conv2.bns[i])))
     if scale > 1:
         outputs.append(average(slices[-1], 3, stride, 1, True) if stage else slices[-1])
     return norm(conv(np.concatenate(outputs, axis=-1), block.conv3), block.bn3)
@@ -319,7 +319,7 @@ def test_trees_have_the_published_networks_sizes(options, parameters):
 
 
 class PlainBlock(nnx.Module):
-    """A convolution beside the shortcut."""
+    """A block whose branch is one convolution."""
 
     def __init__(self, in_features, out_features, strides, *, parts, name, drop_path_rate, rngs):
         self.conv = parts.dense(name, in_features, out_features, 1, strides, rngs)
@@ -380,7 +380,7 @@ def test_tree_refuses():
             )
     tree = Tree(1, 8, 8, 2, parts=Parts(), name="t", rngs=quick_rngs())
     assert tree(jnp.ones((1, 5, 4, 8))).shape == (1, 3, 2, 8)  # odd sizes keep the last row
-    with pytest.raises(ValueError, match=r"shortcut of shape \(1, 4, 4, 8\) beside a branch of shape \(1, 2, 2, 8\)"):
+    with pytest.raises(ValueError, match=r"shortcut of shape \(1, 4, 4, 8\) for a branch of shape \(1, 2, 2, 8\)"):
         tree.tree1(jnp.ones((1, 4, 4, 8)))
 
 

@@ -84,12 +84,12 @@ def test_maps_of_the_cifar_networks(abstract_shapes):
     ids=["resnet20", "ps_resnet8", "se_resnext", "imagenet_stem"],
 )
 def test_gradient_is_finite_and_reaches_every_parameter(build):
-    graphdef, params, rest = nnx.split(build(), nnx.Param, ...)
+    graphdef, params, other_state = nnx.split(build(), nnx.Param, ...)
 
     @jax.jit
     def gradient(params, x):
         def loss(params):
-            logits = nnx.merge(graphdef, params, rest, copy=True)(x)
+            logits = nnx.merge(graphdef, params, other_state, copy=True)(x)
             return -jax.nn.log_softmax(logits)[:, 0].mean()
 
         return jax.value_and_grad(loss)(params)

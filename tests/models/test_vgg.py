@@ -34,7 +34,7 @@ def small(**options):
 
 
 def cifar(**options):
-    """As the networks for CIFAR."""
+    """A small network with the head of the networks for CIFAR."""
     return small(bins=1, hidden_features=(6,), hidden_norm=True, use_bias=False, **options)
 
 
@@ -55,7 +55,7 @@ def image(height, width, number=2):
 
 
 def shape_of(model, *size):
-    """Of the outputs for images of a size, without computing them."""
+    """Shapes of the outputs for images of a size, without computing them."""
     return nnx.eval_shape(lambda model, x: model(x), model, image(*size)).shape
 
 
@@ -72,7 +72,7 @@ def linear(x, layer):
 
 
 def pooled(x):
-    """2x2 maxima; what is beyond the map does not count."""
+    """2x2 maxima, without pixels beyond the map."""
     height, width = (-(-n // 2) for n in x.shape[1:3])
     return np.stack(
         [
@@ -85,8 +85,8 @@ def pooled(x):
 
 def windows(x, bins):
     """The means of PyTorch's adaptive pooling, flattened channel by channel."""
-    cut = [[(i * n // bins, -(-(i + 1) * n // bins)) for i in range(bins)] for n in x.shape[1:3]]
-    means = [[x[:, a:b, c:d].mean((1, 2)) for c, d in cut[1]] for a, b in cut[0]]
+    bounds = [[(i * n // bins, -(-(i + 1) * n // bins)) for i in range(bins)] for n in x.shape[1:3]]
+    means = [[x[:, a:b, c:d].mean((1, 2)) for c, d in bounds[1]] for a, b in bounds[0]]
     return np.transpose(np.array(means), (2, 3, 0, 1)).reshape(len(x), -1)
 
 
@@ -221,10 +221,10 @@ def test_dropout_works_in_training_only():
 @pytest.mark.slow
 def test_training_reaches_every_parameter_with_a_finite_gradient():
     model = cifar(conv=HET)
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, params, other_state = nnx.split(model, nnx.Param, ...)
 
     def loss(params):
-        logits = nnx.merge(graphdef, params, rest, copy=True)(image(9, 6, 4))
+        logits = nnx.merge(graphdef, params, other_state, copy=True)(image(9, 6, 4))
         return -jax.nn.log_softmax(logits)[:, 0].mean()
 
     for path, leaf in nnx.to_flat_state(jax.jit(jax.grad(loss))(params)):
@@ -278,18 +278,18 @@ def test_bad_arguments_are_refused(options, message):
 
 
 def torchvisions_names():
-    """Of vgg16_bn, in the order of its layers, without the normalisations' counters."""
+    """Names and shapes of vgg16_bn's weights in the order of its layers, without the normalisations' counters."""
     names, place, channels = {}, 0, 3
     for depth, features in zip((2, 2, 3, 3, 3), (64, 128, 256, 512, 512), strict=True):
         for _ in range(depth):
             names[f"features.{place}.weight"] = (features, channels, 3, 3)
             names[f"features.{place}.bias"] = (features,)
-            for own in ("weight", "bias", "running_mean", "running_var"):
-                names[f"features.{place + 1}.{own}"] = (features,)
+            for value in ("weight", "bias", "running_mean", "running_var"):
+                names[f"features.{place + 1}.{value}"] = (features,)
             place, channels = place + 3, features
         place += 1
-    for own, shape in ((0, (4096, 25088)), (3, (4096, 4096)), (6, (1000, 4096))):
-        names |= {f"classifier.{own}.weight": shape, f"classifier.{own}.bias": shape[:1]}
+    for number, shape in ((0, (4096, 25088)), (3, (4096, 4096)), (6, (1000, 4096))):
+        names |= {f"classifier.{number}.weight": shape, f"classifier.{number}.bias": shape[:1]}
     return names
 
 
@@ -303,7 +303,7 @@ def test_names_of_published_weights(abstract_model):
     assert {name for name in shapes if name.startswith(("features.0.", "classifier."))} == {
         "features.0.weight",
         "features.0.bias",
-        *(f"classifier.{own}.{name}" for own in (0, 1, 3) for name in ("weight", "bias")),
+        *(f"classifier.{number}.{name}" for number in (0, 1, 3) for name in ("weight", "bias")),
         *(f"classifier.1.running_{name}" for name in ("mean", "var")),
     }
     assert shapes["classifier.1.weight"] == (512,)

@@ -61,7 +61,7 @@ def test_without_an_auxiliary_head():
 
 
 def filled(model):
-    """An abstract network with values as if it were trained: quicker than its initialisation."""
+    """Fills an abstract network with values like a trained one's, which is quicker than its initialisation."""
     random = np.random.default_rng(0)
     graphdef, state = nnx.split(model)
     flat = []
@@ -125,11 +125,11 @@ def test_a_folded_network_is_the_network():
 
 @pytest.mark.slow
 def test_training_reaches_every_parameter_with_a_finite_gradient():
-    graphdef, params, rest = nnx.split(small(backbone={"zero_init_last": False}), nnx.Param, ...)
+    graphdef, params, other_state = nnx.split(small(backbone={"zero_init_last": False}), nnx.Param, ...)
     x = jax.random.normal(jax.random.key(1), (2, 33, 41, 3))
 
     def loss(params):
-        logits, auxiliary = nnx.merge(graphdef, params, rest, copy=True)(x)
+        logits, auxiliary = nnx.merge(graphdef, params, other_state, copy=True)(x)
         return sum(w * -jax.nn.log_softmax(y)[..., 0].mean() for w, y in ((1.0, logits), (0.4, auxiliary)))
 
     for path, leaf in nnx.to_flat_state(jax.jit(jax.grad(loss))(params)):
@@ -206,9 +206,9 @@ def test_the_public_names():
 def test_a_classifiers_weights_fit_the_backbone():
     model = filled(nnx.eval_shape(small))
     network = nnx.eval_shape(lambda: create_model("resnet50", **SMALL, rngs=rngs()))
-    own = conversion_of(network)
+    conversion = conversion_of(network)
     random = np.random.default_rng(0)
-    state = {name: random.normal(size=shape).astype(np.float32) for name, shape in own.shapes.items()}
+    state = {name: random.normal(size=shape).astype(np.float32) for name, shape in conversion.shapes.items()}
     load_state_dict(model.backbone, state, strict=False)
     kernel = np.asarray(model.backbone.model.layer4[0].conv2.kernel[...])
     np.testing.assert_array_equal(kernel, state["layer4.0.conv2.weight"].transpose(2, 3, 1, 0))

@@ -1,4 +1,4 @@
-"""Resizing and pooling against plain loops, and against `jax.image.resize` where it does the same."""
+"""Resizing and pooling against plain loops, and against `jax.image.resize` for half pixels."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from msconv_jax.vision import adaptive_average_pool, resize_bilinear
 
 
 def interpolated(x, size, place):
-    """Bilinear interpolation, position by position; `place` is where a position lies of an axis."""
+    """Bilinear interpolation, pixel by pixel; `place` maps an index of the result to a position among the old ones."""
     x = np.asarray(x, np.float64)
     y = np.zeros((x.shape[0], *size, x.shape[-1]))
     for i, j in np.ndindex(*size):

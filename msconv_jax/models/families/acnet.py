@@ -24,15 +24,15 @@ __all__ = ["MODELS", "ACResNet"]
 class ACResNet(ResNet):
     """`ResNet` of bottlenecks whose spatial convolutions are :class:`msconv_jax.ACConv`.
 
-    The released networks learn three mixing weights for each position of each map, hence for images of one size
-    (`mix="position"`, the default); `mix="scalar"`, what the paper speaks of, takes images of any size. They come from
-    TensorFlow, so `padding` is "tf" by default, and their weights expect images whose channels are blue, green, red.
+    The released networks learn three mixing weights for each position of each map, so they take images of one size
+    (`mix="position"`, the default). With `mix="scalar"`, as in the paper, images have any size. The released weights
+    are from TensorFlow, so `padding` is "tf" by default; they need images with the channels blue, green, red.
 
     Args:
         layers: number of blocks of each stage.
         kind: "dataset" for learnt weights, "pixel" for a gate computed from the input.
         mix: which values share a weight, for "dataset" only: "position", "scalar" or "channel". "pixel" has "scalar".
-        input_size: height and width of the images in pixels. It matters for `mix="position"` alone.
+        input_size: height and width of the images in pixels. Only `mix="position"` depends on it.
         width: channels of the stem and planes of the first stage.
         num_classes: number of logits; 0 for none.
         in_channels: channels of the images.
@@ -50,8 +50,8 @@ class ACResNet(ResNet):
         rngs: source of the `params` and, with drop path, `dropout` streams.
 
     Raises:
-        ValueError: if an argument is out of its range; at a call with `mix="position"`, if the images are of a size
-            that gives maps of another one.
+        ValueError: if an argument is out of its range; in a call with `mix="position"`, if the maps have another size
+            than the mixing weights.
 
     Source:
         Wang et al., Adaptively Connected Neural Networks, arXiv 1904.03579, tables 1 and 2, and its public code.
@@ -117,7 +117,7 @@ class ACResNet(ResNet):
         )
 
     def check_images(self, x: jax.Array) -> None:
-        """Raises ValueError unless `x` is (N, H, W, in_channels), of the size that the mixing weights are for."""
+        """Raises ValueError unless `x` is (N, H, W, in_channels) and its maps have the size of the mixing weights."""
         super().check_images(x)
         if self.input_size is None:
             return
@@ -132,7 +132,7 @@ class ACResNet(ResNet):
 
 def _checked_size(input_size: Sequence[int]) -> tuple[int, int]:
     if not isinstance(input_size, Sequence) or len(input_size) != 2:
-        raise ValueError(f"input_size={input_size!r}: must be the images' height and width, as (224, 224)")
+        raise ValueError(f"input_size={input_size!r}: must be the images' height and width, such as (224, 224)")
     for side in input_size:
         check_positive("input_size", side, "give the images' height and width, as (224, 224)")
     return cast("tuple[int, int]", tuple(input_size))

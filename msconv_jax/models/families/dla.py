@@ -19,11 +19,11 @@ __all__ = ["Res2TreeBlock", "Root", "Tree"]
 
 
 def _no_shortcut(*_: Any, **__: Any) -> None:
-    """In the place of a projection: the tree hands the block its shortcut."""
+    """Builds no projection, because the tree passes the shortcut to the block."""
 
 
 class Res2TreeBlock(Res2Bottleneck):
-    """The Res2Net block in a `Tree`, which gives it the map on the shortcut.
+    """The Res2Net block of a `Tree`, which passes the map on the shortcut to its calls.
 
     A slice has `floor(planes * base_width / 128) * groups` channels, and the output `planes`. The defaults are those
     of Res2Net-DLA; Res2NeXt-DLA has `base_width=4, groups=8`. (Its public code has `floor(planes * 8 / 32)` channels
@@ -34,7 +34,7 @@ class Res2TreeBlock(Res2Bottleneck):
         in_features: input channels.
         planes: output channels.
         strides: stride of the block.
-        parts: the network's parts; its shortcut, width and groups are left out of account.
+        parts: the network's parts; its shortcut, width and groups are ignored.
         name: path of the block in the model, for error messages.
         drop_path_rate: probability of dropping the branch in training.
         scale: number of slices.
@@ -107,7 +107,7 @@ class Res2TreeBlock(Res2Bottleneck):
         shortcut = x if shortcut is None else shortcut
         if shortcut.shape != branch.shape:
             raise ValueError(
-                f"shortcut of shape {shortcut.shape} beside a branch of shape {branch.shape}: pass a map of the "
+                f"shortcut of shape {shortcut.shape} for a branch of shape {branch.shape}: pass a map of the "
                 "branch's shape, as Tree does"
             )
         return self.join(shortcut, branch)
@@ -117,7 +117,7 @@ class Root(Picklable):
     """Joins the maps of a tree: 1x1 convolution over all their channels, normalisation, activation.
 
     Args:
-        in_features: channels of all maps together.
+        in_features: total channels of the maps.
         out_features: output channels.
         residual: whether the first map is added before the activation.
         parts: the network's parts.
@@ -163,13 +163,12 @@ class Tree(nnx.Module):
         x2 = tree2(x1, shortcut = x1)
         output = root(x2, x1, *children)
 
-    where `project` is a 1x1 convolution with normalisation if the channels change, and else the identity. With more
-    levels `tree1` and `tree2` are trees of one level less, the first without children, and the second has the first's
-    output as a further child: `output = tree2(x1, children=(*children, x1))`. With `level_root` the first child of all
-    is `bottom`.
+    If the channels change, `project` is a 1x1 convolution with normalisation, otherwise the identity. With more levels
+    `tree1` and `tree2` are trees of one level less. The first has no children, the second has the first's output as a
+    further child: `output = tree2(x1, children=(*children, x1))`. With `level_root`, `bottom` is a child too.
 
-    A tree of more than one level whose channels change has a `project` whose map nothing reads: published weights have
-    it, it is counted, and its gradient is zero. It runs only so that its statistics are recorded in training.
+    If a tree of more than one level changes the channels, its `project` has no effect on the output. It exists because
+    published weights contain it: it is counted, its gradient is zero, and training records its statistics.
 
     Args:
         levels: depth, at least 1.
@@ -178,7 +177,7 @@ class Tree(nnx.Module):
         strides: stride of the tree's first block and of the max-pooling.
         level_root: whether the tree's pooled input is a child.
         root_residual: whether the roots add their first map.
-        children_features: channels of all `children` together that calls will pass.
+        children_features: total channels of the `children` that calls pass.
         block: factory of the blocks, called as `Res2TreeBlock` is, such as
             `partial(Res2TreeBlock, base_width=4, groups=8)` for Res2NeXt.
         parts: the network's parts.
@@ -261,9 +260,9 @@ class Tree(nnx.Module):
         """
         bottom = x
         if self.strides > 1:
-            # As many rows and columns as the convolutions keep: the last windows may reach beyond the map.
-            beyond = [(0, -size % self.strides) for size in x.shape[1:3]]
-            bottom = max_pool(x, self.strides, beyond, window=self.strides)
+            # Padded at the end, so that the map has as many rows and columns as the convolutions' outputs.
+            padding = [(0, -size % self.strides) for size in x.shape[1:3]]
+            bottom = max_pool(x, self.strides, padding, window=self.strides)
         shortcut = bottom if self.project is None else self.project(bottom)
         if self.level_root:
             children = (*children, bottom)

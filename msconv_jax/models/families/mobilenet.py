@@ -54,20 +54,20 @@ V2_BLOCKS = tuple(
 class MobileNet(ImageModel):
     """Base of the mobile networks: a list of layers, `features`, called one after the other.
 
-    A map comes out before each layer with a stride, but for the stem, and at the end.
+    `feature_maps` returns the input of each strided layer behind the stem, and the last map.
     """
 
     features: nnx.List
 
     def _set_features(self, layers: Iterable[tuple[Layer, int, int]]) -> int:
-        """Takes each layer with its output channels and stride, the stem first; returns the last channels."""
+        """Stores layers, given with their output channels and strides, the stem first; returns the last channels."""
         modules, channels, strides = zip(*layers, strict=True)
         self.features = nnx.List(modules)
         reductions = [strides[0]]
         for stride in strides[1:]:
             reductions.append(reductions[-1] * stride)
         last = len(modules) - 1
-        # The stem's own map is left out: the layer behind it has its resolution.
+        # The stem's map is left out, because the next layer's map has the same resolution.
         self._taps = tuple(n for n in range(1, last + 1) if n == last or strides[n + 1] != 1)
         self._outputs = tuple((f"features.{n}", channels[n], reductions[n]) for n in self._taps)
         return channels[-1]
@@ -90,17 +90,17 @@ class MobileNet(ImageModel):
         return tuple(maps)
 
     def _as_map(self, x: Any) -> jax.Array:
-        """One array of what a layer gives."""
+        """Returns a layer's output as one array."""
         return x
 
 
 def scaled(channels: Sequence[int], width_mult: float, rounding: Callable[[float], int] = int) -> tuple[int, ...]:
-    """Channels times the width multiplier.
+    """Multiplies numbers of channels by the width multiplier.
 
     Args:
         channels: of a network of width 1.
         width_mult: the multiplier.
-        rounding: from a product to a number of channels.
+        rounding: rounds a product to a number of channels.
 
     Returns:
         The numbers of channels.
@@ -113,11 +113,11 @@ def scaled(channels: Sequence[int], width_mult: float, rounding: Callable[[float
         (24, 48)
     """
     valid = isinstance(width_mult, int | float) and not isinstance(width_mult, bool) and 0 < width_mult < float("inf")
-    result = tuple(rounding(own * width_mult) for own in channels) if valid else ()
+    result = tuple(rounding(count * width_mult) for count in channels) if valid else ()
     if not valid or min(result) < 1:
         raise ValueError(
-            f"width_mult={width_mult!r}: must be a positive number that leaves each layer a channel, such as 0.75; "
-            f"the thinnest of width 1 has {min(channels)}"
+            f"width_mult={width_mult!r}: must be a positive number with at least one channel in each layer, such as "
+            f"0.75; the narrowest layer at width 1 has {min(channels)}"
         )
     return result
 
@@ -162,17 +162,17 @@ class SeparableConv(Picklable):
 
 
 class InvertedResidual(Picklable):
-    """1x1 to more channels, depthwise 3x3, 1x1 to fewer without activation; added to the input where shapes agree.
+    """1x1 to more channels, depthwise 3x3, 1x1 to fewer without activation; added to an input of equal shape.
 
     Args:
         in_features: input channels.
         out_features: output channels.
         strides: stride of the depthwise convolution.
-        expansion: how many times more channels than the input the depthwise convolution has; with 1 the first 1x1 is
-            left out.
+        expansion: channels of the depthwise convolution for each input channel; 1 leaves the first 1x1 convolution
+            out.
         parts: the network's parts; the depthwise convolution is their spatial one.
         name: path of the block in the model, for error messages.
-        drop_path_rate: probability of dropping the branch in training, where there is a shortcut.
+        drop_path_rate: probability of dropping the branch of a block with a shortcut, in training.
         rngs: source of the `params` and, with drop path, `dropout` streams.
 
     Source:
@@ -265,7 +265,7 @@ class MobileNetV1(MobileNet):
         rngs: nnx.Rngs,
     ):
         check_positive("in_channels", in_channels, "colour images have 3")
-        stem, *channels = scaled((32, *(own for own, _ in V1_UNITS)), width_mult)
+        stem, *channels = scaled((32, *(features for features, _ in V1_UNITS)), width_mult)
         parts = Parts(conv=conv, norm=norm, act=act, dtype=dtype, param_dtype=param_dtype)
         self.in_channels = in_channels
         first = ConvNormAct(in_channels, stem, 3, 2, parts=parts, name="features.0", rngs=rngs)
@@ -330,7 +330,7 @@ class MobileNetV2(MobileNet):
     ):
         check_positive("in_channels", in_channels, "colour images have 3")
         check_drop_path_rate(drop_path_rate)
-        table = (32, *(own for _, own, _ in V2_BLOCKS))
+        table = (32, *(features for _, features, _ in V2_BLOCKS))
         stem, *channels = scaled(table, width_mult, _divisible_by_8)
         last = _divisible_by_8(1280 * max(1.0, width_mult))
         parts = Parts(

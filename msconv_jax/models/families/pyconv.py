@@ -25,8 +25,8 @@ __all__ = ["MODELS", "MaxPoolShortcut", "PyConvBasicBlock", "WideBottleneck"]
 class MaxPoolShortcut(nnx.Module):
     """Projection on the shortcut: 3x3 max-pooling with the block's stride, then a 1x1 convolution and normalisation.
 
-    Without a stride there is no pooling, with equal channels nothing but the pooling. Where the parts do not take the
-    stride, the same windows are pooled at every pixel.
+    With stride 1 there is no pooling, with equal channels there is only the pooling. If the parts replace the stride by
+    1, the same windows are pooled at every pixel.
 
     Args:
         in_features: input channels.
@@ -40,6 +40,7 @@ class MaxPoolShortcut(nnx.Module):
         Duta et al., "Pyramidal Convolution", Sec. 4, and the public code.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> shortcut = MaxPoolShortcut(8, 16, 2, parts=Parts(), name="downsample", rngs=nnx.Rngs(0))
         >>> shortcut(jnp.ones((1, 7, 7, 8))).shape
         (1, 4, 4, 16)
@@ -81,6 +82,7 @@ class PyConvBasicBlock(BasicBlock):
         Public code of PyConv, its second basic block.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> block = PyConvBasicBlock(8, 16, 2, parts=Parts(), name="layer2.0", rngs=nnx.Rngs(0))
         >>> block.conv2.kernel.shape, block(jnp.ones((1, 9, 9, 8))).shape
         ((1, 1, 16, 16), (1, 5, 5, 16))

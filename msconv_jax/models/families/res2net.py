@@ -20,7 +20,7 @@ __all__ = ["DEEP_STEM", "MODELS", "AveragePoolShortcut", "DeepStem", "DeepStemCo
 
 
 class DeepStemConv(Picklable):
-    """Three 3x3 convolutions in the place of the 7x7, the first with the stride; normalised and activated in between.
+    """Three 3x3 convolutions instead of the 7x7, the first with the stride; normalised and activated in between.
 
     Args:
         in_features: channels of the images.
@@ -50,7 +50,7 @@ class DeepStemConv(Picklable):
         self.conv3 = parts.dense(f"{name}.conv3", half, out_features, 3, 1, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features), neither normalised nor activated."""
+        """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features), not normalised, not activated."""
         x = self.act(self.bn1(self.conv1(x)))
         return self.conv3(self.act(self.bn2(self.conv2(x))))
 
@@ -69,9 +69,8 @@ DEEP_STEM = DeepStem(kernel_size=3, strides=2, max_pool=True)
 class AveragePoolShortcut(nnx.Module):
     """Projection on the shortcut: average over strides x strides pixels, 1x1 convolution, normalisation.
 
-    A replacement for `ConvShortcut`. A last row or column of windows that reaches beyond the map averages the pixels
-    that there are. With stride 1 there is no pooling; where the parts do not take the stride, windows of its size begin
-    at every pixel.
+    A replacement for `ConvShortcut`. Windows at the last row or column are cropped. With stride 1 there is no pooling.
+    If the parts replace the stride by 1, a window of its size begins at every pixel.
 
     Args:
         in_features: input channels.
@@ -115,7 +114,7 @@ class AveragePoolShortcut(nnx.Module):
 
 
 class Res2Bottleneck(ResidualBlock):
-    """1x1, the slices of `Res2Conv`, 1x1; the slices' 3x3 are the network's spatial convolution.
+    """1x1, the slices of `Res2Conv`, 1x1; the slices' 3x3 is the network's spatial convolution.
 
     A slice has `floor(planes * base_width / 64) * groups` channels, and there are `scale` of them; the output has
     `4 * planes` channels. With `parts.se_reduction` squeeze-and-excitation follows the last normalisation, as in the
@@ -132,10 +131,10 @@ class Res2Bottleneck(ResidualBlock):
         scale: number of slices.
         base_width: channels of one slice of one group when `planes` is 64, `26` in `26w`; None takes the parts'.
         groups: groups of each slice's convolution, Res2NeXt's cardinality; None takes the parts'.
-        kind: "stage" or "normal", see `Res2Conv`. None is "stage" if the shortcut projects, that is if the stride is
-            not 1 or the channels change, and else "normal". In every network of the public code this makes the first
-            block of each stage, also of stride 1, a "stage" block and no other.
-        last_slice: "pool" or "conv" for the last slice of "stage" blocks, see `Res2Conv`; "normal" blocks pass it on.
+        kind: "stage" or "normal", see `Res2Conv`. None is "stage" if the stride is not 1 or the channels change, and
+            else "normal". So the first block of each stage is a "stage" block, as in the public code.
+        last_slice: "pool" or "conv" for the last slice of "stage" blocks, see `Res2Conv`; "normal" blocks do not change
+            it.
         kernel_dilation: dilation of the slices' convolutions; None takes the parts'.
         rngs: source of the `params` and, with drop path, `dropout` streams.
 
@@ -156,7 +155,7 @@ class Res2Bottleneck(ResidualBlock):
     """
 
     expansion: ClassVar[int] = 4
-    reference_planes: ClassVar[int] = 64  # for so many planes a slice has `base_width` channels in each group
+    reference_planes: ClassVar[int] = 64  # with these planes a slice has `base_width` channels in each group
 
     def __init__(
         self,
@@ -203,29 +202,24 @@ class Res2Bottleneck(ResidualBlock):
         )
         if kind is None:
             kind = "stage" if strides != 1 or in_features != out_features else "normal"
-        of_slices = dataclasses.replace(parts, groups=groups, dilation=dilation)
-        own_conv = of_slices.spatial_conv(f"{name}.conv2")
-
-        def split(*shape: Any, **options: Any) -> Layer:
-            return Res2Conv(
-                *shape,
-                scale=scale,
-                kind=kind,
-                last_slice=last_slice if kind == "stage" else "pool",
-                conv=own_conv,
-                norm=parts.norm,
-                act=parts.act,
-                **options,
-            )
-
+        slice_parts = dataclasses.replace(parts, groups=groups, dilation=dilation)
+        split = partial(
+            Res2Conv,
+            scale=scale,
+            kind=kind,
+            last_slice=last_slice if kind == "stage" else "pool",
+            conv=slice_parts.spatial_conv(f"{name}.conv2"),
+            norm=parts.norm,
+            act=parts.act,
+        )
         self.conv1 = parts.dense(f"{name}.conv1", in_features, width, 1, 1, rngs)
         self.bn1 = parts.normalise(f"{name}.bn1", width, rngs)
-        self.conv2 = dataclasses.replace(of_slices, conv=split).spatial(f"{name}.conv2", width, width, strides, rngs)
+        self.conv2 = dataclasses.replace(slice_parts, conv=split).spatial(f"{name}.conv2", width, width, strides, rngs)
         self.conv3 = parts.dense(f"{name}.conv3", width, out_features, 1, 1, rngs)
         self.bn3 = parts.normalise(f"{name}.bn3", out_features, rngs, last_of_block=True)
 
     def branch(self, x: jax.Array) -> jax.Array:
-        """The residual branch's map of the block's input (N, H, W, in_features)."""
+        """Computes the residual branch of the block's input (N, H, W, in_features)."""
         y = self.conv2(self.act(self.bn1(self.conv1(x))))
         return self.bn3(self.conv3(y))
 

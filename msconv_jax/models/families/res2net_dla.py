@@ -108,26 +108,26 @@ class DLA(ImageModel):
         rngs: nnx.Rngs,
     ):
         if len(channels) != len(levels) + 2:
-            raise ValueError(f"channels={tuple(channels)}: must name {len(levels) + 2}, two more than levels has")
-        for own in channels:
-            check_positive("channels", own, "the paper's are 16 to 1024")
+            raise ValueError(f"channels={tuple(channels)}: must have {len(levels) + 2} numbers, two more than levels")
+        for width in channels:
+            check_positive("channels", width, "the paper's are 16 to 1024")
         check_positive("in_channels", in_channels, "colour images have 3")
         check_drop_path_rate(drop_path_rate)
         parts = Parts(
             conv=conv, norm=norm, act=act, zero_init_last=zero_init_last, dtype=dtype, param_dtype=param_dtype
         )
         self.in_channels = in_channels
-        first, second, *rest = channels
+        first, second, *later = channels
         self.base_layer = ConvNormAct(in_channels, first, 7, 1, parts=parts, name="base_layer", rngs=rngs)
         self.level0 = ConvNormAct(first, first, 3, 1, parts=parts, name="level0", rngs=rngs)
         self.level1 = ConvNormAct(first, second, 3, 2, parts=parts, name="level1", rngs=rngs)
         outputs = [("level0", first, 1), ("level1", second, 2)]
         features = second
-        for number, (depth, own) in enumerate(zip(levels, rest, strict=True), start=2):
+        for number, (depth, width) in enumerate(zip(levels, later, strict=True), start=2):
             tree = Tree(
                 depth,
                 features,
-                own,
+                width,
                 2,
                 level_root=number > 2,
                 block=block,
@@ -137,13 +137,13 @@ class DLA(ImageModel):
                 rngs=rngs,
             )
             setattr(self, f"level{number}", tree)
-            features = own
-            outputs.append((f"level{number}", own, 2**number))
+            features = width
+            outputs.append((f"level{number}", width, 2**number))
         self._outputs = tuple(outputs)
         self._make_head(features, num_classes, global_pool, param_dtype, rngs)
 
     def _make_classifier(self, num_classes: int, rngs: nnx.Rngs) -> nnx.Conv:
-        """A 1x1 convolution, as published weights have it."""
+        """Builds a 1x1 convolution, as in published weights."""
         return nnx.Conv(
             self.num_features,
             num_classes,

@@ -22,7 +22,7 @@ from msconv_jax.vision.resize import adaptive_average_pool
 
 __all__ = ["CIFAR_VGG16", "MODELS", "UNNORMALISED_CIFAR_10", "VGG", "VGG16", "VGGClassifier", "VGGStage"]
 
-_LAST_WIDTH = 8  # times the first stage's: the fifth is as wide as the fourth
+_MAX_WIDTH = 8  # factor on the first stage's width: the fifth stage is as wide as the fourth
 
 
 class VGGStage(Picklable):
@@ -32,8 +32,8 @@ class VGGStage(Picklable):
         convs: the convolutions.
         bns: their normalisations.
         act: activation.
-        place: place of the first convolution in the public code's list of layers (three for each convolution, one for
-            each pooling), by which published weights are named.
+        place: index of the first convolution in the public code's list of layers (three for each convolution, one for
+            each pooling), which names the published weights.
 
     Example:
         >>> conv = nnx.Conv(3, 8, (3, 3), padding=1, rngs=nnx.Rngs(0))
@@ -56,14 +56,14 @@ class VGGStage(Picklable):
 
 
 class VGGClassifier(Picklable):
-    """Averages over bins x bins windows, then linear layers, all but the last activated.
+    """Average pooling to bins x bins pixels, then linear layers, all but the last activated.
 
-    Pixels are flattened channel by channel, as published weights have it.
+    Pixels are flattened channel by channel, as in published weights.
 
     Args:
         in_features: channels C of the last map.
         num_classes: number of logits.
-        bins: rows and columns to which the map is averaged.
+        bins: rows and columns of the average pooling.
         hidden_features: outputs of the layers before the last.
         hidden_norm: whether batch normalisation follows each of them.
         dropout_rate: probability of dropping an activation of these layers in training.
@@ -101,20 +101,20 @@ class VGGClassifier(Picklable):
         inputs = (in_features * bins**2, *hidden_features)
         self.hidden = nnx.List(
             [
-                _linear(own, features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-                for own, features in zip(inputs[:-1], hidden_features, strict=True)
+                _linear(count, features, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+                for count, features in zip(inputs[:-1], hidden_features, strict=True)
             ]
         )
         self.bns: nnx.List[nnx.BatchNorm] | None = nnx.data(None)
         if hidden_norm:
             self.bns = nnx.List(
-                [batch_norm(own, dtype=dtype, param_dtype=param_dtype, rngs=rngs) for own in hidden_features]
+                [batch_norm(count, dtype=dtype, param_dtype=param_dtype, rngs=rngs) for count in hidden_features]
             )
         self.dropout = nnx.Dropout(dropout_rate, rngs=rngs if dropout_rate > 0 else None)
         self.reset_last(num_classes, rngs=rngs, features=inputs[-1])
 
     def reset_last(self, num_classes: int, *, rngs: nnx.Rngs, features: int | None = None) -> None:
-        """Replaces the last layer; it takes as many `features` as before."""
+        """Replaces the last layer; `features` is the number of its inputs, None that of the present layer."""
         features = self.last.in_features if features is None else features
         self.last = _linear(features, num_classes, dtype=None, param_dtype=self.param_dtype, rngs=rngs)
 
@@ -126,7 +126,7 @@ class VGGClassifier(Picklable):
         for number, layer in enumerate(self.hidden):
             x = layer(x)
             x = self.dropout(self.act(x if self.bns is None else self.bns[number](x)))
-        with jax.numpy_dtype_promotion("standard"):  # it computes in the wider of the two dtypes
+        with jax.numpy_dtype_promotion("standard"):  # the layer computes in the wider of the two dtypes
             return self.last(x)
 
 
@@ -144,28 +144,28 @@ def _linear(inputs: int, outputs: int, *, dtype: Any, param_dtype: Any, rngs: nn
 class VGG(Picklable, ImageModel):
     """VGG with batch normalisation: stages of 3x3 convolutions, a 2x2 max-pooling after each, a classifier.
 
-    Stage s (from 0) has `layers[s]` convolutions of `width * min(2**s, 8)` channels. The first one is plain and has a
-    bias, all others are the network's spatial convolution. `feature_info` lists the stages' maps before their poolings
-    and the last map after its own. A map of an odd size keeps its last row and column in a pooling, so that every map
-    has ceil(size / reduction) rows; the public code leaves them out, which is the same for images of multiples of 32.
+    Stage s (from 0) has `layers[s]` convolutions of `width * min(2**s, 8)` channels. The first convolution is plain and
+    has a bias, all others are the network's spatial convolution. `feature_info` lists the stages' maps before their
+    poolings, and the last map after its pooling. Poolings keep the last row and column of an odd size, so every map has
+    ceil(size / reduction) rows. The public code drops them; for images whose sides are multiples of 32 both agree.
 
-    The classifier is `VGGClassifier`, all of whose layers `num_classes=0` leaves out: the call then gives the last
-    map's mean. `reset_classifier` keeps the layers before the last.
+    The classifier is a `VGGClassifier`. Without it (`num_classes=0`) a call returns the mean of the last map.
+    `reset_classifier` keeps its layers before the last.
 
     Args:
         layers: number of convolutions of each stage; any number of stages.
         width: channels of the first stage.
         num_classes: number of logits; 0 for none.
         in_channels: channels of the images.
-        conv: factory of the convolutions but the first, called with the arguments of `nnx.Conv`: a class, a
+        conv: factory of all convolutions except the first, called with the arguments of `nnx.Conv`: a class, a
             `functools.partial` of one, a sequence with one factory for each stage, or a mapping with one for each
             path, such as `layer1.convs.1`. None takes `nnx.Conv`.
         use_bias: whether these convolutions have a bias.
         norm: factory of their normalisations, called with the arguments of `nnx.BatchNorm`.
         act: activation; stored, so use a named function.
-        bins: rows and columns to which the classifier averages the last map, of whatever size it is.
+        bins: rows and columns of the classifier's average pooling, for images of any size.
         hidden_features: outputs of the classifier's layers before the last.
-        hidden_norm: whether batch normalisation follows each of these.
+        hidden_norm: whether batch normalisation follows each of these layers.
         dropout_rate: probability of dropping one of their activations in training.
         global_pool: "avg", or "" for none.
         dtype: compute type; None infers it from the input and the parameters.
@@ -220,16 +220,16 @@ class VGG(Picklable, ImageModel):
         parts = Parts(norm=norm, act=act, dtype=dtype, param_dtype=param_dtype)
         outputs: list[tuple[str, int, int]] = []
         features, place = in_channels, 0
-        for stage, (depth, own) in enumerate(zip(layers, conv_of_each_stage(conv, len(layers)), strict=True)):
-            name, planes = f"layer{stage + 1}", width * min(2**stage, _LAST_WIDTH)
-            of_stage = dataclasses.replace(parts, conv=own)
+        for stage, (depth, stage_conv) in enumerate(zip(layers, conv_of_each_stage(conv, len(layers)), strict=True)):
+            name, planes = f"layer{stage + 1}", width * min(2**stage, _MAX_WIDTH)
+            stage_parts = dataclasses.replace(parts, conv=stage_conv)
             convs, bns = [], []
             for number in range(depth):
                 path = f"{name}.convs.{number}"
                 if place == number == 0:
                     convs.append(parts.dense(path, features, planes, 3, 1, rngs, use_bias=True))
                 else:
-                    convs.append(of_stage.spatial(path, features, planes, 1, rngs, use_bias=use_bias))
+                    convs.append(stage_parts.spatial(path, features, planes, 1, rngs, use_bias=use_bias))
                 bns.append(parts.normalise(f"{name}.bns.{number}", planes, rngs))
                 features = planes
             setattr(self, name, VGGStage(convs, bns, act, place))
@@ -249,7 +249,7 @@ class VGG(Picklable, ImageModel):
         self._make_head(features, num_classes, global_pool, param_dtype, rngs)
 
     def _make_classifier(self, num_classes: int, rngs: nnx.Rngs) -> VGGClassifier:
-        """The present classifier with another last layer, or a new one."""
+        """Replaces the last layer of the present classifier, or builds a new classifier."""
         if self.fc is not None:
             self.fc.reset_last(num_classes, rngs=rngs)
             return self.fc
@@ -272,7 +272,7 @@ class VGG(Picklable, ImageModel):
         maps = []
         for name, *_ in self._outputs[:-1]:
             maps.append(getattr(self, name)(x))
-            x = max_pool(maps[-1], 2, "tf", window=2)  # reaches beyond an odd size behind
+            x = max_pool(maps[-1], 2, "tf", window=2)  # pads an odd size at the end
         return (*maps, x)
 
     def forward_head(self, maps: jax.Array, *, pre_logits: bool = False) -> jax.Array:

@@ -1,7 +1,7 @@
 """Oct-MobileNetV1 and Oct-MobileNetV2: mobile networks with maps of two frequencies.
 
-A layer of stride 2 pools its input and then convolves, as everywhere in octave networks, also where there is only one
-frequency: with `alpha=0` these are not `MobileNetV1` and `MobileNetV2`.
+As in all octave networks, a layer of stride 2 pools its input and then convolves, even at one frequency. So with
+`alpha=0` these networks differ from `MobileNetV1` and `MobileNetV2`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flax import nnx
 
 from msconv_jax.arguments import check_positive
 from msconv_jax.models.families.mobilenet import V1_UNITS, V2_BLOCKS, MobileNet, scaled
-from msconv_jax.models.families.octave.resnet import in_one, oct_unit
+from msconv_jax.models.families.octave.resnet import merge_frequencies, oct_unit
 from msconv_jax.models.layers import ConvNormAct, Layer, Parts, check_drop_path_rate, drop_path
 from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
 from msconv_jax.operators.octave.maps import Maps, OctBatchNorm
@@ -22,8 +22,8 @@ from msconv_jax.operators.octave.maps import Maps, OctBatchNorm
 __all__ = ["MODELS", "OctInvertedResidual", "OctMobileNetV1", "OctMobileNetV2", "OctSeparableConv"]
 
 _PAPER = "Chen et al., Drop an Octave, arXiv 1904.05049"
-_SINGLE = 10  # so many units of V1 give two frequencies, and the next one only takes them
-_V2_OCTAVE = 13  # so many blocks of V2 have two frequencies inside
+_V1_OCTAVE = 10  # units of V1 whose outputs have two frequencies; the next unit merges them
+_V2_OCTAVE = 13  # blocks of V2 with two frequencies inside
 
 
 class OctSeparableConv(nnx.Module):
@@ -76,24 +76,24 @@ class OctSeparableConv(nnx.Module):
         self.conv2 = oct_unit(f"{name}.conv2", in_features, out_features, 1, 1, alpha_out=alpha_out, **common)
 
     def __call__(self, maps: Maps) -> Any:
-        """Maps what :class:`msconv_jax.OctConv` takes to what it gives."""
+        """Maps ``(high, low)`` or one array to ``(high, low)`` or one array, like :class:`msconv_jax.OctConv`."""
         return self.conv2(self.conv1(maps))
 
 
 class OctInvertedResidual(nnx.Module):
     """MobileNetV2's block with two frequencies inside; its input and output have one.
 
-    Unlike `InvertedResidual` it has its first 1x1 convolution also with `expansion=1`: it makes the frequencies.
+    Unlike `InvertedResidual` it has its first 1x1 convolution with `expansion=1` too, which splits the frequencies.
 
     Args:
         in_features: input channels.
         out_features: output channels.
         strides: stride of the depthwise convolution, 1 or 2.
-        expansion: how many times more channels than the input the depthwise convolution has.
+        expansion: channels of the depthwise convolution for each input channel.
         alpha: share of its channels that are low.
         name: path of the block in the model, for error messages.
-        zero_init_last: start the block as its shortcut, where there is one.
-        drop_path_rate: probability of dropping the branch in training, where there is a shortcut.
+        zero_init_last: start a block with a shortcut as its shortcut.
+        drop_path_rate: probability of dropping the branch of a block with a shortcut, in training.
         dtype: compute type; None infers it from the input and the parameters.
         param_dtype: type of the parameters.
         rngs: source of the `params` and, with drop path, `dropout` streams.
@@ -165,10 +165,10 @@ def _zero_norm(features: int, **options: Any) -> OctBatchNorm:
 
 
 class OctMobileNetV1(MobileNet):
-    """MobileNetV1 of octave convolutions, the stem and the last units' maps being of one frequency.
+    """MobileNetV1 of octave convolutions; the maps of the stem and of the last units have one frequency.
 
-    Units 1 to 10 give two frequencies; the depthwise convolution of unit 1 still has one, the 1x1 of unit 11 joins
-    them. In `feature_maps` the low channels are enlarged behind the high ones.
+    The outputs of units 1 to 10 have two frequencies. The depthwise convolution of unit 1 still has one, and the 1x1 of
+    unit 11 merges them. `feature_maps` concatenates the high channels and the upsampled low ones.
 
     Args:
         alpha: share of the channels that are low, in units 1 to 10.
@@ -206,30 +206,30 @@ class OctMobileNetV1(MobileNet):
     ):
         check_positive("in_channels", in_channels, "colour images have 3")
         _check_alpha(alpha)
-        stem, *channels = scaled((32, *(own for own, _ in V1_UNITS)), width_mult)
+        stem, *channels = scaled((32, *(features for features, _ in V1_UNITS)), width_mult)
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.in_channels = in_channels
         first = ConvNormAct(in_channels, stem, 3, 2, parts=Parts(**common), name="features.0", rngs=rngs)
         layers: list[tuple[Layer, int, int]] = [(first, stem, 2)]
-        inputs, low = stem, 0.0
+        inputs, input_low = stem, 0.0
         for number, (features, (_, strides)) in enumerate(zip(channels, V1_UNITS, strict=True), start=1):
-            own = alpha if number <= _SINGLE else 0.0
+            low = alpha if number <= _V1_OCTAVE else 0.0
             unit = OctSeparableConv(
                 inputs,
                 features,
                 strides,
-                alpha_in=low,
-                alpha_out=own,
+                alpha_in=input_low,
+                alpha_out=low,
                 name=f"features.{number}",
                 rngs=rngs,
                 **common,
             )
             layers.append((unit, features, strides))
-            inputs, low = features, own
+            inputs, input_low = features, low
         self._make_head(self._set_features(layers), num_classes, global_pool, param_dtype, rngs)
 
     def _as_map(self, x: Any) -> jax.Array:
-        return in_one(x)
+        return merge_frequencies(x)
 
 
 class OctMobileNetV2(MobileNet):
@@ -276,7 +276,7 @@ class OctMobileNetV2(MobileNet):
         check_positive("in_channels", in_channels, "colour images have 3")
         check_drop_path_rate(drop_path_rate)
         _check_alpha(alpha)
-        stem, *channels = scaled((32, *(own for _, own, _ in V2_BLOCKS)), width_mult)
+        stem, *channels = scaled((32, *(features for _, features, _ in V2_BLOCKS)), width_mult)
         common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         parts = Parts(act=nnx.relu6, **common)
         self.in_channels = in_channels
@@ -305,7 +305,7 @@ class OctMobileNetV2(MobileNet):
 
 
 def _check_alpha(alpha: float) -> None:
-    """Raises ValueError for a share that leaves no high channels, whose size the maps are told in."""
+    """Raises ValueError unless some channels are high: the descriptions of the maps have the high maps' sizes."""
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < 1:
         raise ValueError(f"alpha={alpha!r}: must be a share of low channels in [0, 1); the paper uses 0.375 and 0.5")
 

@@ -20,7 +20,7 @@ from msconv_jax.models.stages import check_stages, stage_grids
 from msconv_jax.operators.octave.maps import Maps, OctBatchNorm, oct_upsample
 from msconv_jax.operators.octave.octconv import OctConvNormAct
 
-__all__ = ["MODELS", "OctBasicBlock", "OctBlock", "OctBottleneck", "OctResNet", "in_one", "oct_unit"]
+__all__ = ["MODELS", "OctBasicBlock", "OctBlock", "OctBottleneck", "OctResNet", "merge_frequencies", "oct_unit"]
 
 
 def oct_unit(
@@ -33,7 +33,7 @@ def oct_unit(
     kernel_dilation: int = 1,
     **options: Any,
 ) -> OctConvNormAct:
-    """Builds an octave convolution with normalisation and activation as the networks have it.
+    """Builds an octave convolution with normalisation and activation, padded and initialised as in ResNet.
 
     Args:
         name: path of the unit in the model, for error messages.
@@ -130,7 +130,7 @@ class OctBlock(nnx.Module):
         """Adds a block's input to its branch's result and activates."""
         shortcut = maps if self.downsample is None else self.downsample(maps)
         first = jax.tree.leaves(branch)[0]
-        keep = self.drop_path(jnp.ones((first.shape[0], 1, 1, 1), first.dtype))  # of both frequencies or of none
+        keep = self.drop_path(jnp.ones((first.shape[0], 1, 1, 1), first.dtype))  # drops both frequencies or none
         return jax.tree.map(lambda a, b: nnx.relu(a * keep + b), branch, shortcut)
 
 
@@ -206,7 +206,7 @@ class OctBasicBlock(OctBlock):
         )
 
     def __call__(self, maps: Maps) -> Any:
-        """Maps what :class:`msconv_jax.OctConv` takes to what it gives."""
+        """Maps ``(high, low)`` or one array to ``(high, low)`` or one array, like :class:`msconv_jax.OctConv`."""
         return self.join(maps, self.conv2(self.conv1(maps)))
 
 
@@ -233,7 +233,7 @@ class OctBottleneck(OctBlock):
         ValueError: if a layer refuses its arguments.
 
     Source:
-        Chen et al., arXiv 1904.05049, sec. 3.2; its places in the network are the PyTorch port's.
+        Chen et al., arXiv 1904.05049, sec. 3.2; its places in the network follow the PyTorch port.
 
     Example:
         >>> block = OctBottleneck(32, 8, 2, alpha_in=0.5, alpha_out=0.5, name="layer2.0", rngs=nnx.Rngs(0))
@@ -290,20 +290,20 @@ class OctBottleneck(OctBlock):
         )
 
     def __call__(self, maps: Maps) -> Any:
-        """Maps what :class:`msconv_jax.OctConv` takes to what it gives."""
+        """Maps ``(high, low)`` or one array to ``(high, low)`` or one array, like :class:`msconv_jax.OctConv`."""
         return self.join(maps, self.conv3(self.conv2(self.conv1(maps))))
 
 
 def _last_norm(zero_init: bool) -> Callable[..., Any]:
-    """The normalisation at the end of a branch, which may start at zero."""
+    """Returns the factory of the normalisation at the end of a branch, whose scale may start at zero."""
     return partial(OctBatchNorm, scale_init=nnx.initializers.zeros_init()) if zero_init else OctBatchNorm
 
 
 class OctResNet(ImageModel):
-    """ResNet of octave blocks. The last stage, whose maps are too small for a lower frequency, has one.
+    """ResNet of octave blocks. The last stage has one frequency, because its maps are too small for a lower one.
 
-    The stem and its max-pooling are plain. A stage's map of two frequencies comes out of `feature_maps` as one, the
-    low channels enlarged behind the high ones; `octave_maps` has them apart.
+    The stem and its max-pooling are plain. `feature_maps` merges the two frequencies of a stage into one map, the high
+    channels and the upsampled low ones; `octave_maps` returns them separately.
 
     Args:
         layers: number of blocks of each stage.
@@ -316,7 +316,7 @@ class OctResNet(ImageModel):
         in_channels: channels of the images.
         groups: groups of the 3x3 convolutions.
         base_width: width of one group when `planes` is 64.
-        output_stride: as in `ResNet`, of the high maps; low ones have twice as much.
+        output_stride: of the high maps, see `ResNet`; low maps have twice as much.
         global_pool: "avg", or "" for none.
         zero_init_last: start each block as its shortcut.
         drop_path_rate: probability of dropping the last block's branch in training; earlier blocks' grow linearly.
@@ -328,7 +328,7 @@ class OctResNet(ImageModel):
         ValueError: if an argument is out of its range.
 
     Source:
-        Chen et al., Drop an Octave, arXiv 1904.05049; the layout is that of its PyTorch port.
+        Chen et al., Drop an Octave, arXiv 1904.05049; the layout follows its PyTorch port.
 
     Example:
         >>> model = OctResNet((1, 1), width=8, num_classes=5, rngs=nnx.Rngs(0))
@@ -374,17 +374,17 @@ class OctResNet(ImageModel):
         self.conv1 = stem.build(Parts(dtype=dtype, param_dtype=param_dtype), in_channels, width, rngs)
         self.bn1 = batch_norm(width, **common)
         outputs = [("act1", width, stem.strides)]
-        features, low, built, total = width, 0.0, 0, sum(layers)
+        features, input_low, built, total = width, 0.0, 0, sum(layers)
         for stage, depth in enumerate(layers):
-            own = alpha if stage + 1 < len(layers) else 0.0
+            low = alpha if stage + 1 < len(layers) else 0.0
             blocks = []
             for index in range(depth):
                 built_block = block(
                     features,
                     width * 2**stage,
                     strides[stage] if index == 0 and grids[stage].strided else 1,
-                    alpha_in=low,
-                    alpha_out=own,
+                    alpha_in=input_low,
+                    alpha_out=low,
                     groups=groups,
                     base_width=base_width,
                     kernel_dilation=grids[stage].dilation,
@@ -393,7 +393,7 @@ class OctResNet(ImageModel):
                     name=f"layer{stage + 1}.{index}",
                     **common,
                 )
-                features, low, built = width * 2**stage * built_block.expansion, own, built + 1
+                features, input_low, built = width * 2**stage * built_block.expansion, low, built + 1
                 blocks.append(built_block)
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
             outputs.append((f"layer{stage + 1}", features, grids[stage].reduction))
@@ -416,14 +416,14 @@ class OctResNet(ImageModel):
 
     def feature_maps(self, x: jax.Array) -> tuple[jax.Array, ...]:
         """Computes the stem's and every stage's map, one NHWC array for each entry of `feature_info`."""
-        return tuple(in_one(maps) for maps in self._all_maps(x))
+        return tuple(merge_frequencies(maps) for maps in self._all_maps(x))
 
 
-def in_one(maps: Any) -> jax.Array:
-    """High and low channels in one map of the high ones' size.
+def merge_frequencies(maps: Any) -> jax.Array:
+    """Concatenates the high channels and the low ones, upsampled to the high map's size.
 
     Example:
-        >>> in_one((jnp.ones((1, 5, 5, 6)), jnp.ones((1, 3, 3, 2)))).shape
+        >>> merge_frequencies((jnp.ones((1, 5, 5, 6)), jnp.ones((1, 3, 3, 2)))).shape
         (1, 5, 5, 8)
     """
     if not isinstance(maps, tuple):
