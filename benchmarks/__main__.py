@@ -40,7 +40,7 @@ OVERHEAD_TARGET = 0.8  # of the ratios over the plain convolution, over those of
 
 
 def collect(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """The comparisons, each announced when it is done."""
+    """Runs the comparisons and reports each when it is done."""
     done = []
     for comparison in comparisons:
         print(f"{comparison.name} over {comparison.base}: done", file=sys.stderr, flush=True)
@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Comparison]], l
     sections["Hard places"] = collect(hard_places.compare_all(options.batch, min(options.rounds, hard_places.ROUNDS)))
     if not pytorch_operators.installed():
         return sections, ["PyTorch is not installed here and was left out."]
-    # Last, so that PyTorch's threads stand in nobody's way.
+    # Last, so that PyTorch's threads do not slow the other benchmarks down.
     sections["PyTorch"] = collect(pytorch_operators.compare_all(*shapes))
     if pytorch_operators.compiler() is None:
         return sections, ["There is no C++ compiler here: torch.compile was left out."]

@@ -2,9 +2,9 @@
 
     python -m benchmarks.input_pipeline [--write NAME]
 
-The images are JPEGs of 500 x 375 pixels, cut out of scikit-learn's photographs, of about as many bytes as ImageNet's
+The images are JPEGs of 500 x 375 pixels, cropped from scikit-learn's photographs, of about as many bytes as ImageNet's
 files have on average (110 KB). Each path runs with one thread pinned to one core or with two on two, in turn with the
-others. Given are the images a second by the clock, and those a second of processor time, which other programs on the
+others. It prints images a second by the clock, and images a second of processor time, which other programs on the
 machine disturb less. Where TensorFlow is installed, tf.data's fused decode-and-crop runs beside. With `--write`, the
 table goes to `benchmarks/results/NAME-input.md`. Leave the machine alone meanwhile.
 """

@@ -1,9 +1,9 @@
-"""What each operator costs, over the plain 3x3 convolution of as many channels: the table of docs/operators.md.
+"""What each operator costs, over the plain 3x3 convolution of as many channels: the table of docs/operators/index.md.
 
     python -m benchmarks --docs NAME
 
-writes it. Parameters and multiply-accumulates are counted by the library, on shapes alone; times are those that
-`python -m benchmarks --write NAME` measured, and stand where this operator in this setting was measured.
+writes it. The library counts parameters and multiply-accumulates, on shapes alone. Times come from
+`python -m benchmarks --write NAME`; a cell is empty if the operator was not measured in this setting.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _fixed(**options: Any) -> Callable[[int, int], dict[str, Any]]:
 
 
 def _timed(operator: Callable[..., nnx.Module], setting: str, label: str = "") -> Costed:
-    """An operator in the very setting in which it is timed over the plain convolution."""
+    """An operator in the setting in which it is timed over the plain convolution."""
     (subject,) = (s for s in SUBJECTS if s.operator is operator and s.label == label and not s.native)
     return Costed(operator, setting, subject.options, subject.name)
 
@@ -121,10 +121,10 @@ def table(results: str) -> str:
 
 
 def with_costs(text: str, results: str) -> str:
-    """A document with the table in its place.
+    """The document with the table between its two comments.
 
     Raises:
-        ValueError: if it has no place for it.
+        ValueError: if the document lacks the comments.
     """
     before, opening, rest = text.partition(OPENING)
     _, closing, after = rest.partition(CLOSING)

@@ -121,7 +121,7 @@ NAMES = tuple(dict.fromkeys(subject.operator.__name__ for subject in SUBJECTS))
 
 
 def conv(operator: Callable[..., nnx.Module], width: int, **options: Any) -> nnx.Module:
-    """An operator in the place of the plain 3x3 convolution."""
+    """An operator with the arguments of the plain 3x3 convolution."""
     rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))  # fast to draw from
     return operator(width, width, kernel_size=(3, 3), padding=1, use_bias=False, rngs=rngs, **options)
 
@@ -195,7 +195,7 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int | None = 7) -> No
 
 
 def check_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends the program if the arguments of `add_arguments` make no sense."""
+    """Ends the program if the arguments of `add_arguments` are out of range."""
     if len(options.sizes) > len(SIZES):
         parser.error(f"--sizes has {len(options.sizes)} numbers: there are {len(SIZES)} stages")
     if min(options.batch, options.rounds, *options.sizes) < 1:

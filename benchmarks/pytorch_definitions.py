@@ -1,4 +1,4 @@
-"""PSConv, PyConv and IC-Conv in PyTorch, as sums and concatenations of its own convolutions.
+"""PSConv, PyConv and IC-Conv in PyTorch, as sums and concatenations of its convolutions.
 
 3x3, strides 1, as many outputs as inputs, without bias: what the benchmark needs. The children are named as in the
 public weights, so that `msconv_jax.load_state_dict` takes these modules' `state_dict` too. Importing this file needs
@@ -24,7 +24,7 @@ class PSConv(nn.Module):
 
     Channels are in four blocks. Block p of the outputs sees block p of the inputs at dilation 2 and block p + 2 (modulo
     4) at dilation 4, both by grouped convolutions, the latter of the input with its halves swapped. A dense convolution
-    at dilation 1, whose weights are zero and stay so where those two serve, adds the rest.
+    at dilation 1 adds the remaining blocks; its weights are zero, and stay zero, in the blocks of the other two.
     """
 
     def __init__(self, width: int, parts: int = 4, dilation: int = 2):

@@ -1,11 +1,11 @@
-"""The same comparison in PyTorch on CPU: PSConv, PyConv and IC-Conv over PyTorch's own plain 3x3 convolution.
+"""The same comparison in PyTorch on CPU: PSConv, PyConv and IC-Conv over PyTorch's plain 3x3 convolution.
 
     python -m benchmarks.pytorch_operators [--batch 8] [--rounds 7] [--sizes 56 28 14 7] [--compile]
 
 Channels-last, float32, on as many threads as JAX has here. `--compile` times everything under `torch.compile` instead,
 which needs a C++ compiler; the compile time is that of the first run. PyTorch is no dependency of the library: install
 it beside it with `pip install torch` (or `make bench-full` leaves this part out). The operators are those of
-`benchmarks/pytorch_definitions.py`; the tests hold their numbers against the library's.
+`benchmarks/pytorch_definitions.py`; the tests compare their numbers with the library's.
 """
 
 from __future__ import annotations

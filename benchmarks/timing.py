@@ -87,7 +87,7 @@ def run_interleaved(runs: Mapping[str, Callable[[int], object]], rounds: int) ->
     """Times functions in turn.
 
     Args:
-        runs: what to time, by name: functions that do their work as many times as they are told, to its end.
+        runs: what to time, by name: functions that do their work a given number of times and wait for its end.
         rounds: number of rounds.
 
     Returns:

@@ -9,7 +9,7 @@ from `configs/compare_scaled_digits.md`. It takes seconds; the same versions of 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,20 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 from flax import nnx
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 import msconv_jax as ms
 from msconv_jax.analysis import plot_lattice
+from msconv_jax.operators import pac_kernel
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BLUE, ORANGE, GREY = "#1f6fb4", "#d9822b", "#9aa5b1"
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "msconv_jax",
     "svg.fonttype": "path",
     "font.size": 9,
@@ -95,7 +98,8 @@ def draw_extents() -> None:
     def octave(x: jax.Array) -> jax.Array:
         """The octave convolution on maps of one size: low channels are pooled before it and enlarged after it."""
         low = x[..., 12:].reshape(1, 12, 2, 12, 2, 4).mean((2, 4))
-        high, low = first((x[..., :12], low))
+        octaves: Any = first((x[..., :12], low))
+        high, low = octaves
         return jnp.concatenate([high, low.repeat(2, 1).repeat(2, 2)], -1)
 
     draw_extent(extents(octave, 16, side=24), "OctConv, the last 4 channels low", "octconv")
@@ -109,17 +113,14 @@ def draw_extent(sides: np.ndarray, title: str, name: str) -> None:
     colours = mpl.colormaps["YlGnBu"](np.linspace(0.25, 0.95, len(values)))
     if values[0] == 0:
         colours[0] = (1, 1, 1, 1)
-    axes.imshow(
-        np.searchsorted(values, sides), cmap=mpl.colors.ListedColormap(colours), vmin=-0.5, vmax=len(values) - 0.5
-    )
+    axes.imshow(np.searchsorted(values, sides), cmap=ListedColormap(colours), vmin=-0.5, vmax=len(values) - 0.5)
     for edge in range(1, 16):
         axes.axhline(edge - 0.5, color="white", linewidth=1)
         axes.axvline(edge - 0.5, color="white", linewidth=1)
     axes.set(xlabel="input channel", ylabel="output channel", title=title)
     labels = [f"{value}x{value}" if value else "nothing" for value in values]
     patches = [
-        mpl.patches.Patch(facecolor=colour, edgecolor="grey", label=label)
-        for colour, label in zip(colours, labels, strict=True)
+        Patch(facecolor=colour, edgecolor="grey", label=label) for colour, label in zip(colours, labels, strict=True)
     ]
     axes.legend(handles=patches, title="pixels seen", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     save(figure, f"extent_{name}")
@@ -129,9 +130,8 @@ def draw_adapting() -> None:
     """The taps of a 9x9 PACConv at three pixels of a guide with one edge."""
     rows, columns = np.mgrid[:32, :32]
     guide = np.where(columns + 0.4 * rows < 22, 0.25, 0.75) + 0.03 * np.sin(rows * 1.3) * np.cos(columns * 1.7)
-    kernel = np.asarray(
-        ms.operators.pac_kernel(jnp.asarray(guide * 6, jnp.float32)[None, ..., None], (9, 9), padding=4)
-    )
+    features: Any = jnp.asarray(guide * 6, jnp.float32)[None, ..., None]
+    kernel = np.asarray(pac_kernel(features, (9, 9), padding=4))
     figure = Figure(figsize=(8.4, 2.5), layout="constrained")
     axes = figure.subplots(1, 4, width_ratios=(1.15, 1, 1, 1))
     places = [(16, 5), (16, 14), (16, 24)]
@@ -142,12 +142,12 @@ def draw_adapting() -> None:
         axes[0].annotate(
             "ABC"[number], (column, row), color=ORANGE, fontsize=13, xytext=(4, 4), textcoords="offset points"
         )
-        image = axes[number + 1].imshow(kernel[0, row, column].reshape(9, 9), cmap="YlGnBu", vmin=0, vmax=1)
+        axes[number + 1].imshow(kernel[0, row, column].reshape(9, 9), cmap="YlGnBu", vmin=0, vmax=1)
         axes[number + 1].set_title(f"taps' weights at {'ABC'[number]}")
     for each in axes:
         each.set_xticks([])
         each.set_yticks([])
-    figure.colorbar(image, ax=axes[3], shrink=0.8)
+    figure.colorbar(axes[3].images[0], ax=axes[3], shrink=0.8)
     save(figure, "adapting_kernel")
 
 
@@ -159,7 +159,7 @@ def table(path: Path, pattern: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def bars(axes: Any, labels: Sequence[str], series: dict[str, Sequence[float]], colours: Sequence[str]) -> None:
+def bars(axes: Any, labels: Sequence[str], series: Mapping[str, Sequence[float]], colours: Sequence[str]) -> None:
     """Horizontal bars, the first label at the top."""
     places, height = np.arange(len(labels)), 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
