@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.models.families.mobilenet import V1_UNITS, V2_BLOCKS, MobileNet, scaled
+from msconv_jax.models.families.octave.blocks import OctBatchNorm
 from msconv_jax.models.families.octave.resnet import in_one, oct_unit
 from msconv_jax.models.families.res2net_dla import ConvNormAct
 from msconv_jax.models.layers import check_drop_path_rate, check_positive, drop_path
 from msconv_jax.models.parts import Layer, Parts
 from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
-from msconv_jax.operators.octave.maps import Maps, OctBatchNorm
+from msconv_jax.operators.octave.maps import Maps
 
 __all__ = ["OctInvertedResidual", "OctMobileNetV1", "OctMobileNetV2", "OctSeparableConv"]
 

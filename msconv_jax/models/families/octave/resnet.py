@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.models.families.octave.blocks import OctBatchNorm, OctConvNormAct
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import (
     batch_norm,
@@ -23,8 +24,7 @@ from msconv_jax.models.layers import (
 from msconv_jax.models.parts import Parts
 from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, register_model
 from msconv_jax.models.resnet import CIFAR_STEM, IMAGENET_STEM, LAYERS, Stem, check_stages, stage_grids
-from msconv_jax.operators.octave.maps import Maps, OctBatchNorm, oct_upsample
-from msconv_jax.operators.octave.octconv import OctConvNormAct
+from msconv_jax.operators.octave.maps import Maps, oct_upsample
 
 __all__ = ["OctBasicBlock", "OctBlock", "OctBottleneck", "OctResNet", "in_one", "oct_unit"]
 
