@@ -5,6 +5,16 @@ from collections.abc import Iterator
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
+
+import tests.array_types
+
+# Before any test imports the library: its annotated arrays are checked in every call.
+install_import_hook(["msconv_jax", "train"], f"{tests.array_types.__name__}.{tests.array_types.check_arrays.__name__}")
+
+# Under the strictest settings that users may choose: what is promoted silently would fail for them.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,8 +50,9 @@ def _compiling(*, quickly: bool) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _quick_compilation(request):
     """Most of the time is LLVM's: quick tests and sweeps leave out its optimisations, others compile as users do."""
-    is_quick = request.node.get_closest_marker("slow") is None or request.path.parent.name in SWEPT
-    with _compiling(quickly=is_quick):
+    is_swept = request.path.parent.name in SWEPT
+    is_quick = request.node.get_closest_marker("slow") is None or is_swept
+    with _compiling(quickly=is_quick and request.node.get_closest_marker("optimised") is None):
         yield
 
 

@@ -13,14 +13,14 @@ from msconv_jax.models.families.dla import Root
 from msconv_jax.models.families.mobilenet import InvertedResidual, SeparableConv
 from msconv_jax.models.families.octave.blocks import OctBatchNorm, OctConvNormAct
 from msconv_jax.models.families.octave.resnet import OctResNet
-from msconv_jax.models.families.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut
+from msconv_jax.models.families.pyconv import MaxPoolShortcut
 from msconv_jax.models.families.res2net import AveragePoolShortcut, DeepStemConv, Res2Bottleneck
-from msconv_jax.models.families.res2net_dla import ConvNormAct
 from msconv_jax.models.families.vgg import VGGClassifier, VGGStage
-from msconv_jax.models.parts import ConvShortcut
+from msconv_jax.models.layers import ConvNormAct, ConvShortcut
 from msconv_jax.models.resnet import ResNet
 from msconv_jax.operators import ACConv, HetConv, OctConv, PyConv, Res2Conv
 from msconv_jax.operators.octave.octconv import PATHS
+from msconv_jax.segmentation.pyconv_parsing import GlobalPyConvBlock, LocalPyConvBlock
 from msconv_jax.signatures import check_module, explains_arguments
 
 __all__ = ["Folded", "fold_batch_norm"]
@@ -155,10 +155,11 @@ def _affine(norm: nnx.BatchNorm) -> tuple[jax.Array, jax.Array]:
 
 
 def _scale(kernel: nnx.Param[jax.Array], scale: jax.Array) -> None:
-    kernel[...] = (kernel[...] * scale).astype(kernel.dtype)
+    factors = jnp.expand_dims(scale, range(kernel[...].ndim - 1))
+    kernel[...] = (kernel[...].astype(factors.dtype) * factors).astype(kernel.dtype)
 
 
 def _new_bias(
     bias: nnx.Param[jax.Array] | None, scale: jax.Array, shift: jax.Array, dtype: Any
 ) -> nnx.Param[jax.Array]:
-    return nnx.Param((shift if bias is None else bias[...] * scale + shift).astype(dtype))
+    return nnx.Param((shift if bias is None else bias[...].astype(scale.dtype) * scale + shift).astype(dtype))

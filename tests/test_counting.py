@@ -110,7 +110,7 @@ def test_a_network_of_two_inputs_with_a_guide():
         "pool": 16 * 9 * (5 + 2 + 1),
         "up": 16 * 16 * 5 * 2,
     }
-    batch = jax.ShapeDtypeStruct((3, 8, 8, 3), jnp.bfloat16)
+    batch = jax.ShapeDtypeStruct((3, 8, 8, 3), jnp.float32)
     assert layer_macs(Guided(), batch, jnp.ones((3, 8, 8, 2)))["pac"] == 3 * macs["pac"]
 
 

@@ -50,7 +50,9 @@ class Pixels(NamedTuple):
         This happens on the device because the host has little time and bytes are quicker to move.
         """
         scaled = (images[..., ::-1] if self.is_bgr else images).astype(jnp.float32) / 255
-        return (scaled - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+        axes = range(scaled.ndim - 1)
+        mean, std = (jnp.expand_dims(jnp.asarray(value, jnp.float32), axes) for value in (self.mean, self.std))
+        return (scaled - mean) / std
 
 
 class Picture(NamedTuple):

@@ -507,7 +507,7 @@ def graph_constants(
         >>> int((zeta != 0).sum()), int((xi != 0).sum())
         (3, 9)
     """
-    mask = jnp.asarray(neighbours) != 0
+    mask = jnp.asarray(neighbours).astype(bool)
     if mask.ndim < 2 or mask.shape[-1] != mask.shape[-2]:
         raise ValueError(f"neighbours has shape {mask.shape}: expected (n, n), a row for each node.")
     of_zeta, of_xi = jax.random.split(key)

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 from msconv_jax.arguments import BORDERS, base_pads, check_padding, dilated_extent, per_axis
 from msconv_jax.convolution import convolve, with_border
 from msconv_jax.costs import Shape, call_macs
-from msconv_jax.modes.dtypes import compute_dtype
+from msconv_jax.modes.dtypes import common_dtype, compute_dtype
 from msconv_jax.modes.normalization import BatchNorm
 from msconv_jax.modes.picklable import Picklable
 from msconv_jax.operators.composite import CompositeConv
@@ -311,9 +311,11 @@ def res2conv(
             outputs.append(own if last is None else last(own))
             continue
         if kind == "normal" and number:
-            own = (own + outputs[-1]).astype(x.dtype)
+            dtype = common_dtype(own, outputs[-1])
+            own = (own.astype(dtype) + outputs[-1].astype(dtype)).astype(x.dtype)
         outputs.append(branches[number](own))
-    return jnp.concatenate(outputs, axis=-1)
+    dtype = common_dtype(*outputs)
+    return jnp.concatenate([output.astype(dtype) for output in outputs], axis=-1)
 
 
 def _check_scale(scale: int) -> int:

@@ -36,7 +36,8 @@ def psconv(module: PSConv) -> tuple[Conversion, ...]:
     def convert(tensors: Arrays) -> dict[str, Any]:
         values = {"kernel": psconv_kernel(tensors, groups, t, official=module.overlap_kernel is not None)}
         if module.overlap_kernel is not None:
-            values["overlap_kernel"] = hwio(tensors["conv.weight"]) * module.official_overlap()
+            overlap = np.expand_dims(module.official_overlap(), tuple(range(len(size))))
+            values["overlap_kernel"] = jnp.where(overlap, hwio(tensors["conv.weight"]), 0)
         if module.use_bias:  # the public code adds three; one holds their sum
             values["bias"] = sum(tensors[f"{name}.bias"] for name in _NAMES)
         return values

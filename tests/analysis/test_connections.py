@@ -42,7 +42,7 @@ def test_the_gate_is_that_of_the_images():
     both = jnp.concatenate([local, jnp.broadcast_to(g, local.shape)], axis=-1)
     gate = jax.nn.sigmoid(conv.gate2(nnx.relu(conv.gate1(both))))
     np.testing.assert_allclose(found, gate, atol=1e-5)
-    np.testing.assert_allclose(local + g * found, conv(X) - conv.bias[...], atol=1e-5)
+    np.testing.assert_allclose(local + g * found, conv(X) - conv.bias[...][None, None, None], atol=1e-5)
     with pytest.raises(ValueError, match="images=None"):
         connection_maps(conv)
 

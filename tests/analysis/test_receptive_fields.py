@@ -18,6 +18,7 @@ from msconv_jax.analysis import (
     theoretical_receptive_field,
 )
 from msconv_jax.convolution import planning_for
+from msconv_jax.models.layers import average_pool
 
 
 def shapes_of(name, **options):
@@ -113,7 +114,7 @@ def test_every_pixel_in_the_box_matters_and_none_outside(name):
 
 def test_any_unit_and_any_callable():
     def pooled(images):
-        return nnx.avg_pool(images, (2, 2), (2, 2))
+        return average_pool(images, 2, 2)
 
     field = theoretical_receptive_field(pooled, (9, 12, 1), unit=(3, 0))
     assert (field.rows, field.columns, field.image, field.cut) == ((6, 7), (0, 1), (9, 12), True)
@@ -209,7 +210,7 @@ def test_half_precision_has_fields():
 
 
 def test_the_picture_has_both_fields():
-    field = theoretical_receptive_field(lambda images: nnx.avg_pool(images, (3, 3), (3, 3)), (9, 9, 1))
+    field = theoretical_receptive_field(lambda images: average_pool(images, 3, 3), (9, 9, 1))
     axes = Figure().subplots()
     assert plot_receptive_field(np.eye(9)[:, ::-1] + np.eye(9), axes, theoretical=field, title="a") is axes
     square, box = axes.patches

@@ -222,7 +222,7 @@ def test_batch_axes_and_the_bias():
         assert y.shape == (2, 3, 5, 6, 6)
         np.testing.assert_allclose(y[1, 2], single, atol=1e-6)
         module.bias[...] = jnp.arange(6.0)
-        np.testing.assert_allclose(module(x), y + jnp.arange(6.0), atol=1e-6)
+        np.testing.assert_allclose(module(x), y + jnp.arange(6.0)[None, None, None, None], atol=1e-6)
     assert build(use_bias=False).bias is None
     signal = nnx.eval_shape(lambda: build(kernel_size=(3,), mix="position", spatial_shape=9)(jnp.ones((2, 9, 4))))
     assert signal.shape == (2, 9, 6)

@@ -67,14 +67,14 @@ def test_gradients_pass_straight_through():
 
     def linear(u):
         """The loss with S linear in U."""
-        mask = (1 + jnp.kron(u, jnp.sign(module.inner_factor[...])).T) / 2
+        mask = (1 + jnp.kron(u, jnp.sign(module.inner_factor[...])).T[None, None]) / 2
         kernel = module.kernel[...]
         y = convolve(x, kernel * (1 - mask), padding=1) + convolve(x, kernel * mask, padding=2, kernel_dilation=2)
         return jnp.sum(y * weights)
 
     gradient = jax.jit(jax.grad(loss))(state)
     U = module.outer_factor[...]
-    expected = jax.jit(jax.grad(linear))(jnp.sign(U)) * (jnp.abs(U) <= 1)
+    expected = jax.jit(jax.grad(linear))(jnp.sign(U)) * (jnp.abs(U) <= 1).astype(U.dtype)
     assert 0 < float((jnp.abs(U) <= 1).mean()) < 1
     np.testing.assert_allclose(gradient["outer_factor"][...], expected, rtol=1e-5, atol=1e-3)
 

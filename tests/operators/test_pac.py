@@ -294,7 +294,7 @@ def test_a_given_kernel_is_normalised():
 def test_constant_guide_is_the_plain_convolution():
     x, guide = normal((2, 9, 8, 6), 0), np.full((2, 9, 8, 3), 1.7, np.float32)
     conv = PACConv(6, 5, (3, 5), (2, 1), kernel_dilation=(2, 1), **drawn())
-    plain = convolve(x, conv.kernel[...], (2, 1), kernel_dilation=(2, 1)) + conv.bias[...]
+    plain = convolve(x, conv.kernel[...], (2, 1), kernel_dilation=(2, 1)) + conv.bias[...][None, None, None]
     assert conv(x, guide).shape == plain.shape
     close(conv(x, guide), plain)
 

@@ -140,7 +140,7 @@ def test_kernel_dilation_multiplies_the_pattern():
 def test_the_module_convolves_with_its_lattice():
     module = PSConv(8, 12, (3, 3), 2, padding=1, phase=3, vary="in", rngs=nnx.Rngs(0))
     x = whole((1, 9, 9, 8), 0)
-    expected = psconv(x, module.kernel[...], 2, 1, phase=3, vary="in") + module.bias[...]
+    expected = psconv(x, module.kernel[...], 2, 1, phase=3, vary="in") + module.bias[...][None, None, None]
     np.testing.assert_allclose(module(x), expected, rtol=1e-6)
 
 

@@ -188,7 +188,7 @@ def test_attributes_and_the_bias_are_those_of_nnx_conv():
         assert getattr(ours, name) == getattr(theirs, name), name
     x, y = image(), ours(image())
     ours.bias[...] = jnp.arange(8.0)
-    np.testing.assert_allclose(ours(x), y + jnp.arange(8.0), atol=1e-6)
+    np.testing.assert_allclose(ours(x), y + jnp.arange(8.0)[None, None, None], atol=1e-6)
     assert build(use_bias=False).bias is None
 
 

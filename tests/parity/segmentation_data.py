@@ -147,11 +147,12 @@ def check_sliding(meta: Mapping[str, Any], data: Arrays) -> dict[str, float]:
         y = jax.lax.conv_general_dilated(
             x, kernels[name], (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        return y + data[f"param:{name}.bias"]
+        return y + data[f"param:{name}.bias"][None, None, None]
 
     @jax.jit
     def probabilities(windows: jax.Array) -> jax.Array:
-        x = (windows - MEAN.astype(np.float32)) / STD.astype(np.float32)
+        mean, std = (value.astype(np.float32)[None, None, None] for value in (MEAN, STD))
+        x = (windows - mean) / std
         logits = convolve(jax.nn.relu(convolve(x, "conv1", stride)), "conv2", 1)
         return jax.nn.softmax(resize_bilinear(logits, crop))
 

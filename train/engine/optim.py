@@ -32,7 +32,7 @@ def create_optimiser(config: Config, steps_per_epoch: int) -> tuple[optax.Gradie
     rate = learning_rate(settings, config.epochs, steps_per_epoch)
     mask = None if settings.decay_all else decay_mask
     decay = optax.add_decayed_weights(weight_decay(settings, steps_per_epoch), mask)
-    adam = optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon)
+    adam = _promoting(optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon))
     adaptation = optax.scale_by_trust_ratio()
     parts: list[Any] = {
         "sgd": [decay, optax.trace(settings.momentum, settings.nesterov)],
@@ -46,6 +46,16 @@ def create_optimiser(config: Config, steps_per_epoch: int) -> tuple[optax.Gradie
         frozen = optax.masked(optax.set_to_zero(), path_mask(*config.model.frozen))
         parts = [frozen, *parts, frozen]
     return optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate
+
+
+def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Lets JAX promote dtypes in an update, as Optax's Adam needs: it raises floats to the number of steps, an int."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.update(updates, state, params)
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 def learning_rate(settings: Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
@@ -66,7 +76,8 @@ def learning_rate(settings: Optimizer, epochs: int, steps_per_epoch: int) -> Sch
         fall = optax.piecewise_constant_schedule(1.0, factors)
     rise = _stretched(lambda share: share, max(warmup_steps, 1), first=1)
     factor = optax.join_schedules([rise, fall], [warmup_steps])
-    return lambda step: settings.learning_rate * factor(step)
+    # Optax mixes the step with floats, and JAX may be set to promote no dtypes.
+    return lambda step: settings.learning_rate * factor(jnp.asarray(step, jnp.float32))
 
 
 def _stretched(schedule: Schedule, steps: int, first: int = 0) -> Schedule:

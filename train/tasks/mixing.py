@@ -41,7 +41,7 @@ def mix(
     weights = jnp.where(cuts, outside, share)
     is_mixed = jax.random.bernoulli(for_whether, probability)
     weights, share = jnp.where(is_mixed, weights, 1.0), jnp.where(is_mixed, share, 1.0)
-    weights = weights[:, :, None].astype(images.dtype)
+    weights = weights[None, :, :, None].astype(images.dtype)
     mixed = weights * images + (1 - weights) * neighbours(images)
     return mixed, share * targets + (1 - share) * neighbours(targets)
 
@@ -62,7 +62,7 @@ def outside_box(key: jax.Array, share: jax.Array, height: int, width: int) -> ja
         centre, place = jax.random.randint(key, (), 0, size), jnp.arange(size)
         return (centre - half <= place) & (place < centre + half)
 
-    inside = is_within(for_row, height)[:, None] & is_within(for_column, width)
+    inside = is_within(for_row, height)[:, None] & is_within(for_column, width)[None]
     return 1.0 - inside.astype(jnp.float32)
 
 

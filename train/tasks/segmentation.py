@@ -170,7 +170,8 @@ class Segmentation:
         if auxiliary is not None:
             second = jnp.sum(self._losses(auxiliary, batch["segmentation"]) * weight)
         total = main + self.settings.auxiliary_weight * second
-        hits = jnp.sum((jnp.argmax(logits, axis=-1) == batch["segmentation"]) * weight)
+        is_hit = jnp.argmax(logits, axis=-1) == batch["segmentation"].astype(jnp.int32)
+        hits = jnp.sum(jnp.where(is_hit, weight, 0))
         share = jnp.sum(weight)
         values = dict(zip(self.terms, (total, main, second, hits), strict=True))
         return total, {name: (value, share) for name, value in values.items()}

@@ -471,6 +471,6 @@ def _linear(geometry: Geometry, normalized: bool) -> Initializer:
 
     def init(key: jax.Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:
         del key, out_sharding
-        return jnp.asarray(spatial[..., None, None], dtype) * jnp.eye(*shape[-2:], dtype=dtype)
+        return jnp.asarray(np.multiply.outer(spatial, np.eye(*shape[-2:])), dtype)
 
     return init
