@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +116,8 @@ class OctConvNormAct(Picklable):
         >>> high.shape, low.shape
         ((1, 8, 8, 8), (1, 4, 4, 8))
     """
+
+    norm_follows: ClassVar = {"conv": "norm"}
 
     @explains_arguments
     def __init__(

@@ -337,6 +337,8 @@ class OctResNet(ImageModel):
         ((1, 5), [(1, 9, 13, 16), (1, 5, 7, 16)])
     """
 
+    norm_follows: ClassVar = {"conv1": "bn1"}
+
     def __init__(
         self,
         layers: Sequence[int],
