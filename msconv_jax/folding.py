@@ -8,39 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.models.blocks import BasicBlock, Bottleneck
-from msconv_jax.models.families.dla import Root
-from msconv_jax.models.families.mobilenet import InvertedResidual, SeparableConv
-from msconv_jax.models.families.octave.resnet import OctResNet
-from msconv_jax.models.families.pyconv import MaxPoolShortcut
-from msconv_jax.models.families.res2net import AveragePoolShortcut, DeepStemConv, Res2Bottleneck
-from msconv_jax.models.families.vgg import VGGClassifier, VGGStage
-from msconv_jax.models.layers import ConvNormAct, ConvShortcut
-from msconv_jax.models.resnet import ResNet
-from msconv_jax.operators import ACConv, HetConv, OctConv, PyConv, Res2Conv
-from msconv_jax.operators.octave.maps import OctBatchNorm
-from msconv_jax.operators.octave.octconv import PATHS, OctConvNormAct
-from msconv_jax.segmentation.pyconv_parsing import GlobalPyConvBlock, LocalPyConvBlock
+from msconv_jax.models.families.octave.blocks import OctBatchNorm
+from msconv_jax.models.families.res2net import DeepStemConv
+from msconv_jax.operators import ACConv, HetConv, OctConv, PyConv
+from msconv_jax.operators.octave.octconv import PATHS
 from msconv_jax.signatures import check_module, explains_arguments
 
 __all__ = ["Folded", "fold_batch_norm"]
 
 Module = TypeVar("Module", bound=nnx.Module)
-
-# Which normalisation follows directly on which convolution. By class, because names alone do not tell: a block that
-# normalises first has the same ones.
-_HEAD = (("conv1", "bn1"), ("pyconv", "bn2"), ("conv2", "bn3"))
-_PAIRS: dict[type[nnx.Module], tuple[tuple[str, str], ...]] = {
-    **dict.fromkeys((ResNet, OctResNet), (("conv1", "bn1"),)),
-    **dict.fromkeys((BasicBlock, DeepStemConv, SeparableConv), (("conv1", "bn1"), ("conv2", "bn2"))),
-    **dict.fromkeys((Bottleneck, InvertedResidual), (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))),
-    Res2Bottleneck: (("conv1", "bn1"), ("conv3", "bn3")),
-    **dict.fromkeys((ConvShortcut, MaxPoolShortcut, AveragePoolShortcut, ConvNormAct, Root), (("conv", "bn"),)),
-    **dict.fromkeys((LocalPyConvBlock, GlobalPyConvBlock), _HEAD),
-    **dict.fromkeys((Res2Conv, VGGStage), (("convs", "bns"),)),
-    VGGClassifier: (("hidden", "bns"),),
-    OctConvNormAct: (("conv", "norm"),),
-}
 
 
 class Folded(nnx.Module):
@@ -85,8 +61,8 @@ def fold_batch_norm(model: Module) -> Module:
     model.eval()
     count = 0
     for _, module in list(nnx.iter_modules(model)):
-        pairs = next((_PAIRS[kind] for kind in type(module).__mro__ if kind in _PAIRS), ())
-        for conv, norm in pairs:
+        # Declared by the class: a block that normalises before it convolves has layers of the same names.
+        for conv, norm in getattr(type(module), "norm_follows", {}).items():
             convs, norms = getattr(module, conv), getattr(module, norm)
             if isinstance(convs, nnx.List) and norms is not None:
                 for number in range(len(norms)):

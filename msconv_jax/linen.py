@@ -31,7 +31,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -40,24 +40,14 @@ from flax import nnx
 
 from msconv_jax import operators
 
-__all__ = [
-    "ACConv",
-    "ACGraph",
-    "DynamicPSConv",
-    "GroupedConv",
-    "HetConv",
-    "ICConv",
-    "OctConv",
-    "PACConv",
-    "PACConvTranspose",
-    "PACPool",
-    "PSConv",
-    "PyConv",
-    "Res2Conv",
-    "SISConv",
-    "linen_form",
-    "params_of",
-]
+__all__ = ["linen_form", "params_of"]
+__all__ += operators.__all__
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Any Linen form, for type checkers: the loop at the end of this file makes the classes."""
+
 
 _COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
@@ -251,17 +241,5 @@ def linen_form(operator: type[nnx.Module]) -> Any:
     )
 
 
-ACConv = linen_form(operators.ACConv)
-ACGraph = linen_form(operators.ACGraph)
-DynamicPSConv = linen_form(operators.DynamicPSConv)
-GroupedConv = linen_form(operators.GroupedConv)
-HetConv = linen_form(operators.HetConv)
-ICConv = linen_form(operators.ICConv)
-OctConv = linen_form(operators.OctConv)
-PACConv = linen_form(operators.PACConv)
-PACConvTranspose = linen_form(operators.PACConvTranspose)
-PACPool = linen_form(operators.PACPool)
-PSConv = linen_form(operators.PSConv)
-PyConv = linen_form(operators.PyConv)
-Res2Conv = linen_form(operators.Res2Conv)
-SISConv = linen_form(operators.SISConv)
+for _operator in operators.ALL:
+    globals()[_operator.__name__] = linen_form(_operator)

@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from msconv_jax import KernelLattice, Tile, lattice_convolve, linen
 from msconv_jax.lowering.choose import LOWERINGS
 from msconv_jax.models import create_model, model_entry
+from msconv_jax.models.families.octave.blocks import OctConvNormAct
 from msconv_jax.operators import (
     DROP_IN,
     ACConv,
@@ -32,7 +33,6 @@ from msconv_jax.operators import (
     GroupedConv,
     HetConv,
     OctConv,
-    OctConvNormAct,
     PACConv,
     PACConvTranspose,
     PACPool,

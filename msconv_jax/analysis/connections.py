@@ -18,7 +18,8 @@ from jax.typing import ArrayLike
 
 from msconv_jax.analysis.figures import panels
 from msconv_jax.analysis.maps import check_images, put_together, taken_apart
-from msconv_jax.operators.acnet import ACConv, ACGraph
+from msconv_jax.operators.acgraph import ACGraph
+from msconv_jax.operators.acnet import ACConv
 from msconv_jax.recording import recorded_calls
 
 if TYPE_CHECKING:

@@ -89,6 +89,8 @@ class BasicBlock(ResidualBlock):
         (1, 5, 5, 16)
     """
 
+    norm_follows: ClassVar = {"conv1": "bn1", "conv2": "bn2"}
+
     def __init__(
         self,
         in_features: int,
@@ -145,6 +147,8 @@ class Bottleneck(ResidualBlock):
         >>> block.conv2.kernel.shape, block.conv3.kernel.shape
         ((3, 3, 4, 128), (1, 1, 128, 256))
     """
+
+    norm_follows: ClassVar = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
 
     expansion: ClassVar[int] = 4
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -194,6 +194,8 @@ class ConvShortcut(nnx.Module):
         (1, 4, 4, 16)
     """
 
+    norm_follows: ClassVar = {"conv": "bn"}
+
     def __init__(self, in_features: int, out_features: int, strides: int, *, parts: "Parts", name: str, rngs: nnx.Rngs):
         self.conv = parts.dense(f"{name}.conv", in_features, out_features, 1, strides, rngs)
         self.bn = parts.normalise(f"{name}.bn", out_features, rngs)
@@ -337,6 +339,8 @@ class ConvNormAct(Picklable):
         >>> layer(jnp.ones((1, 7, 7, 3))).shape
         (1, 4, 4, 8)
     """
+
+    norm_follows: ClassVar = {"conv": "bn"}
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +128,8 @@ class ResNet(Picklable, ImageModel):
         >>> [(f["module"], f["num_chs"], f["reduction"]) for f in model.feature_info]
         [('act1', 8, 1), ('layer1', 32, 1), ('layer2', 64, 2)]
     """
+
+    norm_follows: ClassVar = {"conv1": "bn1"}
 
     def __init__(
         self,

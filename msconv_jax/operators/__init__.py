@@ -1,33 +1,46 @@
-"""The operators, one file per paper, each with its pure function and its Flax NNX module."""
+"""The operators, one paper a file.
 
-from msconv_jax.operators.acnet import ACConv, ACGraph, ac_graph, graph_constants
+A new operator needs its import here, its place in `DROP_IN` or `OTHERS`, and its name in `__all__`. The package, the
+Linen forms, the programs' configs and the tests of all operators read these.
+"""
+
+from msconv_jax.operators.acgraph import ACGraph
+from msconv_jax.operators.acgraph import ac_graph as ac_graph
+from msconv_jax.operators.acgraph import graph_constants as graph_constants
+from msconv_jax.operators.acnet import ACConv
 from msconv_jax.operators.dynamic_psconv import DynamicPSConv
 from msconv_jax.operators.grouped import GroupedConv
-from msconv_jax.operators.hetconv import HetConv, hetconv
-from msconv_jax.operators.icconv import ICConv, icconv
-from msconv_jax.operators.octave.maps import OctBatchNorm, oct_map
-from msconv_jax.operators.octave.octconv import OctConv, OctConvNormAct, octconv
-from msconv_jax.operators.pac.functions import pac_convolve, pac_convolve_transpose, pac_kernel, pac_pool
+from msconv_jax.operators.hetconv import HetConv
+from msconv_jax.operators.icconv import ICConv
+from msconv_jax.operators.octave.maps import oct_map as oct_map
+from msconv_jax.operators.octave.octconv import OctConv
+from msconv_jax.operators.pac.functions import pac_convolve as pac_convolve
+from msconv_jax.operators.pac.functions import pac_convolve_transpose as pac_convolve_transpose
+from msconv_jax.operators.pac.functions import pac_kernel as pac_kernel
+from msconv_jax.operators.pac.functions import pac_pool as pac_pool
 from msconv_jax.operators.pac.modules import PACConv, PACConvTranspose, PACPool
-from msconv_jax.operators.psconv import PSConv, psconv
-from msconv_jax.operators.pyconv import PyConv, pyconv
-from msconv_jax.operators.res2net import Res2Conv, res2conv
-from msconv_jax.operators.sis import SISConv, sisconv
+from msconv_jax.operators.psconv import PSConv
+from msconv_jax.operators.pyconv import PyConv
+from msconv_jax.operators.res2net import Res2Conv
+from msconv_jax.operators.res2net import res2conv as res2conv
+from msconv_jax.operators.sis import SISConv
 
 DROP_IN = (GroupedConv, PSConv, DynamicPSConv, ICConv, PyConv, HetConv, Res2Conv, SISConv, ACConv)
-"""The modules that take ``nnx.Conv``'s place: its arguments, and its output's shape."""
+"""The operators with ``nnx.Conv``'s arguments and output shape."""
+
+OTHERS = (OctConv, PACConv, PACConvTranspose, PACPool, ACGraph)
+"""The operators with other inputs or outputs: pairs of maps, a guide, a graph."""
+
+ALL = (*DROP_IN, *OTHERS)
 
 __all__ = [
-    "DROP_IN",
     "ACConv",
     "ACGraph",
     "DynamicPSConv",
     "GroupedConv",
     "HetConv",
     "ICConv",
-    "OctBatchNorm",
     "OctConv",
-    "OctConvNormAct",
     "PACConv",
     "PACConvTranspose",
     "PACPool",
@@ -35,18 +48,4 @@ __all__ = [
     "PyConv",
     "Res2Conv",
     "SISConv",
-    "ac_graph",
-    "graph_constants",
-    "hetconv",
-    "icconv",
-    "oct_map",
-    "octconv",
-    "pac_convolve",
-    "pac_convolve_transpose",
-    "pac_kernel",
-    "pac_pool",
-    "psconv",
-    "pyconv",
-    "res2conv",
-    "sisconv",
 ]

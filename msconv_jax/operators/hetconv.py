@@ -18,22 +18,19 @@ from collections.abc import Sequence
 from typing import Literal, Unpack, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike
 
-from msconv_jax.arguments import Padding, check_groups, dilated_extent, per_axis
-from msconv_jax.convolution import ConvolveSettings, lattice_convolve
+from msconv_jax.arguments import check_groups, dilated_extent, per_axis
 from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.operators.composite import CompositeConv
-from msconv_jax.operators.lattice_conv import ConvOptions, apply_lattice, check_kernel_size, refuse_out_sharding
+from msconv_jax.operators.lattice_conv import ConvOptions, LatticeOperator, check_kernel_size
 from msconv_jax.signatures import explains_arguments
 
 Layout = Literal["block", "lattice"]
 
 
-class HetConv(CompositeConv):
+class HetConv(CompositeConv, LatticeOperator):
     """Heterogeneous convolution with ``nnx.Conv``'s arguments, at ``1/P + (1 - 1/P) / k^2`` of its cost.
 
     Args:
@@ -118,14 +115,9 @@ class HetConv(CompositeConv):
             )
         self.make_bias(options, rngs)
 
-    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
-        """Maps ``(*batch, *spatial, in_features)`` to ``(*batch, *output_spatial, out_features)``."""
-        refuse_out_sharding(type(self).__name__, out_sharding)
-        return apply_lattice(self, inputs, self.lattice_kernels)
-
     @property
     def lattice_kernels(self) -> tuple[jax.Array, ...]:
-        """The kernels of the lattice, packed: one array per bank."""
+        """The kernels of the lattice, one array for each of its banks."""
         kernel = self.kernel[...]
         pointwise = None if self.pointwise_kernel is None else self.pointwise_kernel[...]
         if pointwise is not None and not self.masked:
@@ -136,70 +128,6 @@ class HetConv(CompositeConv):
     def large_inputs(self) -> np.ndarray:
         """For each output the inputs of its group that have a large kernel, as numbers within the group, ascending."""
         return large_inputs(self.in_features, self.out_features, self.parts, self.layout, self.feature_group_count)
-
-
-def hetconv(
-    x: ArrayLike,
-    kernel: ArrayLike,
-    pointwise_kernel: ArrayLike | None,
-    strides: int | Sequence[int] | None = 1,
-    padding: Padding = "SAME",
-    *,
-    parts: int,
-    layout: Layout = "block",
-    kernel_dilation: int | Sequence[int] | None = 1,
-    feature_group_count: int = 1,
-    **settings: Unpack[ConvolveSettings],
-) -> jax.Array:
-    """Heterogeneous convolution as a pure function; the arguments mean what they mean for :class:`HetConv`.
-
-    Args:
-        x: ``(*batch, *spatial, in_features)``.
-        kernel: ``(*kernel_size, inputs of a group // parts, out_features)``.
-        pointwise_kernel: ``(1, ..., 1, other inputs of a group, out_features)``, or None for ``parts=1``.
-        strides: pixels between outputs.
-        padding: of the large kernels; see :func:`msconv_jax.lattice_convolve`.
-        parts: the paper's P.
-        layout: "block" or "lattice".
-        kernel_dilation: dilation of the large kernels.
-        feature_group_count: number of groups.
-        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
-
-    Returns:
-        ``(*batch, *output_spatial, out_features)``.
-
-    Raises:
-        ValueError: for arguments that do not fit.
-
-    Source: Sec. 3 of the paper.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators import hetconv
-        >>> hetconv(jnp.ones((1, 7, 7, 8)), jnp.ones((3, 3, 4, 6)), jnp.ones((1, 1, 4, 6)), parts=2).shape
-        (1, 7, 7, 6)
-    """
-    shape = jnp.shape(kernel)
-    if len(shape) < 3:
-        raise ValueError(f"kernel has shape {shape}: expected (*kernel_size, inputs, outputs).")
-    lattice = hetconv_lattice(
-        shape[-2] * feature_group_count * (1 if math.prod(shape[:-2]) == 1 else parts),
-        shape[-1],
-        shape[:-2],
-        parts=parts,
-        layout=layout,
-        kernel_dilation=kernel_dilation,
-        feature_group_count=feature_group_count,
-    )
-    pointwise = None if pointwise_kernel is None else jnp.asarray(pointwise_kernel)
-    return lattice_convolve(
-        x,
-        _banks(jnp.asarray(kernel), pointwise),
-        lattice,
-        strides,
-        padding,
-        **settings,
-    )
 
 
 def hetconv_lattice(

@@ -23,10 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
-from msconv_jax.arguments import Padding, check_groups, dilated_extent, per_axis
-from msconv_jax.convolution import ConvolveSettings, lattice_convolve
+from msconv_jax.arguments import check_groups, dilated_extent, per_axis
 from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
 from msconv_jax.signatures import explains_arguments
@@ -93,64 +92,6 @@ class ICConv(LatticeConv):
         )
         super().__init__(lattice, lattice.tiles[0].kernel_size, strides, rngs=rngs, **options)
         self.pattern = dilations_of_filters(pattern, out_features, lattice.ndim)
-
-
-def icconv(
-    x: ArrayLike,
-    kernel: ArrayLike,
-    strides: int | Sequence[int] | None = 1,
-    padding: Padding = "SAME",
-    *,
-    pattern: Pattern,
-    kernel_dilation: int | Sequence[int] | None = 1,
-    feature_group_count: int = 1,
-    **settings: Unpack[ConvolveSettings],
-) -> jax.Array:
-    """Inception convolution as a pure function; the arguments mean what they mean for :class:`ICConv`.
-
-    Args:
-        x: ``(*batch, *spatial, in_features)``.
-        kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
-        strides: pixels between outputs.
-        padding: of the undilated kernel; see :func:`msconv_jax.lattice_convolve`.
-        pattern: the dilations of the filters.
-        kernel_dilation: factor on all dilations, one int or one per axis.
-        feature_group_count: number of groups.
-        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
-
-    Returns:
-        ``(*batch, *output_spatial, out_features)``.
-
-    Raises:
-        ValueError: for arguments that do not fit.
-
-    Source: Sec. 3.1 of the paper.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators import icconv
-        >>> icconv(jnp.ones((1, 7, 7, 8)), jnp.ones((3, 3, 8, 4)), pattern=((1, 1, 3), (2, 4, 1))).shape
-        (1, 7, 7, 4)
-    """
-    shape = jnp.shape(kernel)
-    if len(shape) < 3:
-        raise ValueError(f"kernel has shape {shape}: expected (*kernel_size, inputs, outputs).")
-    lattice = icconv_lattice(
-        shape[-2] * feature_group_count,
-        shape[-1],
-        shape[:-2],
-        pattern=pattern,
-        kernel_dilation=kernel_dilation,
-        feature_group_count=feature_group_count,
-    )
-    return lattice_convolve(
-        x,
-        kernel,
-        lattice,
-        strides,
-        padding,
-        **settings,
-    )
 
 
 def icconv_lattice(

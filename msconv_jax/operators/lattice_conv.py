@@ -25,10 +25,9 @@ class ConvOptions(TypedDict, total=False):
     """The keyword arguments of ``nnx.Conv`` that every drop-in operator takes, with ``nnx.Conv``'s defaults.
 
     `padding` is "SAME" (default), "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT", "CAUSAL" (one spatial axis), an int,
-    or for each axis an int or a pair; it speaks of the undilated base kernel, and a border is as wide as the largest
-    tile needs. `input_dilation`, `mask` and `conv_general_dilated` are accepted for the sake
-    of exchange and must be left at their defaults. `lowering` is our own: see
-    :func:`msconv_jax.lattice_convolve`.
+    or for each axis an int or a pair. It refers to the undilated base kernel; the library pads larger tiles further.
+    `input_dilation`, `mask` and `conv_general_dilated` exist for compatibility and must keep their defaults.
+    ``nnx.Conv`` has no `lowering`: see :func:`msconv_jax.lattice_convolve`.
     """
 
     padding: Padding
@@ -50,12 +49,45 @@ class ConvOptions(TypedDict, total=False):
     lowering: Lowering
 
 
-class LatticeConv(nnx.Conv, ConvCost):
-    """Base of the operators whose one kernel has the plain convolution's shape.
+class LatticeOperator(ConvCost):
+    """Mixin of the operators that are one convolution with a kernel lattice.
 
-    A subclass makes the lattice and passes it on; this class holds the parameters exactly as ``nnx.Conv`` does
-    (it is one) and applies them. One rule differs: without `dtype`, half-precision input is computed and
-    returned in half precision, where ``nnx.Conv`` would promote it to the parameters' float32.
+    It stands last among the bases, after :class:`LatticeConv`'s or :class:`CompositeConv`'s Flax classes. The operator
+    has ``nnx.Conv``'s attributes, ``lattice`` and ``lowering``; one with several kernels overrides `lattice_kernels`.
+    """
+
+    kernel: Any
+    lattice: Any
+    lowering: Lowering
+
+    @property
+    def lattice_kernels(self) -> tuple[jax.Array, ...]:
+        """The kernels of the lattice, one array for each of its banks."""
+        return (self.kernel[...],)
+
+    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
+        """Convolves.
+
+        Args:
+            inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
+            out_sharding: as in ``nnx.Conv``, must be None: the output has the input's sharding.
+
+        Returns:
+            ``(*batch, *output_spatial, out_features)``.
+
+        Raises:
+            ValueError: if the inputs do not fit.
+        """
+        refuse_out_sharding(type(self).__name__, out_sharding)
+        return apply_lattice(self, inputs, self.lattice_kernels)
+
+
+class LatticeConv(nnx.Conv, LatticeOperator):
+    """Base of the operators with one kernel of the plain convolution's shape.
+
+    A subclass builds the lattice; this class holds the parameters of ``nnx.Conv`` and applies them. It differs from
+    ``nnx.Conv`` in one rule: without `dtype`, half-precision input is computed and returned in half precision, not
+    promoted to the parameters' float32.
 
     Attributes:
         lowering: the forced lowering, or "auto".
@@ -81,10 +113,10 @@ class LatticeConv(nnx.Conv, ConvCost):
         shape = (*kernel_size, lattice.banks[0].fan_in, lattice.out_features)
         if [bank.shape for bank in lattice.banks] != [shape]:
             raise ValueError(f"{lattice} needs other kernels than one of shape {shape}.")
-        own: dict[str, Any] = {
+        of_conv: dict[str, Any] = {
             name: value for name, value in options.items() if name not in ("lowering", "conv_general_dilated")
         }
-        super().__init__(lattice.in_features, lattice.out_features, tuple(kernel_size), strides, rngs=rngs, **own)
+        super().__init__(lattice.in_features, lattice.out_features, tuple(kernel_size), strides, rngs=rngs, **of_conv)
         self._lattice = lattice
 
     @property
@@ -97,26 +129,9 @@ class LatticeConv(nnx.Conv, ConvCost):
         """Number of weights, without the bias."""
         return self.lattice.num_parameters
 
-    @property
-    def lattice_kernels(self) -> tuple[jax.Array, ...]:
-        """The kernels of the lattice, packed: one array per bank, here a single one."""
-        return (self.kernel[...],)
-
     def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
-        """Convolves.
-
-        Args:
-            inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
-            out_sharding: as in ``nnx.Conv``, must be None: the output is sharded as the input is.
-
-        Returns:
-            ``(*batch, *output_spatial, out_features)``.
-
-        Raises:
-            ValueError: if the inputs do not fit.
-        """
-        refuse_out_sharding(type(self).__name__, out_sharding)
-        return apply_lattice(self, inputs, self.lattice_kernels)
+        """Convolves ``(*batch, *spatial, in_features)``; see :meth:`LatticeOperator.__call__`."""
+        return LatticeOperator.__call__(self, inputs, out_sharding)  # before nnx.Conv's
 
 
 def apply_lattice(
@@ -127,13 +142,13 @@ def apply_lattice(
     lattice: KernelLattice | None = None,
     use_bias: bool = True,
 ) -> jax.Array:
-    """Convolves with a module's lattice under its options, and adds its bias.
+    """Convolves with a module's lattice and options, and adds its bias.
 
     Args:
         module: an operator with ``nnx.Conv``'s attributes, and `lattice` and `lowering`.
         inputs: ``(*batch, *spatial, in_features)``.
-        kernels: the lattice's kernels, in a form that :class:`msconv_jax.KernelLattice` takes.
-        lattice: another lattice than the module's own.
+        kernels: the lattice's kernels, one array for each bank.
+        lattice: the lattice; the module's by default.
         use_bias: whether to add the module's bias, if it has one.
 
     Returns:
@@ -160,10 +175,10 @@ def apply_lattice(
 def check_conv_options(
     operator_name: str, ndim: int, strides: int | Sequence[int] | None, options: ConvOptions
 ) -> None:
-    """Checks those of ``nnx.Conv``'s arguments that mean the same for every operator.
+    """Checks the arguments of ``nnx.Conv`` that mean the same for every operator.
 
     Raises:
-        ValueError: for a value that is malformed, or that no operator can honour.
+        ValueError: for a malformed value, or a value that no operator supports.
     """
     per_axis("strides", strides, ndim)
     check_padding(options.get("padding", "SAME"), ndim)
@@ -190,7 +205,7 @@ def refuse_out_sharding(operator_name: str, out_sharding: object) -> None:
     """Raises ValueError unless `out_sharding`, an argument of ``nnx.Conv.__call__``, is None."""
     if out_sharding is not None:
         raise ValueError(
-            f"out_sharding={out_sharding!r}: the output of {operator_name} is sharded as its input is; leave the "
+            f"out_sharding={out_sharding!r}: the output of {operator_name} has its input's sharding; leave the "
             "argument out, and call jax.reshard on the output for another sharding."
         )
 

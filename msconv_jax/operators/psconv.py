@@ -22,8 +22,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from msconv_jax.arguments import Padding, check_groups, dilated_extent, per_axis
-from msconv_jax.convolution import ConvolveSettings, convolve, lattice_convolve
+from msconv_jax.arguments import check_groups, dilated_extent, per_axis
+from msconv_jax.convolution import convolve
 from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.operators.lattice_conv import ConvOptions, LatticeConv, check_kernel_size
 from msconv_jax.signatures import explains_arguments
@@ -175,73 +175,6 @@ def official_blocks(groups: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
             if row < len(zeroed):
                 zeroed[row, [part, (part + half) % parts]] = True
     return served, zeroed
-
-
-def psconv(
-    x: ArrayLike,
-    kernel: ArrayLike,
-    strides: int | Sequence[int] | None = 1,
-    padding: Padding = "SAME",
-    *,
-    pattern: Sequence[int] = (1, 2, 1, 4),
-    phase: int = 1,
-    vary: Vary = "both",
-    layout: Layout = "block",
-    kernel_dilation: int | Sequence[int] | None = 1,
-    feature_group_count: int = 1,
-    **settings: Unpack[ConvolveSettings],
-) -> jax.Array:
-    """Poly-scale convolution as a pure function; the arguments mean what they mean for :class:`PSConv`.
-
-    Args:
-        x: ``(*batch, *spatial, in_features)``.
-        kernel: ``(*kernel_size, in_features // feature_group_count, out_features)``.
-        strides: pixels between outputs.
-        padding: of the undilated kernel; see :func:`msconv_jax.lattice_convolve`.
-        pattern: the dilations.
-        phase: where the pattern starts.
-        vary: the axes of the lattice over which the dilation varies.
-        layout: "block" or "lattice".
-        kernel_dilation: factor on all dilations, one int or one per axis.
-        feature_group_count: number of groups.
-        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
-
-    Returns:
-        ``(*batch, *output_spatial, out_features)``.
-
-    Raises:
-        ValueError: for arguments that do not fit.
-
-    Source: Eq. (3) of the paper.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators import psconv
-        >>> psconv(jnp.ones((1, 7, 7, 8)), jnp.ones((3, 3, 8, 16)), strides=2, padding=1).shape
-        (1, 4, 4, 16)
-    """
-    shape = jax.numpy.shape(kernel)
-    if len(shape) < 3:
-        raise ValueError(f"kernel has shape {shape}: expected (*kernel_size, inputs, outputs).")
-    lattice = psconv_lattice(
-        shape[-2] * feature_group_count,
-        shape[-1],
-        shape[:-2],
-        pattern=pattern,
-        phase=phase,
-        vary=vary,
-        layout=layout,
-        kernel_dilation=kernel_dilation,
-        feature_group_count=feature_group_count,
-    )
-    return lattice_convolve(
-        x,
-        kernel,
-        lattice,
-        strides,
-        padding,
-        **settings,
-    )
 
 
 def psconv_lattice(

@@ -19,19 +19,17 @@ from typing import Any, Unpack
 
 import jax
 from flax import nnx
-from jax.typing import ArrayLike
 
-from msconv_jax.arguments import Padding, check_groups, dilated_extent, per_axis
-from msconv_jax.convolution import ConvolveSettings, lattice_convolve
+from msconv_jax.arguments import check_groups, dilated_extent, per_axis
 from msconv_jax.lattice import KernelLattice, Tile
 from msconv_jax.operators.composite import CompositeConv
-from msconv_jax.operators.lattice_conv import ConvOptions, apply_lattice, check_kernel_size, refuse_out_sharding
+from msconv_jax.operators.lattice_conv import ConvOptions, LatticeOperator, check_kernel_size
 from msconv_jax.signatures import explains_arguments
 
 KernelSizes = Sequence[int | Sequence[int]]
 
 
-class PyConv(CompositeConv):
+class PyConv(CompositeConv, LatticeOperator):
     """Pyramidal convolution, for images or volumes, with ``nnx.Conv``'s arguments but a kernel size for each level.
 
     The output has the shape that the smallest kernel gives under the same `padding`; larger kernels are padded
@@ -123,73 +121,10 @@ class PyConv(CompositeConv):
         )
         self.make_bias(options, rngs)
 
-    def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
-        """Maps ``(*batch, *spatial, in_features)`` to ``(*batch, *output_spatial, out_features)``."""
-        refuse_out_sharding(type(self).__name__, out_sharding)
-        return apply_lattice(self, inputs, self.lattice_kernels)
-
     @property
     def lattice_kernels(self) -> tuple[jax.Array, ...]:
-        """The kernels of the lattice, packed: one array per bank."""
+        """The kernels of the lattice, one array for each of its banks."""
         return tuple(_packed(self.lattice, [kernel[...] for kernel in self.kernels]))
-
-
-def pyconv(
-    x: ArrayLike,
-    kernels: Sequence[ArrayLike],
-    strides: int | Sequence[int] | None = 1,
-    padding: Padding = "SAME",
-    *,
-    kernel_dilation: int | Sequence[int] | None = 1,
-    **settings: Unpack[ConvolveSettings],
-) -> jax.Array:
-    """Pyramidal convolution as a pure function.
-
-    Args:
-        x: ``(*batch, *spatial, in_features)``.
-        kernels: for each level ``(*kernel_size, in_features // groups, level outputs)``, which also says its groups.
-        strides: pixels between outputs.
-        padding: of the smallest kernel; see :func:`msconv_jax.lattice_convolve`.
-        kernel_dilation: dilation of every level.
-        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
-
-    Returns:
-        ``(*batch, *output_spatial, sum of the level outputs)``.
-
-    Raises:
-        ValueError: for arguments that do not fit.
-
-    Source: Sec. 3 of the paper.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators import pyconv
-        >>> pyconv(jnp.ones((1, 9, 9, 8)), [jnp.ones((3, 3, 8, 4)), jnp.ones((5, 5, 2, 4))], strides=2).shape
-        (1, 5, 5, 8)
-    """
-    shapes = [jax.numpy.shape(kernel) for kernel in kernels]
-    in_features = jax.numpy.shape(x)[-1]
-    if not shapes or min(map(len, shapes)) < 3 or any(shape[-2] < 1 or in_features % shape[-2] for shape in shapes):
-        raise ValueError(
-            f"kernels have the shapes {shapes}: expected for each level (*kernel_size, inputs of a group, outputs), "
-            f"where the inputs of a group divide the {in_features} channels of x."
-        )
-    lattice = pyconv_lattice(
-        in_features,
-        sum(shape[-1] for shape in shapes),
-        [shape[:-2] for shape in shapes],
-        groups=[in_features // shape[-2] for shape in shapes],
-        level_features=[shape[-1] for shape in shapes],
-        kernel_dilation=kernel_dilation,
-    )
-    return lattice_convolve(
-        x,
-        _packed(lattice, [jax.numpy.asarray(kernel) for kernel in kernels]),
-        lattice,
-        strides,
-        padding,
-        **settings,
-    )
 
 
 def pyconv_groups(

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, ClassVar, Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,8 @@ class Res2Conv(Picklable, CompositeConv):
         >>> first(jnp.ones((1, 15, 15, 64))).shape
         (1, 8, 8, 64)
     """
+
+    norm_follows: ClassVar = {"convs": "bns"}
 
     @explains_arguments
     def __init__(

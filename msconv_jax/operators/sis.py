@@ -18,7 +18,6 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.arguments import BORDERS, Padding
-from msconv_jax.convolution import ConvolveSettings, convolve
 from msconv_jax.costs import Shape
 from msconv_jax.modes.normalization import BatchNorm
 from msconv_jax.operators.composite import CompositeConv
@@ -193,84 +192,6 @@ class SISConv(CompositeConv):
 
     def _normalisation(self, features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
         return BatchNorm(features, momentum=0.9, epsilon=1e-5, param_dtype=self.param_dtype, rngs=rngs)
-
-
-def sisconv(
-    x: ArrayLike,
-    k1: ArrayLike,
-    k2: ArrayLike,
-    k3: ArrayLike | None,
-    strides: int | Sequence[int] | None = 1,
-    padding: Padding = "SAME",
-    *,
-    kind: Kind = "basic",
-    steps: int = 2,
-    kernel_dilation: int | Sequence[int] | None = 1,
-    feature_group_count: int = 1,
-    **settings: Unpack[ConvolveSettings],
-) -> jax.Array:
-    """Scale-in-scale convolution as a pure function; the arguments mean what they mean for :class:`SISConv`.
-
-    Args:
-        x: ``(*batch, *spatial, in_features)``.
-        k1: ``(*kernel_size, in_features // feature_group_count, C / 2)``, with C output channels.
-        k2: ``(*kernel_size, C / 4 // feature_group_count, C / 4)``; for "basic" with C / 2 input channels.
-        k3: ``(*kernel_size, C / 4 // feature_group_count, C / 4)``, or None for paths that share `k2`.
-        strides: pixels between outputs.
-        padding: of `k1`; see :func:`msconv_jax.lattice_convolve`.
-        kind: the form of the operator.
-        steps: steps of the recurrent kinds.
-        kernel_dilation: pixels between taps of every kernel, one int or one per axis.
-        feature_group_count: number of groups of every kernel.
-        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
-
-    Returns:
-        ``(*batch, *output_spatial, C)``.
-
-    Raises:
-        ValueError: for arguments that do not fit.
-
-    Source: Eqs. (2) to (24) of the paper.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.sis import sisconv
-        >>> k1, k2 = jnp.ones((3, 3, 6, 8)), jnp.ones((3, 3, 4, 4))
-        >>> sisconv(jnp.ones((1, 7, 7, 6)), k1, k2, None, strides=2, padding=1, kind="recurrent2", steps=3).shape
-        (1, 4, 4, 16)
-    """
-    steps = _check_kind(kind, steps, k3 is None)
-    shapes = [jnp.shape(kernel) for kernel in (k1, k2, k2 if k3 is None else k3)]
-    half = shapes[0][-1] if shapes[0] else 0
-    later = half if kind == "basic" else half // 2
-    groups = feature_group_count
-    size = shapes[0][:-2]
-    expected = [(*size, inputs // groups, half // 2) for inputs in (later, half // 2)]
-    if half % (2 * groups) or shapes[1:] != expected:
-        raise ValueError(
-            f"the kernels have shapes {shapes}: with feature_group_count={groups} and kind={kind!r}, k1 has a number "
-            f"of outputs that {2 * groups} divides, and k2 and k3 are {expected[0]} and {expected[1]}."
-        )
-
-    def apply(z: jax.Array, kernel: ArrayLike, strides: int | Sequence[int] | None, padding: Padding) -> jax.Array:
-        return convolve(
-            z,
-            kernel,
-            strides,
-            padding,
-            kernel_dilation=kernel_dilation,
-            feature_group_count=feature_group_count,
-            **settings,
-        )
-
-    keeping = _size_keeping(padding)
-    return _scales(
-        apply(jnp.asarray(x), k1, strides, padding),
-        lambda time, z: apply(z, k2, 1, keeping),
-        lambda time, z: apply(z, k2 if k3 is None else k3, 1, keeping),
-        kind,
-        steps,
-    )
 
 
 def _size_keeping(padding: Padding) -> str:

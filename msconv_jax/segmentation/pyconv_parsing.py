@@ -7,7 +7,7 @@ auxiliary head open; they follow the public code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,8 @@ class LocalPyConvBlock(nnx.Module):
         >>> block(jnp.ones((1, 13, 11, 256))).shape
         (1, 13, 11, 32)
     """
+
+    norm_follows: ClassVar = {"conv1": "bn1", "pyconv": "bn2", "conv2": "bn3"}
 
     def __init__(
         self,
@@ -109,6 +111,8 @@ class GlobalPyConvBlock(nnx.Module):
         >>> block(jnp.ones((1, 13, 11, 32))).shape
         (1, 13, 11, 64)
     """
+
+    norm_follows: ClassVar = {"conv1": "bn1", "pyconv": "bn2", "conv2": "bn3"}
 
     def __init__(
         self,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from msconv_jax.models.families.octave.blocks import OctConvNormAct
 from msconv_jax.models.families.octave.mobilenet import OctSeparableConv
 from msconv_jax.models.families.octave.resnet import OctBasicBlock, OctBottleneck
-from msconv_jax.operators.octave.octconv import PATHS, OctConv, OctConvNormAct
+from msconv_jax.operators.octave.octconv import PATHS, OctConv
 from msconv_jax.torch_weights.conversion import Arrays, Conversion, converts, rename_children
 from msconv_jax.torch_weights.layers import hwio, oihw
 

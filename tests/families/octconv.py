@@ -7,7 +7,8 @@ from typing import Any
 
 from flax import nnx
 
-from msconv_jax.operators.octave.octconv import OctConv, OctConvNormAct
+from msconv_jax.models.families.octave.blocks import OctConvNormAct
+from msconv_jax.operators.octave.octconv import OctConv
 from tests.families.family import CannotBuildError, Family
 
 

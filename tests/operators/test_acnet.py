@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 
 from msconv_jax import load_state_dict
-from msconv_jax.operators.acnet import ACConv, ACGraph, ac_graph, graph_constants
+from msconv_jax.operators.acgraph import ACGraph, ac_graph, graph_constants
+from msconv_jax.operators.acnet import ACConv
 
 
 def by_numpy(key, shape, dtype, generator=np.random.default_rng(0)):  # noqa: B008

@@ -2,10 +2,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from msconv_jax import HetConv
-from msconv_jax.operators import hetconv
+from msconv_jax import HetConv, lattice_convolve
 from msconv_jax.operators.hetconv import hetconv_lattice
 from tests.reference import naive_convolve, whole
+
+
+def hetconv(x, kernel, pointwise, strides=1, padding="SAME", *, lowering="auto", **options):
+    lattice = hetconv_lattice(x.shape[-1], kernel.shape[-1], kernel.shape[:-2], **options)
+    kernels = [next(array for array in (kernel, pointwise) if array.shape == bank.shape) for bank in lattice.banks]
+    return lattice_convolve(x, kernels, lattice, strides, padding, lowering=lowering)
 
 
 def dense_kernel(kernel, pointwise, parts, layout, groups=1):

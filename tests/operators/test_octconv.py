@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from msconv_jax.operators.octave.maps import OctBatchNorm, oct_channels, oct_map, oct_pool, oct_upsample
-from msconv_jax.operators.octave.octconv import OctConv, OctConvNormAct, octconv
+from msconv_jax.models.families.octave.blocks import OctBatchNorm, OctConvNormAct
+from msconv_jax.operators.octave.maps import oct_channels, oct_map, oct_pool, oct_upsample
+from msconv_jax.operators.octave.octconv import OctConv
 from msconv_jax.torch_weights import conversion_of, load_state_dict
 from tests.families.family import CannotBuildError
 from tests.families.octconv import arguments
@@ -201,22 +202,6 @@ def test_other_forms_are_the_equations():
     cases.append((build((4, 8), strides=2, odd="floor"), floor((15, 14)), {"stride": 2, "odd": "floor"}))
     cases.append((build((4, 8), alpha_in=0, odd="floor"), octave((5, 7), 4, 0), {"stride": 1, "odd": "floor"}))
     check_against_loops(cases)
-
-
-def test_the_function_and_the_module_agree():
-    maps = octave((7, 6))
-    cases = []
-    for options in (
-        {"strides": 2},
-        {"kernel_dilation": 2, "down": "stride"},
-        {"feature_group_count": 2, "alpha_out": 0},
-    ):
-        own = {name: value for name, value in options.items() if name not in ("alpha_out", "feature_group_count")}
-        cases.append((build(use_bias=False, **options), own))
-    functions = jax.jit(lambda kernels: [octconv(maps, k, **own) for k, (_, own) in zip(kernels, cases, strict=True)])
-    got = functions([kernels_of(module) for module, _ in cases])
-    expected = run(*((module, maps) for module, _ in cases))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, expected)
 
 
 def test_odd_sizes_flow_from_the_first_to_the_last_layer():
@@ -535,24 +520,6 @@ def test_bad_inputs_are_refused():
         module((high, low), out_sharding="data")
     with pytest.raises(ValueError, match="not a tuple of 1"):
         oct_map(abs, (1,))
-
-
-def test_the_function_refuses_what_does_not_fit():
-    high, low = octave((6, 6))
-    kernel = np.ones((3, 3, 4, 4), np.float32)
-    for maps, kernels, options, message in [
-        (high, {}, {}, "expected kernels"),
-        (high, {"high": kernel}, {}, "h2h, h2l, l2h, l2l"),
-        ((high, low), {"h2h": kernel, "l2h": kernel[..., :2]}, {}, "equal outputs"),
-        ((high, low), {"h2h": kernel, "l2h": kernel[:1]}, {}, "one size"),
-        (high, {"l2h": kernel}, {}, "path l2h has no low input"),
-        (high, {"h2h": kernel}, {"padding": 0}, "padding=0"),
-        (high, {"h2h": kernel}, {"strides": 3}, "strides=3"),
-        (high, {"h2h": kernel}, {"down": "none"}, "down='none'"),
-        (high[..., :3], {"h2h": kernel}, {}, "expected"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            octconv(maps, kernels, **options)
 
 
 # --- several devices ---

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from msconv_jax import PSConv
-from msconv_jax.operators import psconv
+from msconv_jax import PSConv, lattice_convolve
 from msconv_jax.operators.psconv import psconv_lattice
 from tests.reference import naive_psconv, whole
+
+
+def psconv(x, kernel, strides=1, padding="SAME", **options):
+    inputs = kernel.shape[-2] * options.get("feature_group_count", 1)
+    lattice = psconv_lattice(inputs, kernel.shape[-1], kernel.shape[:-2], **options)
+    return lattice_convolve(x, kernel, lattice, strides, padding)
+
 
 # --- the paper's Eq. (3) ---
 
@@ -131,7 +137,7 @@ def test_kernel_dilation_multiplies_the_pattern():
     assert (dilated == plain * [1, 3]).all()
 
 
-def test_function_and_module_agree():
+def test_the_module_convolves_with_its_lattice():
     module = PSConv(8, 12, (3, 3), 2, padding=1, phase=3, vary="in", rngs=nnx.Rngs(0))
     x = whole((1, 9, 9, 8), 0)
     expected = psconv(x, module.kernel[...], 2, 1, phase=3, vary="in") + module.bias[...][None, None, None]

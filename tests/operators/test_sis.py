@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from msconv_jax import load_state_dict
-from msconv_jax.operators.sis import SISConv, sisconv
+from msconv_jax.operators.sis import SISConv
 
 KINDS = ("basic", "interactive1", "interactive2", "recurrent1", "recurrent2")
 
@@ -90,23 +90,26 @@ def test_every_kind_is_its_equations(case):
     kind, steps, stride = case["kind"], case.get("steps", 2), case.get("strides", 1)
     x, module = image(), build(padding=dilation, use_bias=False, **case)
     kernels = [None if k is None else k.kernel[...] for k in (module.k1, module.k2, module.k3)]
-    own = {name: value for name, value in case.items() if name not in ("strides", "share_paths")}
-    by_module, by_function = jax.jit(lambda x: (module(x), sisconv(x, *kernels, stride, dilation, **own)))(x)
+    got = jax.jit(module)(x)
     assert (kernels[2] is None) == case.get("share_paths", False)
     k1, k2, k3 = (kernels[1] if kernel is None else kernel for kernel in kernels)
     expected = [equations(z, k1, k2, k3, kind, steps, stride, dilation, groups) for z in np.asarray(x)]
-    np.testing.assert_allclose(by_module, expected, atol=2e-5)
-    np.testing.assert_allclose(by_function, expected, atol=2e-5)
+    np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
 def test_two_steps_fused_are_the_printed_sum():
     """Eq. 24: Y112 + Y111; and more steps do change the output."""
     x = image()
     fused = build(kind="recurrent2")
-    kernels = [kernel.kernel[...] for kernel in (fused.k1, fused.k2, fused.k3)]
-    once, twice = (sisconv(x, *kernels, kind="recurrent1", steps=steps) for steps in (1, 2))
+
+    def with_its_kernels(**options):
+        module = build(**options)
+        nnx.update(module, nnx.state(fused))
+        return module(x)
+
+    once, twice = (with_its_kernels(kind="recurrent1", steps=steps) for steps in (1, 2))
     np.testing.assert_allclose(fused(x)[..., 4:], (once + twice)[..., 4:], atol=1e-6)
-    assert not np.allclose(sisconv(x, *kernels, kind="recurrent2", steps=3), fused(x), atol=1e-3)
+    assert not np.allclose(with_its_kernels(kind="recurrent2", steps=3), fused(x), atol=1e-3)
 
 
 def test_shared_paths_of_the_first_interactive_kind_are_equal():
@@ -298,11 +301,6 @@ def test_unknown_arguments_and_bad_inputs_are_refused():
         build(share_path=True)
     with pytest.raises(ValueError, match="6 channels"):
         build()(jnp.ones((1, 5, 5, 8)))
-    k1, k2 = jnp.ones((3, 3, 6, 4)), jnp.ones((3, 3, 2, 2))
-    with pytest.raises(ValueError, match="k2 and k3 are"):
-        sisconv(image(), k1, k2, k2)  # the basic kind's k2 reads all of Y1
-    with pytest.raises(ValueError, match="cannot be one kernel"):
-        sisconv(image(), k1, jnp.ones((3, 3, 4, 2)), None)
 
 
 def test_weights_load_under_our_names():

@@ -133,6 +133,8 @@ class Root(Picklable):
         (1, 3, 3, 4)
     """
 
+    norm_follows: ClassVar = {"conv": "bn"}
+
     def __init__(
         self,
         in_features: int,

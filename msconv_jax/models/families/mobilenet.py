@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -148,6 +148,8 @@ class SeparableConv(Picklable):
         ((1, 5, 5, 16), 'GroupedConv', (3, 3, 1, 8))
     """
 
+    norm_follows: ClassVar = {"conv1": "bn1", "conv2": "bn2"}
+
     def __init__(self, in_features: int, out_features: int, strides: int, *, parts: Parts, name: str, rngs: nnx.Rngs):
         self.act = parts.act
         self.conv1 = _depthwise(parts, f"{name}.conv1", in_features, strides, rngs)
@@ -183,6 +185,8 @@ class InvertedResidual(Picklable):
         >>> block(jnp.ones((1, 9, 9, 8))).shape, block.conv2.kernel.shape
         ((1, 9, 9, 8), (3, 3, 1, 48))
     """
+
+    norm_follows: ClassVar = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class MaxPoolShortcut(nnx.Module):
         (1, 4, 4, 16)
     """
 
+    norm_follows: ClassVar = {"conv": "bn"}
+
     def __init__(self, in_features: int, out_features: int, strides: int, *, parts: Parts, name: str, rngs: nnx.Rngs):
         self.strides = strides
         self.step = parts.step(strides)

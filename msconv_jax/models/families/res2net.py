@@ -40,6 +40,8 @@ class DeepStemConv(Picklable):
         (1, 5, 5, 64)
     """
 
+    norm_follows: ClassVar = {"conv1": "bn1", "conv2": "bn2"}
+
     def __init__(self, in_features: int, out_features: int, strides: int, *, parts: Parts, name: str, rngs: nnx.Rngs):
         half = out_features // 2
         self.act = parts.act
@@ -90,6 +92,8 @@ class AveragePoolShortcut(nnx.Module):
         >>> shortcut(jnp.ones((1, 7, 7, 8))).shape
         (1, 4, 4, 16)
     """
+
+    norm_follows: ClassVar = {"conv": "bn"}
 
     def __init__(
         self,
@@ -153,6 +157,8 @@ class Res2Bottleneck(ResidualBlock):
         >>> block(jnp.ones((1, 5, 5, 64))).shape
         (1, 5, 5, 256)
     """
+
+    norm_follows: ClassVar = {"conv1": "bn1", "conv3": "bn3"}
 
     expansion: ClassVar[int] = 4
     reference_planes: ClassVar[int] = 64  # with these planes a slice has `base_width` channels in each group

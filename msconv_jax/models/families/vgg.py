@@ -42,6 +42,8 @@ class VGGStage(Picklable):
         (1, 5, 7, 8)
     """
 
+    norm_follows: ClassVar = {"convs": "bns"}
+
     def __init__(self, convs: Sequence[Layer], bns: Sequence[Layer], act: Callable[[jax.Array], jax.Array], place: int):
         self.convs = nnx.List(convs)
         self.bns = nnx.List(bns)
@@ -80,6 +82,8 @@ class VGGClassifier(Picklable):
         >>> classifier(jnp.ones((1, 3, 4, 8))).shape
         (1, 5)
     """
+
+    norm_follows: ClassVar = {"hidden": "bns"}
 
     def __init__(
         self,

@@ -13,14 +13,11 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import lax
 from jax.typing import ArrayLike
 
 from msconv_jax.modes.dtypes import wide_dtype
 from msconv_jax.modes.meshes import sharded_like
-from msconv_jax.modes.normalization import BatchNorm
-from msconv_jax.signatures import explains_arguments
 
 Odd = Literal["ceil", "floor"]
 Maps = ArrayLike | tuple[ArrayLike | None, ArrayLike | None]
@@ -166,67 +163,6 @@ def oct_channels(features: int, alpha: float, name: str = "alpha") -> tuple[int,
         )
     low = int(alpha * features)
     return int(features) - low, low  # NumPy's ints would be taken for data
-
-
-class OctBatchNorm(nnx.Module):
-    """Batch normalisation of maps of two frequencies, each with its own statistics.
-
-    Half-precision maps are normalised in float32 and come back in half precision, unless `dtype` says otherwise.
-
-    Args:
-        features: number of channels, high and low together.
-        alpha: share of the low ones, in [0, 1].
-        rngs: for the initial values.
-        **options: the other arguments of ``nnx.BatchNorm``, with the papers' `epsilon` 1e-5 and `momentum` 0.9
-            (PyTorch's 0.1) as defaults.
-
-    Attributes:
-        bn_h: the ``nnx.BatchNorm`` of the high channels, or None.
-        bn_l: that of the low channels, or None.
-
-    Raises:
-        ValueError: if `alpha` is not in [0, 1].
-        TypeError: for an argument that ``nnx.BatchNorm`` does not have.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from msconv_jax.operators.octave.maps import OctBatchNorm
-        >>> norm = OctBatchNorm(16, alpha=0.25, rngs=nnx.Rngs(0))
-        >>> high, low = norm((jnp.ones((1, 8, 8, 12)), jnp.ones((1, 4, 4, 4))))
-        >>> high.shape, low.shape
-        ((1, 8, 8, 12), (1, 4, 4, 4))
-    """
-
-    @explains_arguments
-    def __init__(self, features: int, *, alpha: float, rngs: nnx.Rngs, **options: Any):
-        options = {"epsilon": 1e-5, "momentum": 0.9, **options}
-        self.split = oct_channels(features, alpha)
-        high, low = self.split
-        self.bn_h: nnx.BatchNorm | None = BatchNorm(high, rngs=rngs, **options) if high else nnx.data(None)
-        self.bn_l: nnx.BatchNorm | None = BatchNorm(low, rngs=rngs, **options) if low else nnx.data(None)
-
-    def __call__(self, maps: Maps) -> OctArrays:
-        """Normalises maps of the form that :class:`msconv_jax.OctConv` takes and gives.
-
-        Args:
-            maps: ``(high, low)``, or one array where there is only one frequency.
-
-        Returns:
-            ``(high, low)``, or only the high array where there are no low channels.
-
-        Raises:
-            ValueError: if the maps do not fit.
-        """
-        parts = high_and_low(maps, self.split, 0, type(self).__name__)
-
-        def normalise(norm: nnx.BatchNorm | None, x: jax.Array | None) -> jax.Array | None:
-            if norm is None or x is None:
-                return None
-            half = norm.dtype is None and x.dtype in (jnp.bfloat16, jnp.float16)
-            return norm(x).astype(x.dtype) if half else norm(x)
-
-        return joined_maps(normalise(self.bn_h, parts[0]), normalise(self.bn_l, parts[1]))
 
 
 # --- pairs and their sizes ---

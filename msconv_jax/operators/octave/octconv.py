@@ -18,17 +18,14 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal, Unpack, get_args
+from typing import Literal, Unpack, get_args
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike
 
 from msconv_jax.arguments import BORDERS, Padding, base_pads, check_padding, dilated_extent, per_axis
-from msconv_jax.convolution import ConvolveSettings, Pads, convolve
+from msconv_jax.convolution import Pads
 from msconv_jax.costs import Shape, Shapes
-from msconv_jax.modes.picklable import Picklable
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv
 from msconv_jax.operators.lattice_conv import ConvOptions, refuse_out_sharding
@@ -36,14 +33,11 @@ from msconv_jax.operators.octave.maps import (
     FREQUENCIES,
     Maps,
     OctArrays,
-    OctBatchNorm,
     Odd,
     halved_size,
     high_and_low,
-    is_pair,
     joined_maps,
     oct_channels,
-    oct_map,
     oct_pool,
     oct_upsample,
 )
@@ -296,159 +290,6 @@ class OctConv(CompositeConv):
             batch, low = super()._batch_and_size(output_shapes[1:])
             return batch, tuple(2 * n for n in low)
         return super()._batch_and_size(output_shapes)
-
-
-def octconv(
-    inputs: Maps,
-    kernels: Mapping[str, ArrayLike],
-    strides: int | Sequence[int] | None = 1,
-    padding: Padding = "SAME",
-    *,
-    down: Down = "avg",
-    odd: Odd = "ceil",
-    kernel_dilation: int | Sequence[int] | None = 1,
-    **settings: Unpack[ConvolveSettings],
-) -> OctArrays:
-    """Octave convolution as a pure function; the arguments mean what they mean for :class:`OctConv`.
-
-    Args:
-        inputs: ``(high, low)``, with None for a part without channels, or one array for a single frequency.
-        kernels: for each path, out of "h2h", "h2l", "l2h" and "l2l", its kernel ``(*kernel_size, inputs of a group,
-            outputs)``; all of one size. The number of a path's groups follows from its input.
-        strides: 1 or 2.
-        padding: of the dilated kernel; must keep the size.
-        down: "avg" or "stride".
-        odd: "ceil" or "floor".
-        kernel_dilation: pixels between taps, one int or one per axis.
-        **settings: how to compute it: :class:`msconv_jax.convolution.ConvolveSettings`.
-
-    Returns:
-        ``(high, low)``, or only the high array without low outputs.
-
-    Raises:
-        ValueError: for arguments that do not fit.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from msconv_jax.operators.octave.octconv import octconv
-        >>> kernels = {"h2h": jnp.ones((3, 3, 6, 4)), "l2h": jnp.ones((3, 3, 2, 4))}
-        >>> octconv((jnp.ones((7, 7, 6)), jnp.ones((4, 4, 2))), kernels).shape
-        (7, 7, 4)
-    """
-    _check_down_and_odd(down, odd)
-    arrays = {path: jnp.asarray(kernel) for path, kernel in kernels.items()}
-    shapes = {path: kernel.shape for path, kernel in arrays.items()}
-    sizes = {shape[:-2] for shape in shapes.values()}
-    ends = {(PATHS[path][1], shape[-1]) for path, shape in shapes.items() if path in PATHS}
-    if not shapes.keys() <= PATHS.keys() or len(sizes) != 1 or sizes == {()} or len(ends) > len(dict(ends)):
-        raise ValueError(
-            f"kernels of shapes {shapes}: expected kernels (*kernel_size, inputs of a group, outputs) of one size "
-            f"under the names {', '.join(PATHS)}, those to one frequency with equal outputs."
-        )
-    kernel_size = sizes.pop()
-    step = _check_strides(strides, len(kernel_size))
-    pads = same_pads(padding, kernel_size, kernel_dilation)
-    high, low = inputs if isinstance(inputs, tuple | list) and is_pair(inputs) else (inputs, None)
-    parts = (None if high is None else jnp.asarray(high), None if low is None else jnp.asarray(low))
-    for path in shapes:
-        if parts[PATHS[path][0]] is None:
-            raise ValueError(f"the kernel of path {path} has no {FREQUENCIES[PATHS[path][0]]} input.")
-
-    def apply(path: str, x: jax.Array) -> jax.Array:
-        return convolve(
-            x,
-            arrays[path],
-            (_path_stride(path, step, down),) * len(kernel_size),
-            pads,
-            kernel_dilation=kernel_dilation,
-            feature_group_count=max(1, x.shape[-1] // shapes[path][-2]),
-            **settings,
-        )
-
-    paths = {path: functools.partial(apply, path) for path in arrays}
-    return joined_maps(*_octave(parts, paths, ndim=len(kernel_size), strides=step, down=down, odd=odd))
-
-
-class OctConvNormAct(Picklable):
-    """Octave convolution, normalisation of each frequency, activation: the unit of the papers' networks.
-
-    Args:
-        in_features: number of input channels, high and low together.
-        out_features: number of output channels, high and low together.
-        kernel_size: taps per spatial axis, one int for each axis.
-        strides: 1 or 2, the same along every axis.
-        alpha_in: share of the input channels that are low, in [0, 1].
-        alpha_out: share of the output channels that are low, in [0, 1].
-        activation: a function of one array, applied to each frequency, or None.
-        norm: makes the normalisation, called with ``(out_features, alpha=alpha_out, dtype=..., param_dtype=...,
-            rngs=...)``: :class:`OctBatchNorm` or a ``functools.partial`` of it.
-        exchange: see :class:`OctConv`.
-        down: see :class:`OctConv`.
-        odd: see :class:`OctConv`.
-        group_rule: see :class:`OctConv`.
-        rngs: for the initial values.
-        **options: see :class:`OctConv`; `use_bias` is False by default, since the normalisation has its own.
-
-    Attributes:
-        conv: the :class:`OctConv`.
-        norm: the normalisation.
-
-    Raises:
-        ValueError: for arguments that do not fit, at construction.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from msconv_jax.operators.octave.octconv import OctConvNormAct
-        >>> unit = OctConvNormAct(3, 16, (3, 3), alpha_in=0, alpha_out=0.5, rngs=nnx.Rngs(0))
-        >>> high, low = unit(jnp.ones((1, 8, 8, 3)))
-        >>> high.shape, low.shape
-        ((1, 8, 8, 8), (1, 4, 4, 8))
-    """
-
-    @explains_arguments
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        kernel_size: Sequence[int],
-        strides: int | Sequence[int] | None = 1,
-        *,
-        alpha_in: float,
-        alpha_out: float,
-        activation: Callable[[jax.Array], jax.Array] | None = nnx.relu,
-        norm: Callable[..., Any] = OctBatchNorm,
-        exchange: Collection[Exchange] = ("l2h", "h2l"),
-        down: Down = "avg",
-        odd: Odd = "ceil",
-        group_rule: GroupRule = "gluon",
-        rngs: nnx.Rngs,
-        **options: Unpack[ConvOptions],
-    ):
-        own: ConvOptions = {"use_bias": False, **options}
-        self.conv = OctConv(
-            in_features,
-            out_features,
-            kernel_size,
-            strides,
-            alpha_in=alpha_in,
-            alpha_out=alpha_out,
-            exchange=exchange,
-            down=down,
-            odd=odd,
-            group_rule=group_rule,
-            rngs=rngs,
-            **own,
-        )
-        self.norm = norm(
-            out_features, alpha=alpha_out, dtype=self.conv.dtype, param_dtype=self.conv.param_dtype, rngs=rngs
-        )
-        self.activation = activation
-
-    def __call__(self, inputs: Maps) -> OctArrays:
-        """Convolves, normalises and activates; takes and gives what :class:`OctConv` does."""
-        maps = self.norm(self.conv(inputs))
-        return maps if self.activation is None else oct_map(self.activation, maps)
 
 
 # --- the equations ---

@@ -14,10 +14,11 @@ from flax import nnx
 
 from msconv_jax.arguments import check_positive
 from msconv_jax.models.families.mobilenet import V1_UNITS, V2_BLOCKS, MobileNet, scaled
+from msconv_jax.models.families.octave.blocks import OctBatchNorm
 from msconv_jax.models.families.octave.resnet import merge_frequencies, oct_unit
 from msconv_jax.models.layers import ConvNormAct, Layer, Parts, check_drop_path_rate, drop_path
 from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
-from msconv_jax.operators.octave.maps import Maps, OctBatchNorm
+from msconv_jax.operators.octave.maps import Maps
 
 __all__ = ["MODELS", "OctInvertedResidual", "OctMobileNetV1", "OctMobileNetV2", "OctSeparableConv"]
 

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.arguments import check_positive
+from msconv_jax.models.families.octave.blocks import OctBatchNorm, OctConvNormAct
 from msconv_jax.models.image_model import ImageModel
 from msconv_jax.models.layers import Parts, batch_norm, check_drop_path_rate, drop_path, kaiming_normal, naming_layer
 from msconv_jax.models.pooling import max_pool
 from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, Published
 from msconv_jax.models.resnet import CIFAR_STEM, IMAGENET_STEM, LAYERS, Stem
 from msconv_jax.models.stages import check_stages, stage_grids
-from msconv_jax.operators.octave.maps import Maps, OctBatchNorm, oct_upsample
-from msconv_jax.operators.octave.octconv import OctConvNormAct
+from msconv_jax.operators.octave.maps import Maps, oct_upsample
 
 __all__ = ["MODELS", "OctBasicBlock", "OctBlock", "OctBottleneck", "OctResNet", "merge_frequencies", "oct_unit"]
 
@@ -336,6 +336,8 @@ class OctResNet(ImageModel):
         >>> model(images).shape, [m.shape for m in model.octave_maps(images)[0]]
         ((1, 5), [(1, 9, 13, 16), (1, 5, 7, 16)])
     """
+
+    norm_follows: ClassVar = {"conv1": "bn1"}
 
     def __init__(
         self,
