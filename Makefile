@@ -8,7 +8,7 @@ SEED ?= 0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow test-onnx fuzz lint format bench bench-full clean
+.PHONY: help train test test-slow test-onnx docs pictures fuzz lint format bench bench-full clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,11 @@ $(VENV)/.test: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,test]'
 	@touch $@ $(VENV)/.train
+
+$(VENV)/.docs: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
 
 $(ONNX_VENV)/.onnx: pyproject.toml
 	@test -x $(ONNX_VENV)/bin/python || $(PYTHON) -m venv $(ONNX_VENV)
@@ -40,6 +45,12 @@ test-slow: $(VENV)/.test ## Run the long sweeps
 
 test-onnx: $(ONNX_VENV)/.onnx ## Compare ONNX files with the networks, in onnxruntime (an environment of its own)
 	JAX_PLATFORMS=cpu $(ONNX_VENV)/bin/python -m pytest tests/test_onnx.py
+
+docs: $(VENV)/.docs ## Build the documentation into site (a warning is an error)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+pictures: $(VENV)/.train ## Draw the pictures of the documentation again
+	JAX_PLATFORMS=cpu $(BIN)/python docs/pictures/draw.py
 
 fuzz: $(VENV)/.test ## Read COUNT damaged inputs of each kind, drawn by SEED; those that fail are kept in fuzz
 	@failed=0; for name in weights pictures annotations features metrics; do \
@@ -62,4 +73,4 @@ bench-full: $(VENV)/.test ## All benchmarks, long; NAME=... keeps them in benchm
 	$(BIN)/python -m benchmarks --full $(if $(NAME),--write $(NAME))
 
 clean: ## Remove the environment and caches (not your runs)
-	rm -rf $(VENV) $(ONNX_VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(ONNX_VENV) .pytest_cache .ruff_cache .hypothesis build site *.egg-info

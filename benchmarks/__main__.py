@@ -4,13 +4,13 @@
 
 Without `--full`: the operators over the plain convolution, with few rounds (minutes on two cores). With it: more
 rounds, the native grouped convolutions, `ps_resnet50` over `resnet50`, what is hard for XLA, and PyTorch's operators if
-PyTorch is installed. The document is printed, or with `--write` written to `benchmarks/results/NAME.md`, in place of
-what stood there. Leave the machine alone meanwhile: other work on it changes the ratios too.
+PyTorch is installed. The document is printed, or with `--write` replaces `benchmarks/results/NAME.md`. Leave the
+machine alone meanwhile: other work on it changes the ratios too.
 
-    python -m benchmarks --readme NAME
+    python -m benchmarks --docs NAME
 
-Nothing is timed; the summary that was written last as NAME is put into README.md, and the table of
-`benchmarks.operator_costs` with its times into docs/operators.md, between comments that say so.
+Times nothing; copies the summary of `benchmarks/results/NAME.md` into docs/performance.md, and the table of
+`benchmarks.operator_costs` with its times into docs/operators/index.md, each between two comments.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from benchmarks.tables import LEGEND, Comparison, overheads, summary
 from benchmarks.timing import machine
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-README = pathlib.Path(__file__).parent.parent / "README.md"
-OPERATORS = README.with_name("docs") / "operators.md"
-OPENING, CLOSING = "<!-- `python -m benchmarks --readme` wrote this -->", "<!-- to here -->"
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
+PERFORMANCE, OPERATORS = DOCS / "performance.md", DOCS / "operators" / "index.md"
+OPENING, CLOSING = "<!-- `python -m benchmarks --docs` wrote this -->", "<!-- to here -->"
 SUMMARY = "## Summary"
 ROUNDS, FULL_ROUNDS = 5, 15
 SUMMARY_LEGEND = (
@@ -87,16 +87,16 @@ def document(command: str, setting: str, sections: dict[str, list[Comparison]], 
     return "\n\n".join(parts) + "\n"
 
 
-def with_summary(readme: str, results: str) -> str:
-    """The README with the summary of a document of results in its place.
+def with_summary(page: str, results: str) -> str:
+    """The page with the summary of a document of results between its two comments.
 
     Raises:
-        ValueError: if the README has no place for it.
+        ValueError: if the page lacks the comments.
     """
-    before, opening, rest = readme.partition(OPENING)
+    before, opening, rest = page.partition(OPENING)
     _, closing, after = rest.partition(CLOSING)
     if not (opening and closing):
-        raise ValueError(f"the README has no place for the summary: it needs the lines {OPENING!r} and {CLOSING!r}.")
+        raise ValueError(f"the page has no place for the summary: it needs the lines {OPENING!r} and {CLOSING!r}.")
     machine_line = next(line for line in results.splitlines() if "interleaved rounds" in line)
     tables = results.partition(SUMMARY)[2].partition("\n## ")[0].strip()
     return f"{before}{OPENING}\n{machine_line[:1].upper()}{machine_line[1:]}. {tables}\n{CLOSING}{after}"
@@ -111,23 +111,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--full", action="store_true", help="everything, not only a look at the operators")
     parser.add_argument("--write", metavar="NAME", help="write benchmarks/results/NAME.md instead of printing")
     parser.add_argument(
-        "--readme", metavar="NAME", help="only put the summary of benchmarks/results/NAME.md in README.md and docs"
+        "--docs", metavar="NAME", help="time nothing; copy the summary of benchmarks/results/NAME.md into the documents"
     )
     options = parser.parse_args(arguments)
-    if options.readme is not None and options != parser.parse_args(["--readme", options.readme]):
-        parser.error("--readme times nothing: give no other argument with it")
+    if options.docs is not None and options != parser.parse_args(["--docs", options.docs]):
+        parser.error("--docs times nothing: give no other argument with it")
     if options.rounds is None:
         options.rounds = FULL_ROUNDS if options.full else ROUNDS
     operators.check_arguments(parser, options)
     if options.write is not None and not re.fullmatch(r"\w[\w-]*", options.write):
         parser.error(f"--write {options.write!r}: a name for this machine, of letters, digits and dashes")
-    if options.readme is not None:
-        if not (RESULTS / f"{options.readme}.md").is_file():
-            parser.error(f"--readme {options.readme!r}: there is no {RESULTS / options.readme}.md; --write makes one")
-        results = (RESULTS / f"{options.readme}.md").read_text()
-        README.write_text(with_summary(README.read_text(), results))
+    if options.docs is not None:
+        if not (RESULTS / f"{options.docs}.md").is_file():
+            parser.error(f"--docs {options.docs!r}: there is no {RESULTS / options.docs}.md; --write makes one")
+        results = (RESULTS / f"{options.docs}.md").read_text()
+        PERFORMANCE.write_text(with_summary(PERFORMANCE.read_text(), results))
         OPERATORS.write_text(with_costs(OPERATORS.read_text(), results))
-        print(f"wrote the summary into {README}, and the costs into {OPERATORS}")
+        print(f"wrote the summary into {PERFORMANCE}, and the costs into {OPERATORS}")
         return
     setting = f"{machine()}; batch {options.batch}, float32, {options.rounds} interleaved rounds"
     sections, remarks = measure(options)

@@ -1,6 +1,6 @@
 """What each operator costs, over the plain 3x3 convolution of as many channels: the table of docs/operators.md.
 
-    python -m benchmarks --readme NAME
+    python -m benchmarks --docs NAME
 
 writes it. Parameters and multiply-accumulates are counted by the library, on shapes alone; times are those that
 `python -m benchmarks --write NAME` measured, and stand where this operator in this setting was measured.
@@ -32,7 +32,7 @@ from msconv_jax import (
 )
 from msconv_jax.counting import count_parameters
 
-OPENING, CLOSING = "<!-- `python -m benchmarks --readme` wrote this table -->", "<!-- the table's end -->"
+OPENING, CLOSING = "<!-- `python -m benchmarks --docs` wrote this table -->", "<!-- the table's end -->"
 STAGES = (0, 2)  # of ResNet-50: 56x56x64 and 14x14x256
 GUIDE = 3  # channels of PACConv's guide, a colour picture
 

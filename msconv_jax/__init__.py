@@ -5,6 +5,7 @@ from msconv_jax.convolution import lattice_convolve
 from msconv_jax.exporting import export_onnx, export_stablehlo
 from msconv_jax.folding import fold_batch_norm
 from msconv_jax.lattice import KernelLattice, Tile
+from msconv_jax.lowering.explain import explain
 from msconv_jax.models import create_model, list_models
 from msconv_jax.operators import (
     ACConv,
@@ -45,6 +46,7 @@ __all__ = [
     "analysis",
     "create_model",
     "edo",
+    "explain",
     "export_onnx",
     "export_stablehlo",
     "fold_batch_norm",

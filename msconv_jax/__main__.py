@@ -1,11 +1,13 @@
-"""What the library knows of its networks.
+"""Facts about the registered networks.
 
     python -m msconv_jax list [PATTERN]
     python -m msconv_jax summary NAME [--size 224]
+    python -m msconv_jax explain NAME [--size 224] [--batch 1] [--backend cpu|gpu|tpu|onnx]
 
-`list` prints the registered names, with wildcards in the pattern, with their parameters, multiply-accumulates for one
-image and published accuracies in per cent, a table for each task; `summary` the parts of one network
-with their output, parameters and multiply-accumulates for one image, without building it in memory.
+`list` prints the registered names that match a pattern with wildcards, with their parameters, multiply-accumulates for
+one image and published accuracies in per cent, a table for each task. `summary` prints the parts of one network with
+their output, parameters and multiply-accumulates for one image. `explain` prints how its convolutions are computed: see
+:func:`msconv_jax.explain`. Both work on shapes alone, without the network's weights.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.counting import count_parameters, layer_macs
+from msconv_jax.lowering.cost import COST_MODELS
+from msconv_jax.lowering.explain import explain
 from msconv_jax.models import ImageModel, create_model, list_models, model_entry
 from msconv_jax.models.registry import TASKS
 
@@ -33,7 +38,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-# What is published of a task's networks: head of the column and attribute of `Published`.
+# The published accuracies of a task's networks: heading of the column and attribute of `Published`.
 ACCURACIES = {
     "classification": {"top-1": "top1", "top-5": "top5"},
     "segmentation": {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"},
@@ -46,7 +51,7 @@ def listing(pattern: str) -> str:
 
 
 def listing_of(names: Sequence[str], task: str) -> str:
-    """Networks for one task: size, cost, what was published and where they are from."""
+    """Networks for one task: size, cost, published accuracies and sources."""
     accuracies = ACCURACIES[task]
     rows: list[tuple[str, ...]] = [
         (
@@ -61,34 +66,45 @@ def listing_of(names: Sequence[str], task: str) -> str:
         parameters = None if entry.parameters is None else f"{entry.parameters:,}"
         measured = (getattr(published, attribute) for attribute in accuracies.values())
         figures = (parameters, macs, *measured, published.table, published.weights)
-        told = ("" if value is None else str(value) for value in figures)
-        rows.append((name, "x".join(map(str, entry.input_size)), str(entry.num_classes), *told, entry.paper))
+        cells = ("" if value is None else str(value) for value in figures)
+        rows.append((name, "x".join(map(str, entry.input_size)), str(entry.num_classes), *cells, entry.paper))
     return table(rows)
 
 
 def summary(name: str, size: int | None) -> str:
     """The parts of a network: output, parameters, millions of multiply-accumulates."""
-    entry = model_entry(name)
-    height, width, channels = entry.input_size if size is None else (size, size, entry.input_size[2])
-    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0)))
+    model, (height, width, channels) = _abstract_model(name, size)
     model.eval()
     outputs = _map_sizes(model, (height, width, channels)) if isinstance(model, ImageModel) else {}
     macs = layer_macs(model, (height, width, channels))
     rows = [("part", "output", "parameters", "million MACs")]
     total = 0
     called = list(dict.fromkeys(path.split(".")[0] for path in macs))
-    # In the order of the calls; what has no products, the stem's normalisation, comes after the stem.
+    # In the order of the calls; parts without products (the stem's normalisation) come after the stem.
     place = {part: float(called.index(part)) if part in called else 0.5 for part in vars(model)}
     for part, value in sorted(vars(model).items(), key=lambda item: place[item[0]]):
         modules = list(value) if isinstance(value, nnx.List) else [value]
         parameters = sum(count_parameters(module) for module in modules if isinstance(module, nnx.Module))
         if parameters:
-            own = sum(count for path, count in macs.items() if path.split(".")[0] == part)
+            part_macs = sum(count for path, count in macs.items() if path.split(".")[0] == part)
             total += parameters
             stem = outputs.get("act1", "") if part == "conv1" else outputs.get(part, "")
-            rows.append((part, stem, f"{parameters:,}", f"{own / 1e6:,.2f}"))
+            rows.append((part, stem, f"{parameters:,}", f"{part_macs / 1e6:,.2f}"))
     rows.append(("all", str(model.num_classes), f"{total:,}", f"{sum(macs.values()) / 1e6:,.2f}"))
-    return f"{name} at {height}x{width}: {entry.paper}\n\n{table(rows)}"
+    return f"{name} at {height}x{width}: {model_entry(name).paper}\n\n{table(rows)}"
+
+
+def explanation(name: str, size: int | None, batch: int, backend: str | None) -> str:
+    """The plans of a network's convolutions, in words."""
+    model, input_size = _abstract_model(name, size)
+    return str(explain(model, (batch, *input_size), backend))
+
+
+def _abstract_model(name: str, size: int | None) -> tuple[Any, tuple[int, int, int]]:
+    """A network without values, and the size of its input: as published, or of images of another height and width."""
+    height, width, channels = model_entry(name).input_size
+    input_size = (height, width, channels) if size is None else (size, size, channels)
+    return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0))), input_size
 
 
 def _map_sizes(model: ImageModel, input_size: tuple[int, int, int]) -> dict[str, str]:
@@ -104,23 +120,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # characters that its encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
-    parser = argparse.ArgumentParser("python -m msconv_jax", description="What the library knows of its networks.")
+    parser = argparse.ArgumentParser("python -m msconv_jax", description="Facts about the registered networks.")
     commands = parser.add_subparsers(dest="command", required=True)
     of_list = commands.add_parser("list", help="the registered networks")
     of_list.add_argument("pattern", nargs="?", default="*", help="wildcards such as 'ps_*'")
     of_summary = commands.add_parser("summary", help="the parts of one network")
-    of_summary.add_argument("name")
-    of_summary.add_argument("--size", type=int, help="height and width of the images (default: as published)")
+    of_explain = commands.add_parser("explain", help="how the convolutions of one network are computed")
+    for command in (of_summary, of_explain):
+        command.add_argument("name")
+        command.add_argument("--size", type=int, help="height and width of the images (default: as published)")
+    of_explain.add_argument("--batch", type=int, default=1, help="number of images (default: 1)")
+    of_explain.add_argument("--backend", choices=list(COST_MODELS), help="(default: that of JAX)")
     options = parser.parse_args(arguments)
     if options.command == "list":
         if not list_models(options.pattern):
             parser.error(f"no registered network matches {options.pattern!r}; `list` without a pattern shows all")
         print(listing(options.pattern))
         return
-    if options.size is not None and options.size < 1:
-        parser.error(f"--size {options.size}: must be at least 1")
+    for flag in ("size", "batch"):
+        value = getattr(options, flag, None)
+        if value is not None and value < 1:
+            parser.error(f"--{flag} {value}: must be at least 1")
     try:
-        text = summary(options.name, options.size)
+        if options.command == "summary":
+            text = summary(options.name, options.size)
+        else:
+            text = explanation(options.name, options.size, options.batch, options.backend)
     except ValueError as error:  # an unknown name, an argument that only Python can give, or an impossible size
         parser.error(str(error))
     print(text)

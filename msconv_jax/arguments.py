@@ -1,4 +1,5 @@
-"""Checks of arguments that every part of the library shares."""
+# pyright: strict, reportUnnecessaryIsInstance=false
+"""Checks of arguments, for every part of the library."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import numpy as np
 
 Padding = str | int | Sequence[int | tuple[int, int]]
 Pads = tuple[tuple[int, int], ...]
-# What jnp.pad calls the borders that ``nnx.Conv`` makes of the image's own pixels.
+# Paddings that repeat the image's pixels, as in ``nnx.Conv``, and jnp.pad's names for them.
 BORDERS = {"CIRCULAR": "wrap", "REFLECT": "reflect"}
 
 
@@ -20,7 +21,7 @@ def check_positive(name: str, value: object, way_out: str) -> None:
     Args:
         name: the argument's name, for the message.
         value: its value.
-        way_out: what the reader of the message can do instead.
+        way_out: what to do instead.
 
     Raises:
         ValueError: if `value` is not an integer or less than 1.
@@ -38,7 +39,7 @@ def check_positive(name: str, value: object, way_out: str) -> None:
 def per_axis(name: str, values: int | Sequence[int] | None, ndim: int | None = None) -> tuple[int, ...]:
     """`values` as a tuple of positive ints, one per spatial axis.
 
-    With `ndim` given, an int stands for all axes and None for 1, as in ``nnx.Conv``.
+    With `ndim`, an int applies to all axes and None means 1, as in ``nnx.Conv``.
 
     Raises:
         ValueError: if there are too few or too many, or one is not a positive int.
@@ -102,7 +103,7 @@ def check_padding(padding: Padding, ndim: int) -> str | Pads:
     try:
         if not isinstance(padding, Sequence):
             padding = (operator.index(padding),) * ndim
-        pads = []
+        pads: list[tuple[int, int]] = []
         for pad in padding:
             before, after = pad if isinstance(pad, Sequence) else (pad, pad)
             pads.append((operator.index(before), operator.index(after)))
@@ -114,33 +115,51 @@ def check_padding(padding: Padding, ndim: int) -> str | Pads:
 
 
 def base_pads(padding: Padding, spatial: Sequence[int], extent: Sequence[int], strides: Sequence[int]) -> Pads:
-    """Zeros, or pixels of a border, before and after each spatial axis for a kernel of the given extent."""
+    """The width of the border before and after each spatial axis, for a kernel of the given extent."""
     padding = check_padding(padding, len(spatial))
     if not isinstance(padding, str):
         return padding
     if padding == "VALID":
         return ((0, 0),) * len(spatial)
     if padding in BORDERS:
-        return tuple(((reach - 1) // 2, reach // 2) for reach in extent)
+        return tuple(((taps - 1) // 2, taps // 2) for taps in extent)
     if padding == "CAUSAL":
-        return tuple((reach - 1, 0) for reach in extent)
-    pads = []
-    for size, reach, stride in zip(spatial, extent, strides, strict=True):
-        total = max((-(-size // stride) - 1) * stride + reach - size, 0)
+        return tuple((taps - 1, 0) for taps in extent)
+    pads: list[tuple[int, int]] = []
+    for size, taps, stride in zip(spatial, extent, strides, strict=True):
+        total = max((-(-size // stride) - 1) * stride + taps - size, 0)
         small, large = total // 2, total - total // 2
         pads.append((large, small) if padding == "SAME_LOWER" else (small, large))
     return tuple(pads)
 
 
+def output_size(spatial: Sequence[int], pads: Pads, extent: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Outputs of a kernel of the given extent along each spatial axis; 0 where the kernel exceeds the padded axis."""
+    return tuple(
+        max((size + sum(pad) - taps) // stride + 1, 0)
+        for size, pad, taps, stride in zip(spatial, pads, extent, strides, strict=True)
+    )
+
+
 def zero_padding(padding: Padding, ndim: int, operator_name: str) -> Padding:
-    """The padding, for an operator that knows zeros outside the image only.
+    """The padding, for an operator that pads with zeros only.
 
     Raises:
         ValueError: if it is malformed, "CIRCULAR", "REFLECT" or "CAUSAL".
     """
     if check_padding(padding, ndim) in (*BORDERS, "CAUSAL"):
         raise ValueError(
-            f"padding={padding!r}: {operator_name} knows zeros outside the image only; pad its inputs with jnp.pad and "
-            "use 'VALID'."
+            f"padding={padding!r}: {operator_name} pads with zeros only; pad its inputs with jnp.pad and use 'VALID'."
         )
     return padding
+
+
+def short_list(items: Sequence[object], most: int = 6) -> str:
+    """The first `most` items as text, and how many there are.
+
+    Example:
+        >>> short_list(range(9))
+        '0, 1, 2, 3, 4, 5, ... (9 in all)'
+    """
+    shown = ", ".join(str(item) for item in items[:most])
+    return shown if len(items) <= most else f"{shown}, ... ({len(items)} in all)"

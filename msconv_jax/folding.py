@@ -12,15 +12,15 @@ from msconv_jax.models.blocks import BasicBlock, Bottleneck
 from msconv_jax.models.families.dla import Root
 from msconv_jax.models.families.mobilenet import InvertedResidual, SeparableConv
 from msconv_jax.models.families.octave.resnet import OctResNet
-from msconv_jax.models.families.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut
+from msconv_jax.models.families.pyconv import MaxPoolShortcut
 from msconv_jax.models.families.res2net import AveragePoolShortcut, DeepStemConv, Res2Bottleneck
-from msconv_jax.models.families.res2net_dla import ConvNormAct
 from msconv_jax.models.families.vgg import VGGClassifier, VGGStage
-from msconv_jax.models.parts import ConvShortcut
+from msconv_jax.models.layers import ConvNormAct, ConvShortcut
 from msconv_jax.models.resnet import ResNet
 from msconv_jax.operators import ACConv, HetConv, OctConv, PyConv, Res2Conv
 from msconv_jax.operators.octave.maps import OctBatchNorm
 from msconv_jax.operators.octave.octconv import PATHS, OctConvNormAct
+from msconv_jax.segmentation.pyconv_parsing import GlobalPyConvBlock, LocalPyConvBlock
 from msconv_jax.signatures import check_module, explains_arguments
 
 __all__ = ["Folded", "fold_batch_norm"]

@@ -1,9 +1,10 @@
+# pyright: strict, reportUnnecessaryIsInstance=false
 """Kernel lattices: which spatial kernel joins which input channel to which output channel.
 
 The kernel lattice (the term of the PSConv paper) is the table of output channels x input channels of a
 convolution. Each cell holds one small spatial kernel, or none. A plain convolution fills the table with one
-kernel size and one dilation; the multi-scale operators vary them. This file describes such tables and gives
-them their one meaning, :meth:`KernelLattice.expand`; nothing here knows how a convolution is computed.
+kernel size and one dilation; the multi-scale operators vary them. :class:`KernelLattice` describes such a table, and
+:meth:`KernelLattice.expand` defines its meaning. :mod:`msconv_jax.lowering` decides how to compute it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import json
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Int, Shaped
 
-from msconv_jax.arguments import dilated_extent, per_axis
-from msconv_jax.modes.dtypes import common_dtype
+from msconv_jax import packing
+from msconv_jax.arguments import dilated_extent, per_axis, short_list
+from msconv_jax.packing import Bank
 
 
 def _channel_slice(name: str, channels: slice) -> slice:
@@ -88,7 +88,7 @@ class Tile:
         """Number of (output, input) pairs in the tile."""
         return _slice_length(self.outputs) * _slice_length(self.inputs)
 
-    # Python 3.11 cannot hash a slice, so the dataclass's own hash would fail.
+    # Python 3.11 cannot hash a slice, so the generated hash would fail.
     def __hash__(self):
         ends = [(s.start, s.stop, s.step) for s in (self.outputs, self.inputs)]
         return hash((*ends, self.kernel_size, self.dilation))
@@ -105,27 +105,6 @@ def _slice_length(channels: slice) -> int:
     return len(range(channels.start, channels.stop, channels.step))
 
 
-@dataclasses.dataclass(frozen=True)
-class Bank:
-    """The kernels of all cells with one kernel size in the rows with one number of such cells.
-
-    Attributes:
-        kernel_size: taps along each spatial axis.
-        fan_in: cells of this kernel size in each of the rows.
-        outputs: the output channels whose rows these are, ascending.
-    """
-
-    kernel_size: tuple[int, ...]
-    fan_in: int
-    outputs: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the array that holds the kernels: (*kernel_size, fan_in, number of outputs)."""
-        return (*self.kernel_size, self.fan_in, len(self.outputs))
-
-
-@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class KernelLattice:
     """A convolution's table of output channels x input channels, as a tuple of tiles.
@@ -134,26 +113,26 @@ class KernelLattice:
     ``jax.jit`` or (it is a pytree without leaves) an ordinary one. Two lattices are equal when they list
     equal tiles in the same order.
 
-    Kernels of a lattice are given in one of two forms, which :meth:`pack` tells apart by their shapes:
+    Kernels of a lattice have one of two forms, which :meth:`pack` distinguishes by their shapes:
 
     * one array per tile, ``(*kernel_size, inputs, outputs)``, in the order of ``tiles``;
-    * packed: one array per :attr:`banks` entry, ``(*kernel_size, fan_in, outputs)``, where the cells of an
-      output's row stand in ascending order of their inputs. A lattice whose cells all have one kernel size
-      and whose rows are equally full has a single bank, of the shape of the plain (grouped) convolution's
+    * packed: one array per :attr:`banks` entry, ``(*kernel_size, fan_in, outputs)``, where the cells of each
+      output are in ascending order of their inputs. If all cells have one kernel size and all outputs have
+      equally many cells, there is a single bank, and it has the shape of the plain (grouped) convolution's
       kernel.
 
     Attributes:
         in_features: number of input channels.
         out_features: number of output channels.
-        tiles: the tiles, at least one; every output channel lies in one, and no cell lies in two. Inputs that
-            no tile names are not read.
-        base_extent: extent in pixels of the kernel that a convolution's ``padding`` speaks of; by default
-            (empty) the smallest kernel size, undilated. Each tile is padded further by half of what its extent
-            has more; where that is odd, the smaller half stands before.
+        tiles: the tiles, at least one; each output channel needs a tile, and tiles do not overlap. Inputs in no
+            tile are not read.
+        base_extent: extent in pixels of the kernel to which a convolution's ``padding`` refers; by default
+            (empty) the smallest kernel size, undilated. Each tile is padded further by half of its extra extent;
+            where that is odd, the smaller half comes before.
 
     Raises:
-        ValueError: if a tile leaves the table or meets another tile, if tiles differ in their number of spatial
-            axes, or if an output is left without a kernel.
+        ValueError: if a tile exceeds the table or overlaps another tile, if tiles differ in their number of spatial
+            axes, or if an output has no kernel.
 
     Source: Sec. 3.1 and Fig. 2 of the PSConv paper (ECCV 2020).
 
@@ -206,10 +185,10 @@ class KernelLattice:
 
     @functools.cached_property
     def _distinct_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct rows of the table, and for each output which one is its own; checks that the tiles fit.
+        """The distinct rows of the table, and for each output the number of its row; checks that the tiles fit.
 
-        A table of every cell would be large (16 million cells for 4096 channels) where the rows repeat: all outputs
-        that lie in the same tiles have one row.
+        All outputs in the same tiles share one row: a table of all cells would be large (16 million for 4096
+        channels).
         """
         tiles_of_output: list[list[int]] = [[] for _ in range(self.out_features)]
         for number, tile in enumerate(self.tiles):
@@ -219,26 +198,26 @@ class KernelLattice:
             ):
                 if channels.stop > features:
                     raise ValueError(
-                        f"{tile}: {name} {_slice_text(channels)} leave the table, which has {features} "
+                        f"{tile}: {name} {_slice_text(channels)} exceed the table, which has {features} "
                         f"{name[:-1]} channels."
                     )
             for tiles in tiles_of_output[tile.outputs]:
                 tiles.append(number)
         bare = [output for output, tiles in enumerate(tiles_of_output) if not tiles]
         if bare:
-            raise ValueError(f"output channels {_short(bare)} have no kernel: every output needs at least one tile.")
+            raise ValueError(f"output channels {short_list(bare)} have no kernel: each output needs at least one tile.")
         row_of_tiles: dict[tuple[int, ...], int] = {}
         row_of_output = [row_of_tiles.setdefault(tuple(tiles), len(row_of_tiles)) for tiles in tiles_of_output]
         rows = np.full((len(row_of_tiles), self.in_features), -1, np.int32)
         for tiles, row in zip(row_of_tiles, rows, strict=True):
             for number in tiles:
-                own = row[self.tiles[number].inputs]
-                if own.max() >= 0:
+                cells = row[self.tiles[number].inputs]
+                if cells.max() >= 0:
                     raise ValueError(
-                        f"{self.tiles[number]} and {self.tiles[own.max()]} cover the same cells: each cell holds one "
+                        f"{self.tiles[number]} and {self.tiles[cells.max()]} cover the same cells: each cell holds one "
                         "kernel."
                     )
-                own[...] = number
+                cells[...] = number
         rows.flags.writeable = False
         return rows, np.array(row_of_output)
 
@@ -298,35 +277,24 @@ class KernelLattice:
 
     # --- kernels ---
 
-    @functools.cached_property
+    @property
     def banks(self) -> tuple[Bank, ...]:
         """The arrays of the packed form, by kernel size and then by first output."""
-        banks = []
-        for size in sorted({tile.kernel_size for tile in self.tiles}):
-            counts = self._cells_of_size(size).sum(axis=1)[self.row_of_output]
-            found = [
-                Bank(size, int(fan_in), tuple(map(int, np.flatnonzero(counts == fan_in))))
-                for fan_in in np.unique(counts[counts > 0])
-            ]
-            banks += sorted(found, key=lambda bank: bank.outputs[0])
-        return tuple(banks)
+        return self._banks
 
-    def _cells_of_size(self, kernel_size: tuple[int, ...]) -> np.ndarray:
-        """Cells with this kernel size, as a boolean table like `rows`."""
-        of_tile = np.array([tile.kernel_size == kernel_size for tile in self.tiles] + [False])
-        return of_tile[self.rows]
+    @functools.cached_property
+    def _banks(self) -> tuple[Bank, ...]:
+        return packing.make_banks(self)
 
-    def bank_places(self, bank: Bank) -> np.ndarray:
-        """Places of the bank's cells along fan_in, as a table like `rows`; -1 where it has none."""
-        present = self._cells_of_size(bank.kernel_size)
-        present &= present.sum(axis=1, keepdims=True) == bank.fan_in
-        return np.where(present, np.cumsum(present, axis=1) - 1, -1)
+    def bank_places(self, bank: Bank) -> Int[np.ndarray, "rows inputs"]:
+        """The place of each of the bank's cells along fan_in, as a table like `rows`; -1 for all other cells."""
+        return packing.bank_places(self, bank)
 
-    def pack(self, kernels: jax.Array | np.ndarray | Sequence[Any]) -> tuple[jax.Array, ...]:
+    def pack(self, kernels: ArrayLike | Sequence[ArrayLike]) -> tuple[Array, ...]:
         """Kernels in either form as one array per bank.
 
         Args:
-            kernels: one array per tile, or one per bank; a single array stands for a tuple of one.
+            kernels: one array per tile, or one per bank; a single array means a tuple of one.
 
         Returns:
             One array of shape ``bank.shape`` for each of ``banks``.
@@ -334,82 +302,35 @@ class KernelLattice:
         Raises:
             ValueError: if the shapes are neither those of the tiles nor those of the banks.
         """
-        if isinstance(kernels, Sequence):
-            arrays = tuple(jnp.asarray(kernel) for kernel in kernels)
-        else:
-            arrays = (jnp.asarray(kernels),)
-        shapes = [array.shape for array in arrays]
-        if shapes == [bank.shape for bank in self.banks]:
-            return arrays
-        tile_shapes = [
-            (*tile.kernel_size, _slice_length(tile.inputs), _slice_length(tile.outputs)) for tile in self.tiles
-        ]
-        if shapes != tile_shapes:
-            raise ValueError(
-                f"kernels have the shapes {_short(shapes)}: expected {_short([b.shape for b in self.banks])} "
-                f"(packed) or {_short(tile_shapes)} (one per tile)."
-            )
-        dtype = common_dtype(*arrays)
-        packed = []
-        for bank in self.banks:
-            places = self.bank_places(bank)
-            columns = {output: column for column, output in enumerate(bank.outputs)}
-            array = jnp.zeros(bank.shape, dtype)
-            for tile, kernel in zip(self.tiles, arrays, strict=True):
-                outputs = range(tile.outputs.start, tile.outputs.stop, tile.outputs.step)
-                mine = [n for n, output in enumerate(outputs) if output in columns]
-                if tile.kernel_size != bank.kernel_size or not mine:
-                    continue
-                own = [outputs[n] for n in mine]
-                place = places[self.row_of_output[own], tile.inputs].T
-                column = np.array([columns[output] for output in own])
-                array = array.at[..., place, column].set(kernel[..., np.array(mine)].astype(dtype))
-            packed.append(array)
-        return tuple(packed)
+        return packing.pack(self, kernels)
 
-    def expand(self, kernels: jax.Array | np.ndarray | Sequence[Any]) -> jax.Array:
+    def expand(self, kernels: ArrayLike | Sequence[ArrayLike]) -> Shaped[Array, "*extent in_features out_features"]:
         """The one dense kernel that means the same as the lattice.
 
         Args:
             kernels: kernels of the lattice, in either form.
 
         Returns:
-            Array ``(*extent, in_features, out_features)`` with zeros between the taps and in empty cells. A
-            convolution with it, padded by ``padding_offset`` more before and by the rest of
-            ``extent - base_extent`` more after than the base kernel, equals the lattice's.
+            Array ``(*extent, in_features, out_features)`` with zeros between the taps and in empty cells. The
+            lattice's convolution equals one with this kernel, padded by ``padding_offset`` more before and by
+            ``extent - base_extent - padding_offset`` more after than the base kernel.
         """
-        arrays = self.pack(kernels)
-        dense = jnp.zeros((*self.extent, self.in_features, self.out_features), common_dtype(*arrays))
-        dilations = self.dilations
-        for bank, array in zip(self.banks, arrays, strict=True):
-            outputs = np.array(bank.outputs)
-            places = self.bank_places(bank)[self.row_of_output[outputs]]
-            rows = array[..., np.maximum(places, 0).T, np.arange(len(outputs))]  # (*kernel_size, in, outputs)
-            for dilation in np.unique(dilations[outputs][places >= 0], axis=0):
-                here = (places >= 0) & (dilations[outputs] == dilation).all(axis=-1)
-                tap_slices = tuple(
-                    slice(first, first + (size - 1) * int(step) + 1, int(step))
-                    for first, size, step in zip(
-                        self.tap_offset(bank.kernel_size, dilation), bank.kernel_size, dilation, strict=True
-                    )
-                )
-                dense = dense.at[(*tap_slices, slice(None), outputs)].add(jnp.where(here.T, rows, 0))
-        return dense
+        return packing.expand(self, kernels)
 
     @property
     def padding_offset(self) -> tuple[int, ...]:
-        """Pixels by which the dense kernel reaches further back than the base kernel, per spatial axis."""
+        """Pixels from the base kernel's first tap back to the dense kernel's first tap, per spatial axis."""
         offsets = [self.offset(tile.extent) for tile in self.tiles]
         return tuple(map(max, zip(*offsets, strict=True)))
 
     def tap_offset(self, kernel_size: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
-        """Where the first tap of a kernel lies in the dense kernel, per spatial axis."""
-        extent = dilated_extent(kernel_size, dilation)
-        return tuple(most - own for most, own in zip(self.padding_offset, self.offset(extent), strict=True))
+        """Index of a kernel's first tap in the dense kernel, per spatial axis."""
+        offset = self.offset(dilated_extent(kernel_size, dilation))
+        return tuple(dense - tile for dense, tile in zip(self.padding_offset, offset, strict=True))
 
     # --- identity, text, storage ---
 
-    def _key(self):
+    def _key(self) -> tuple[object, ...]:
         return (self.in_features, self.out_features, self.base_extent, self.tiles)
 
     def __eq__(self, other: object) -> bool:
@@ -496,7 +417,17 @@ class KernelLattice:
         return cls(*features, tiles, base_extent)
 
 
-def _short(items: Sequence[Any] | np.ndarray, most: int = 6) -> str:
-    """A list as text, cut after `most` items."""
-    shown = ", ".join(str(item) for item in items[:most])
-    return shown if len(items) <= most else f"{shown}, ... ({len(items)} in all)"
+class _CausalLattice(KernelLattice):
+    """A lattice whose tiles share their last tap instead of their centre."""
+
+    def offset(self, extent: Sequence[int]) -> tuple[int, ...]:
+        return tuple(size - base for size, base in zip(extent, self.base_extent, strict=True))
+
+    def _key(self) -> tuple[object, ...]:
+        return ("causal", *super()._key())
+
+
+@functools.lru_cache(maxsize=128)
+def causal_lattice(lattice: KernelLattice) -> KernelLattice:
+    """The lattice with the last taps of all tiles at one place: no output depends on later positions."""
+    return _CausalLattice(lattice.in_features, lattice.out_features, lattice.tiles, lattice.base_extent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import inspect
 import itertools
@@ -14,10 +15,11 @@ import jax
 from flax import nnx
 from jax.core import Tracer
 
-__all__ = ["Call", "recorded_calls"]
+__all__ = ["Call", "current_path", "recorded_calls"]
 
 _NUMBERS = itertools.count()
 _LOCK = threading.RLock()  # classes are shared by all threads
+_current_path: contextvars.ContextVar[str | None] = contextvars.ContextVar("current_path", default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,11 @@ def recorded_calls(model: nnx.Module, want: Callable[[nnx.Module], bool]) -> Ite
         yield recorder.calls
 
 
+def current_path() -> str | None:
+    """The path of the module whose recorded call is running; None outside of recorded calls."""
+    return _current_path.get()
+
+
 class _Recorder:
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -100,10 +107,12 @@ class _Recorder:
             if path is None or type(module) is not cls or self.is_inside:
                 return call(module, *arguments, **named)
             self.is_inside = True
+            token = _current_path.set(path)
             try:
                 outputs = call(module, *arguments, **named)
             finally:
                 self.is_inside = False
+                _current_path.reset(token)
             bound = inspect.signature(call).bind(module, *arguments, **named)
             bound.apply_defaults()
             inputs = tuple(bound.arguments.values())[1:]

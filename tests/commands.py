@@ -1,4 +1,4 @@
-"""The shell commands that the documents show."""
+"""What the documents show: their code and their shell commands."""
 
 from __future__ import annotations
 
@@ -16,8 +16,19 @@ from train.config import Config, parse_command_line
 from train.engine.distributed import define_flags, read_place
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+DOCUMENTS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 PROGRAMS = r"(?:\.venv/bin/python|python|pip|make|bash) "
+
+
+def name(document: Path) -> str:
+    """The path of a document in the repository."""
+    return document.relative_to(ROOT).as_posix()
+
+
+def code(text: str) -> list[tuple[str, str, int]]:
+    """The blocks of Python of a document: "python" or "pycon", the code, and the number of lines before it."""
+    found = re.finditer(r"^```(python|pycon)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [(block[1], block[2], text.count("\n", 0, block.start(2))) for block in found]
 
 
 def commands(text: str) -> list[str]:
@@ -30,10 +41,9 @@ def commands(text: str) -> list[str]:
 
 
 def configured(text: str) -> list[str]:
-    """The commands of a document that read a config, of `train`, `train.edo`, `train.compare`, `train.evaluate` and
-    `train.cost`.
+    """The commands of a document that read a config, of `train` and its programs.
 
-    They may stand within the argument of another program, as on a cluster.
+    A command may be the argument of another program, as on a cluster.
     """
     found = []
     for command in commands(text):

@@ -267,17 +267,17 @@ def test_the_document_is_printed_or_written_wholly(capsys, monkeypatch, tmp_path
         everything.main(["--write", "../elsewhere"])
 
 
-def test_the_summary_is_put_into_the_readme(monkeypatch, tmp_path, capsys):
+def test_the_summary_is_copied_into_the_documents(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(everything, "RESULTS", tmp_path)
-    monkeypatch.setattr(everything, "README", tmp_path / "README.md")
+    monkeypatch.setattr(everything, "PERFORMANCE", tmp_path / "performance.md")
     document = everything.document("a command", "cpu, 3 interleaved rounds", {"Operators": [comparison()]}, [])
     (tmp_path / "here.md").write_text(document)
-    (tmp_path / "README.md").write_text(f"before\n{everything.OPENING}\nold\n{everything.CLOSING}\nafter\n")
+    (tmp_path / "performance.md").write_text(f"before\n{everything.OPENING}\nold\n{everything.CLOSING}\nafter\n")
     monkeypatch.setattr(everything, "OPERATORS", tmp_path / "operators.md")
     (tmp_path / "operators.md").write_text(f"costs\n{operator_costs.OPENING}\nold\n{operator_costs.CLOSING}\nend\n")
     monkeypatch.setattr(operator_costs, "ROWS", operator_costs.ROWS[:2])
-    everything.main(["--readme", "here"])
-    text = (tmp_path / "README.md").read_text()
+    everything.main(["--docs", "here"])
+    text = (tmp_path / "performance.md").read_text()
     assert text.startswith(f"before\n{everything.OPENING}\nCpu, 3 interleaved rounds. Geometric means")
     assert text.endswith(f"|\n{everything.CLOSING}\nafter\n")
     assert "| PSConv | nnx.Conv | 2.00 |" in text
@@ -291,10 +291,10 @@ def test_the_summary_is_put_into_the_readme(monkeypatch, tmp_path, capsys):
         "| `DynamicPSConv` | dilations 1 and 2, as in training | 1.01 | 2.00 | 1.01 | 2.00 |  |  |",
     ]
     with pytest.raises(SystemExit):
-        everything.main(["--readme", "there"])
+        everything.main(["--docs", "there"])
     assert "there is no" in capsys.readouterr().err
     with pytest.raises(ValueError, match="no place for the summary"):
-        everything.with_summary("A README.", document)
+        everything.with_summary("A page.", document)
     with pytest.raises(ValueError, match="no place for the costs"):
         operator_costs.with_costs("A document.", document)
 

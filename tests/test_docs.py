@@ -1,51 +1,135 @@
-"""What the documents in docs/ show runs, and their tables are what the code says."""
+"""The code of the documents runs, their links lead somewhere, and their tables and figures are the present ones."""
 
+import builtins
+import codeop
+import doctest
 import re
-import runpy
+import sys
+import tomllib
+import types
 
 import pytest
 from flax import nnx
 
-from benchmarks.__main__ import OPERATORS, RESULTS
+import msconv_jax
+from benchmarks.__main__ import OPERATORS, PERFORMANCE, RESULTS, with_summary
 from benchmarks.operator_costs import with_costs
 from msconv_jax import operators
+from msconv_jax.lowering.choose import LOWERINGS
 from msconv_jax.models import model_entry
 from studies.cost import Cost, training_data
 from tests import reproduction
-from tests.commands import DOCUMENTS, ROOT
+from tests.commands import DOCUMENTS, ROOT, code, name
 from train.config import changed
 from train.tasks import Classification
 
+README = (ROOT / "README.md").read_text()
+TIMES = (RESULTS / "x86-2-cores.md").read_text()
 ROWS = re.findall(r"^\| (.*)", reproduction.DOCUMENT.read_text(), re.MULTILINE)
 TRAININGS = [cells for cells in (row.removesuffix(" |").split(" | ") for row in ROWS) if "python -m train" in cells[-1]]
 
 
-@pytest.mark.parametrize("name", [pytest.param("adding_an_operator", marks=pytest.mark.slow), "reproducing"])
-def test_the_code_of_a_document_runs_from_top_to_bottom(name, tmp_path):
-    path = ROOT / "docs" / f"{name}.md"
-    program = "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL))
-    assert "assert" in program
-    (tmp_path / f"{name}.py").write_text(program)
-    runpy.run_path(str(tmp_path / f"{name}.py"))
+SLOW = {"docs/adding_an_operator.md", "docs/models.md", "docs/analysis.md"}
 
 
-def test_the_costs_of_the_operators_are_the_present_ones():
-    text = OPERATORS.read_text()
-    assert with_costs(text, (RESULTS / "x86-2-cores.md").read_text()) == text
+def with_code():
+    """The documents with code, the long ones marked."""
+    for document in DOCUMENTS:
+        if code(document.read_text()):
+            path = name(document)
+            yield pytest.param(document, id=path, marks=[pytest.mark.slow] if path in SLOW else [])
 
 
-def test_every_operator_is_described():
-    text = OPERATORS.read_text()
-    headings = " ".join(re.findall(r"^## (.*)", text, re.MULTILINE))
-    for operator in (*operators.DROP_IN, operators.OctConv, operators.PACConv, operators.PACPool, operators.ACGraph):
-        assert f"`{operator.__name__}`" in headings, operator
+@pytest.mark.parametrize("document", list(with_code()))
+def test_the_code_of_a_document_runs_from_top_to_bottom(document, tmp_path, monkeypatch):
+    """In one namespace: blocks of statements, and interactive ones, whose results are compared."""
+    monkeypatch.chdir(tmp_path)
+    page = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", page)  # dataclasses look their module up
+    compiled = codeop.Compile()  # which keeps a `from __future__ import` for the blocks after it
+    for kind, block, line in code(document.read_text()):
+        if kind == "python":
+            exec(compiled("\n" * line + block, str(document), "exec"), vars(page))  # noqa: S102  the documents are trusted
+        else:
+            examples = doctest.DocTestParser().get_doctest(block, vars(page), name(document), str(document), line)
+            assert doctest.DocTestRunner().run(examples, clear_globs=False).failed == 0
+            vars(page).update(examples.globs)
 
 
-def test_links_lead_somewhere():
-    for document in (*DOCUMENTS, ROOT / "CONTRIBUTING.md"):
-        text = document.read_text()
-        for target in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+def test_every_operator_has_a_page_and_its_reference():
+    pages = [(document.name, document.read_text()) for document in DOCUMENTS if document.parent.name == "operators"]
+    overviews = (README, dict(pages)["index.md"])
+    for operator in (*operators.DROP_IN, operators.OctConv, operators.ACGraph, operators.PACConv, operators.PACPool):
+        (page,) = [page for page, text in pages if f"::: msconv_jax.{operator.__name__}\n" in text]
+        assert all(f"{page})" in overview for overview in overviews), operator
+
+
+def test_every_lowering_is_described():
+    text = PERFORMANCE.read_text()
+    for lowering in LOWERINGS:
+        assert f'| `"{lowering}"` |' in text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(document):
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text) + re.findall(r'src="([^"]+)"', text)
+    for target in targets:
+        assert (document.parent / target).exists(), target
+
+
+def test_every_picture_is_shown_and_drawn_by_the_script():
+    shown = {path for document in DOCUMENTS for path in re.findall(r"pictures/(\w+)\.svg", document.read_text())}
+    pictures = list((ROOT / "docs" / "pictures").glob("*.svg"))
+    assert {path.stem for path in pictures} == shown
+    assert sum(path.stat().st_size for path in pictures) < 3e6
+
+
+def test_the_public_names_of_the_changelog_exist():
+    for public in re.findall(r"`([A-Z]\w+)`", (ROOT / "CHANGELOG.md").read_text()):
+        assert any(
+            hasattr(place, public) for place in (msconv_jax, msconv_jax.models, msconv_jax.segmentation, builtins)
+        ), public
+
+
+def test_the_citation_names_the_released_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)", citation, re.MULTILINE)[1] == project["version"]
+    assert re.search(r"^license: (.*)", citation, re.MULTILINE)[1] == project["license"]
+
+
+def test_the_networks_of_the_readme_are_those_of_the_registry():
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", README, re.MULTILINE)
+    assert len(rows) == 6
+    for network, parameters, macs, top1 in rows:
+        entry = model_entry(network)
+        assert (parameters, macs) == (f"{entry.parameters / 1e6:.2f}", f"{entry.macs / 1e9:.2f}")
+        assert float(top1) == entry.published.top1
+
+
+def paragraph_with(document, link):
+    """The numbers of the paragraph of a document that links to something."""
+    (paragraph,) = [part for part in (ROOT / document).read_text().split("\n\n") if link in part]
+    return set(re.findall(r"\d+(?:\.\d+)?", paragraph))
+
+
+def test_quoted_figures_are_those_of_the_kept_tables():
+    memory = (RESULTS / "x86-2-cores-pac-memory.md").read_text()
+    mebibytes = re.findall(r"\| (?:unfolded|pac_convolve) \| (\d+) \|", memory)
+    assert len(mebibytes) == 4
+    assert set(mebibytes) <= paragraph_with("docs/operators/pac.md", "x86-2-cores-pac-memory.md")
+    fields = (RESULTS / "receptive-fields.md").read_text()
+    sides = dict(re.findall(r"^\| (\w+) \| layer2 \| [^|]+ \| ([\d.]+)", fields, re.MULTILINE))
+    quoted = {f"{float(sides[network]):.0f}" for network in ("resnet50", "ps_resnet50", "pyconv_resnet50")}
+    assert quoted <= paragraph_with("docs/models.md", "receptive-fields.md")
+    times = dict(re.findall(r"^\| (PSConv|ICConv) \| nnx.Conv \| ([\d.]+)", TIMES, re.MULTILINE))
+    assert set(times.values()) <= paragraph_with("README.md", "docs/performance.md#measured-times")
+
+
+def test_copied_tables_are_the_kept_ones():
+    assert with_summary(PERFORMANCE.read_text(), TIMES) == PERFORMANCE.read_text()
+    assert with_costs(OPERATORS.read_text(), TIMES) == OPERATORS.read_text()
 
 
 def config_of(cells):

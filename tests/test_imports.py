@@ -16,6 +16,7 @@ ROOMS = [
     ["msconv_jax.modes"],
     ["msconv_jax.signatures"],
     ["msconv_jax.arguments"],
+    ["msconv_jax.packing"],
     ["msconv_jax.lattice", "msconv_jax.recording", "msconv_jax.whole_files"],
     ["msconv_jax.vision"],
     ["msconv_jax.costs"],

@@ -82,7 +82,7 @@ def test_no_cell_is_covered_twice():
 
 @pytest.mark.parametrize("tile", [Tile(slice(0, 5), slice(0, 4), (3, 3)), Tile(slice(0, 4), slice(0, 5), (3, 3))])
 def test_channels_stay_inside_the_table(tile):
-    with pytest.raises(ValueError, match="leave the table, which has 4"):
+    with pytest.raises(ValueError, match="exceed the table, which has 4"):
         two_bands(tiles=(tile,))
 
 
@@ -209,7 +209,7 @@ def test_json_round_trip(lattice):
     ],
 )
 def test_bad_json_is_refused(text):
-    with pytest.raises(ValueError, match=r"JSON of a lattice|leave the table|in_features"):
+    with pytest.raises(ValueError, match=r"JSON of a lattice|exceed the table|in_features"):
         KernelLattice.from_json(text)
 
 

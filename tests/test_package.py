@@ -175,3 +175,12 @@ def test_installed_programs_find_themselves_in_the_processes_they_start(run_inst
     assert (
         "python -m msconv_jax.train.predict" in (elsewhere / "comparison" / "plain" / "seed0" / "log.txt").read_text()
     )
+
+
+def test_the_library_is_imported_without_the_packages_of_the_extras():
+    extras = ["grain", "tensorflow_datasets", "array_record", "cv2", "simplejpeg", "PIL", "ml_collections", "pydantic"]
+    extras += ["jinja2", "matplotlib", "sklearn", "flatbuffers", "onnx"]
+    program = f"import sys; sys.modules.update(dict.fromkeys({extras})); import msconv_jax"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

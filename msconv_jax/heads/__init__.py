@@ -1,4 +1,4 @@
-"""The former names of what `msconv_jax.segmentation` has."""
+"""Former name of `msconv_jax.segmentation`."""
 
 from msconv_jax.segmentation import AuxiliaryHead, MapClassifier, PyConvHead, PyConvSegNet, pyconv_segnet
 

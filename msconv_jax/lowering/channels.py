@@ -1,8 +1,8 @@
-"""Picking channels of an array by fixed numbers, without a gather wherever the numbers follow a rule.
+"""Selects channels of an array by fixed numbers, without a gather if the numbers are regular.
 
-XLA's gather, and above all the scatter that is its gradient, are slow on every backend; slices, reshapes
-and transposes are not. The channel sets of kernel lattices nearly always follow a rule: contiguous, strided,
-blocks at equal distances, or interleaved.
+XLA's gather, and above all its gradient, a scatter, are slow on every backend; slices, reshapes and transposes are
+not. The channel sets of kernel lattices are nearly always regular: contiguous, strided, blocks at equal distances, or
+interleaved.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Shaped
 
-_MOST_SLICES = 8  # more pieces than this are gathered
+_MAX_SLICES = 8  # more slices than this are gathered instead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class _Grid:
     inner_step: int
 
 
-def take_channels(x: jax.Array, channels: tuple[int, ...], axis: int = -1) -> jax.Array:
+def take_channels(x: Shaped[Array, ...], channels: tuple[int, ...], axis: int = -1) -> Shaped[Array, ...]:
     """The given channels of `x`, in the given order; a channel may appear more than once.
 
     Args:
@@ -50,18 +51,18 @@ def take_channels(x: jax.Array, channels: tuple[int, ...], axis: int = -1) -> ja
         if picked is not None:
             return picked
     runs = _runs(channels)
-    if len(runs) <= _MOST_SLICES:
+    if len(runs) <= _MAX_SLICES:
         return jnp.concatenate([lax.slice_in_dim(x, start, stop, axis=axis) for start, stop in runs], axis)
     indices = (slice(None),) * axis + (np.array(channels),)
     return x.at[indices].get(mode="promise_in_bounds", unique_indices=len(set(channels)) == len(channels))
 
 
 def _take_grid(x: jax.Array, grid: _Grid, axis: int) -> jax.Array | None:
-    """The numbers of the grid, or None where the axis is too short to be cut into equal blocks."""
-    if grid.inner > 1 and grid.inner_step == 0:  # each number repeated: take the outer ones, then broadcast
+    """The channels of the grid; None if the axis is too short for equal blocks."""
+    if grid.inner > 1 and grid.inner_step == 0:  # each number repeats: take the outer ones, then broadcast
         once = _take_grid(x, _Grid(grid.start, 1, 0, grid.outer, grid.outer_step or 1), axis)
         return None if once is None else jnp.repeat(once, grid.inner, axis)
-    if grid.outer > 1 and grid.outer_step == 0:  # the same numbers again and again
+    if grid.outer > 1 and grid.outer_step == 0:  # the sequence repeats
         once = _take_grid(x, _Grid(grid.start, 1, 0, grid.inner, grid.inner_step), axis)
         return None if once is None else jnp.concatenate([once] * grid.outer, axis)
     if grid.outer == 1:
@@ -73,25 +74,25 @@ def _take_grid(x: jax.Array, grid: _Grid, axis: int) -> jax.Array | None:
         if transposed
         else (grid.outer_step, grid.outer, grid.inner_step, grid.inner)
     )
-    # Cut the axis into blocks that begin `offset` before the grid does.
+    # Split the axis into blocks that start `offset` before the grid.
     offset = max(0, grid.start + blocks * block - x.shape[axis])
     if offset > min(grid.start, block - 1 - (count - 1) * step):
         return None
     first = grid.start - offset
-    cut = lax.slice_in_dim(x, first, first + blocks * block, axis=axis)
-    cut = cut.reshape((*x.shape[:axis], blocks, block, *x.shape[axis + 1 :]))
-    cut = lax.slice_in_dim(cut, offset, offset + (count - 1) * step + 1, step, axis + 1)
-    return _merge(jnp.swapaxes(cut, axis, axis + 1) if transposed else cut, axis)
+    y = lax.slice_in_dim(x, first, first + blocks * block, axis=axis)
+    y = y.reshape((*x.shape[:axis], blocks, block, *x.shape[axis + 1 :]))
+    y = lax.slice_in_dim(y, offset, offset + (count - 1) * step + 1, step, axis + 1)
+    return _merge_axes(jnp.swapaxes(y, axis, axis + 1) if transposed else y, axis)
 
 
-def _merge(x: jax.Array, axis: int) -> jax.Array:
+def _merge_axes(x: jax.Array, axis: int) -> jax.Array:
     """Axes `axis` and `axis + 1` as one."""
     return x.reshape((*x.shape[:axis], x.shape[axis] * x.shape[axis + 1], *x.shape[axis + 2 :]))
 
 
 @functools.lru_cache(maxsize=4096)
 def _as_grid(channels: tuple[int, ...]) -> _Grid | None:
-    """The rule that the numbers follow, if it is a grid with ascending steps."""
+    """The grid with ascending steps that has these numbers; None if there is none."""
     numbers = np.array(channels)
     if len(numbers) == 1:
         return _Grid(channels[0], 1, 0, 1, 1)
@@ -103,8 +104,8 @@ def _as_grid(channels: tuple[int, ...]) -> _Grid | None:
         return None
     outer = len(numbers) // inner
     outer_step = channels[inner] - channels[0] if outer > 1 else 0
-    rule = channels[0] + outer_step * np.arange(outer)[:, None] + step * np.arange(inner)
-    if outer_step < 0 or (rule.ravel() != numbers).any():
+    grid = channels[0] + outer_step * np.arange(outer)[:, None] + step * np.arange(inner)
+    if outer_step < 0 or (grid.ravel() != numbers).any():
         return None
     return _Grid(channels[0], outer, outer_step, inner, step)
 

@@ -1,14 +1,14 @@
-"""How a kernel lattice becomes a short list of fast operations: plans, and the choice between them.
+"""Chooses how a kernel lattice becomes a short list of fast operations: makes plans and compares their costs.
 
-A plan is static data, made once for a lattice and cached; :mod:`msconv_jax.convolution` carries it out. Each
+A plan is static data, made once for a lattice and cached; :mod:`msconv_jax.lowering.execute` executes it. Each
 :class:`Step` reads some input channels, forms one kernel from the packed kernels and adds to some output
-channels. The plans differ in how they cut the lattice:
+channels. The plans differ in how they split the lattice:
 
 ``tiles``
     One dense convolution per dilation and set of inputs. No multiplication by zero, many narrow convolutions.
 ``packs``
-    A layer's independent blocks (the groups of a grouped convolution) joined to packs of a useful width; a pack is one
-    dense convolution whose kernel has zeros outside the blocks.
+    A layer's independent blocks (the groups of a grouped convolution) merged into packs of a useful width; a pack is
+    one dense convolution whose kernel has zeros outside the blocks.
 ``grouped``
     The native grouped convolution over the finest equal blocks.
 ``dense``
@@ -17,12 +17,13 @@ channels. The plans differ in how they cut the lattice:
     A sum over taps of the shifted input times weights, without a convolution: elementwise where every output
     reads one input (depthwise), a matrix product otherwise.
 ``columns``
-    As tiles, but several neighbouring output columns are the channels of one output: a band of few channels becomes a
-    convolution of many, at fewer places. Its kernel has zeros where a column reads nothing of another's inputs.
+    As tiles, but several neighbouring output columns are the channels of one output: a convolution of few channels
+    becomes one of many channels at fewer pixels. Its kernel has zeros where an output column does not read an input
+    column.
 ``scatter``
     For each set of inputs one matrix product with the weights of all taps of all its outputs, whose results are then
-    shifted and added (known as kn2row). One wide product whatever the dilations, but its results take as much memory
-    as all taps of the output.
+    shifted and added (known as kn2row). One wide product for any dilations, but its results take the memory of one
+    output for each tap.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ LOWERINGS: tuple[str, ...] = get_args(Lowering)
 
 _PACK_WIDTHS = (1, 8, 16, 32, 64, 128)
 _FORCED_COLUMNS = 4
-_MOST_BANDS = 64  # steps on the same inputs that are weighed against each other
+_MAX_MERGED = 64  # more steps than this on the same inputs are not compared in pairs
 
 
 def choose_plan(lattice: KernelLattice, lowering: str, backend: str, site: Site) -> Plan:
@@ -54,14 +55,14 @@ def choose_plan(lattice: KernelLattice, lowering: str, backend: str, site: Site)
     Args:
         lattice: the kernel lattice.
         lowering: a name of ``LOWERINGS``; "auto" takes the cheapest plan of the backend's cost model.
-        backend: a name of ``COST_MODELS``; forced lowerings do not look at it, but for the width of packs.
-        site: where it is computed.
+        backend: a name of ``COST_MODELS``; of the forced lowerings, only the width of packs depends on it.
+        site: batch size, output size and strides.
 
     Raises:
         ValueError: if `lowering` is not a known name.
     """
     check_lowering(lowering)
-    # Rounding the batch to a power of two keeps the cache small; the choice is not that fine.
+    # Rounding the batch to a power of two keeps the cache small and hardly changes the choice.
     batch = 2 ** round(math.log2(max(site.batch, 1)))
     return _choose_plan(lattice, lowering, backend, dataclasses.replace(site, batch=batch))
 
@@ -75,7 +76,7 @@ def check_lowering(lowering: str) -> None:
 @functools.lru_cache(maxsize=1024)
 def _choose_plan(lattice: KernelLattice, lowering: str, backend: str, site: Site) -> Plan:
     if lowering == "auto" and len(lattice.tiles) == 1 and (lattice.rows >= 0).all():
-        return _fixed_plan(lattice, "dense")  # a plain convolution; nothing to weigh
+        return _fixed_plan(lattice, "dense")  # a plain convolution: there is nothing to choose
     if lowering == "columns":
         tiles = _fixed_plan(lattice, "tiles")
         return tuple(dataclasses.replace(step, columns=_FORCED_COLUMNS) for step in tiles)
@@ -87,7 +88,7 @@ def _choose_plan(lattice: KernelLattice, lowering: str, backend: str, site: Site
         return min((_pack_plan(lattice, width) for width in _PACK_WIDTHS), key=cost)
 
     def best(step: Step) -> Step:
-        """The step with as many columns at a time as is cheapest."""
+        """The step with the cheapest number of columns."""
         return min((dataclasses.replace(step, columns=count) for count in model.columns), key=lambda s: cost((s,)))
 
     by_layer = tuple(step for layer in _layers(lattice) for step in _layer_plan(lattice, layer, cost, best))
@@ -118,14 +119,14 @@ def _pack_plan(lattice: KernelLattice, width: int) -> Plan:
 def _layer_plan(
     lattice: KernelLattice, layer: LayerKey, cost: Callable[[Plan], float], best: Callable[[Step], Step]
 ) -> Plan:
-    """The cheapest way for one layer: packs of one width, each whole or cut into its rectangles, or shifts."""
+    """The cheapest plan for one layer: packs of one width, each whole or split into its rectangles, or shifts."""
     plans = [tuple(_shift_steps(lattice, layer))]
     for width in _PACK_WIDTHS:
         steps: list[Step] = []
         for pack in _packs(lattice, layer, width):
             whole = (best(Step(*_bounds(pack), 1, (layer,))),)
-            cut = tuple(best(Step(*rectangle, 1, (layer,))) for rectangle in pack)
-            steps += min(whole, cut, key=cost)
+            split = tuple(best(Step(*rectangle, 1, (layer,))) for rectangle in pack)
+            steps += min(whole, split, key=cost)
         plans.append(tuple(steps))
     return min(plans, key=cost)
 
@@ -133,10 +134,10 @@ def _layer_plan(
 def _merged_plan(
     lattice: KernelLattice, plan: Plan, cost: Callable[[Plan], float], best: Callable[[Step], Step]
 ) -> Plan:
-    """The plan with steps of different dilations or kernel sizes joined wherever one dense kernel for both is cheaper.
+    """Merges convolutions of different dilations or kernel sizes where one dense kernel for both is cheaper.
 
-    A band of few filters wastes most of a convolution; with another band in the same convolution both pay for the zeros
-    between the taps instead. The best pair is joined first, until no pair gains.
+    A convolution with few outputs wastes most of its time; one convolution for two such steps wastes less, but
+    multiplies by the zeros between the taps. The best pair is merged first, until no pair gains.
     """
     steps = list(plan)
     by_inputs: dict[tuple[Channels, int], list[int]] = {}
@@ -145,35 +146,35 @@ def _merged_plan(
             by_inputs.setdefault((step.inputs, step.groups), []).append(number)
     gains: dict[tuple[int, int], float] = {}
 
-    def joined(first: Step, second: Step) -> Step:
+    def merged(first: Step, second: Step) -> Step:
         layers = tuple(sorted({*first.layers, *second.layers}))
         return best(Step(first.inputs, tuple(sorted({*first.outputs, *second.outputs})), 1, layers))
 
-    def weigh(a: int, b: int) -> None:
+    def compare(a: int, b: int) -> None:
         first, second = steps[a], steps[b]
-        # A step computes all cells of its layers on its inputs and outputs; what is another step's must stay out.
+        # A step computes all cells of its layers on its inputs and outputs; cells of another step must not be there.
         disjoint = not (set(first.layers) & set(second.layers) or set(first.outputs) & set(second.outputs))
         if disjoint and not (_has_cells(lattice, first, second) or _has_cells(lattice, second, first)):
-            gains[a, b] = cost((first,)) + cost((second,)) - cost((joined(first, second),))
+            gains[a, b] = cost((first,)) + cost((second,)) - cost((merged(first, second),))
 
     for (_, groups), numbers in by_inputs.items():
-        if groups == 1 and len(numbers) <= _MOST_BANDS:
+        if groups == 1 and len(numbers) <= _MAX_MERGED:
             for a, b in itertools.combinations(numbers, 2):
-                weigh(a, b)
-    gone: set[int] = set()
+                compare(a, b)
+    removed: set[int] = set()
     while gains and max(gains.values()) > 0:
         a, b = max(gains, key=gains.__getitem__)
-        steps[a] = joined(steps[a], steps[b])
-        gone.add(b)
+        steps[a] = merged(steps[a], steps[b])
+        removed.add(b)
         others = {n for pair in gains for n in pair if a in pair} - {a, b}
         gains = {pair: gain for pair, gain in gains.items() if not {a, b} & set(pair)}
         for other in others:
-            weigh(min(a, other), max(a, other))
-    return tuple(step for number, step in enumerate(steps) if number not in gone)
+            compare(min(a, other), max(a, other))
+    return tuple(step for number, step in enumerate(steps) if number not in removed)
 
 
 def _scattered_plan(plan: Plan, cost: Callable[[Plan], float] | None = None) -> Plan:
-    """The plan with the convolutions on equal inputs scattered together; with a cost, those that gain by it.
+    """Replaces the convolutions on equal inputs by one scatter; with a `cost`, only those that gain by it.
 
     The narrowest convolutions gain most, so they are tried first, one more at a time.
     """
@@ -183,21 +184,21 @@ def _scattered_plan(plan: Plan, cost: Callable[[Plan], float] | None = None) -> 
             by_inputs.setdefault(step.inputs, []).append(step)
     chosen: list[Step] = []
     replaced: set[Step] = set()
-    for inputs, own in by_inputs.items():
-        own.sort(key=lambda step: len(step.outputs))
-        # One layer may come from several packs; a step that is scattered names each layer once.
-        first_of_layer = list({step.layers[0]: step for step in reversed(own)}.values())[::-1]
+    for inputs, steps in by_inputs.items():
+        steps.sort(key=lambda step: len(step.outputs))
+        # One layer may come from several packs; a scatter lists each layer once.
+        first_of_layer = list({step.layers[0]: step for step in reversed(steps)}.values())[::-1]
         best, gain = None, 0.0
         for count in [len(first_of_layer)] if cost is None else range(1, len(first_of_layer) + 1):
-            some = first_of_layer[:count]
-            layers = tuple(step.layers[0] for step in some)
-            outputs = tuple(output for step in some for output in step.outputs)
-            sizes = tuple(len(step.outputs) for step in some)
-            joined = Step(inputs, outputs, 1, layers, "scatter", sizes)
+            narrowest = first_of_layer[:count]
+            layers = tuple(step.layers[0] for step in narrowest)
+            outputs = tuple(output for step in narrowest for output in step.outputs)
+            sizes = tuple(len(step.outputs) for step in narrowest)
+            scatter = Step(inputs, outputs, 1, layers, "scatter", sizes)
             if cost is None:
-                best = (joined, some)
-            elif (saved := cost(tuple(some)) - cost((joined,))) > gain:
-                best, gain = (joined, some), saved
+                best = (scatter, narrowest)
+            elif (saved := cost(tuple(narrowest)) - cost((scatter,))) > gain:
+                best, gain = (scatter, narrowest), saved
         if best is not None:
             chosen.append(best[0])
             replaced |= set(best[1])
@@ -207,17 +208,17 @@ def _scattered_plan(plan: Plan, cost: Callable[[Plan], float] | None = None) -> 
 def _has_cells(lattice: KernelLattice, step: Step, other: Step) -> bool:
     """Whether a layer of `step` has cells on its inputs and the outputs of `other`."""
     rows = np.unique(lattice.row_of_output[list(other.outputs)])
-    return any((_layer_places(lattice, layer)[rows][:, list(step.inputs)] >= 0).any() for layer in step.layers)
+    return any((layer_places(lattice, layer)[rows][:, list(step.inputs)] >= 0).any() for layer in step.layers)
 
 
-# --- cutting the lattice ---
+# --- parts of the lattice ---
 
 _Rectangle = tuple[Channels, Channels]  # inputs, outputs
 
 
 @functools.lru_cache(maxsize=128)
 def _layers(lattice: KernelLattice) -> tuple[LayerKey, ...]:
-    """The (bank, dilation) pairs that occur, in a fixed order."""
+    """The pairs of bank and dilation in the lattice, in a fixed order."""
     found: list[LayerKey] = []
     for number, bank in enumerate(lattice.banks):
         tiles = np.unique(lattice.rows[lattice.bank_places(bank) >= 0])
@@ -226,8 +227,8 @@ def _layers(lattice: KernelLattice) -> tuple[LayerKey, ...]:
 
 
 @functools.lru_cache(maxsize=128)
-def _layer_places(lattice: KernelLattice, layer: LayerKey) -> np.ndarray:
-    """Places of the layer's cells along the bank's fan_in, as a table like `lattice.rows`; -1 elsewhere."""
+def layer_places(lattice: KernelLattice, layer: LayerKey) -> np.ndarray:
+    """The place of each of the layer's cells along the bank's fan_in, as a table like `lattice.rows`; -1 elsewhere."""
     number, dilation = layer
     dilated = np.array([tile.dilation == dilation for tile in lattice.tiles] + [False])
     return np.where(dilated[lattice.rows], lattice.bank_places(lattice.banks[number]), -1)
@@ -235,13 +236,13 @@ def _layer_places(lattice: KernelLattice, layer: LayerKey) -> np.ndarray:
 
 @functools.lru_cache(maxsize=128)
 def _rectangles(lattice: KernelLattice, layer: LayerKey) -> tuple[_Rectangle, ...]:
-    """The layer's cells as full rectangles: outputs that read the same inputs stand together."""
-    present = _layer_places(lattice, layer) >= 0
-    names = {row: present[row].tobytes() for row in np.flatnonzero(present.any(axis=1))}
+    """The layer's cells as full rectangles: outputs that read the same inputs share a rectangle."""
+    present = layer_places(lattice, layer) >= 0
+    inputs_of_row = {row: present[row].tobytes() for row in np.flatnonzero(present.any(axis=1))}
     by_inputs: dict[bytes, list[int]] = {}
     for output, row in enumerate(lattice.row_of_output):
-        if row in names:
-            by_inputs.setdefault(names[row], []).append(output)
+        if row in inputs_of_row:
+            by_inputs.setdefault(inputs_of_row[row], []).append(output)
     return tuple(
         (tuple(map(int, np.flatnonzero(present[lattice.row_of_output[outputs[0]]]))), tuple(outputs))
         for outputs in by_inputs.values()
@@ -250,23 +251,23 @@ def _rectangles(lattice: KernelLattice, layer: LayerKey) -> tuple[_Rectangle, ..
 
 @functools.lru_cache(maxsize=512)
 def _blocks(lattice: KernelLattice, layer: LayerKey) -> tuple[tuple[_Rectangle, ...], ...]:
-    """The layer's independent blocks, by first output: rectangles that a chain of shared inputs joins are one block."""
+    """The layer's independent blocks, by first output: rectangles that share inputs, even indirectly, are one block."""
     blocks: list[tuple[set[int], list[_Rectangle]]] = []
     for rectangle in _rectangles(lattice, layer):
         inputs, members = set(rectangle[0]), [rectangle]
-        apart = []
+        disjoint = []
         for block in blocks:
             if inputs.isdisjoint(block[0]):
-                apart.append(block)
+                disjoint.append(block)
             else:
                 inputs |= block[0]
                 members = block[1] + members
-        blocks = [*apart, (inputs, members)]
+        blocks = [*disjoint, (inputs, members)]
     return tuple(sorted((tuple(members) for _, members in blocks), key=lambda members: members[0][1][0]))
 
 
 def _packs(lattice: KernelLattice, layer: LayerKey, width: int) -> list[list[_Rectangle]]:
-    """The layer's rectangles by pack: blocks are joined, in order, until both sides are `width` wide."""
+    """The layer's rectangles by pack: blocks are merged, in order, until both sides are `width` wide."""
     packs: list[list[_Rectangle]] = [[]]
     for block in _blocks(lattice, layer):
         packs[-1] += block
@@ -276,7 +277,7 @@ def _packs(lattice: KernelLattice, layer: LayerKey, width: int) -> list[list[_Re
 
 
 def _bounds(rectangles: Iterable[_Rectangle]) -> _Rectangle:
-    """All inputs and all outputs that the rectangles name."""
+    """All inputs and all outputs of the rectangles."""
     inputs, outputs = zip(*rectangles, strict=True)
     return tuple(sorted(set().union(*inputs))), tuple(sorted(set().union(*outputs)))
 
@@ -289,15 +290,15 @@ def _equal_groups(lattice: KernelLattice) -> int:
     outputs = np.arange(lattice.out_features)
 
     def respected(groups: int) -> bool:
-        own = outputs * groups // lattice.out_features
-        return all((own == inputs * groups // lattice.in_features).all() for inputs in (first, last))
+        group_of_output = outputs * groups // lattice.out_features
+        return all((group_of_output == inputs * groups // lattice.in_features).all() for inputs in (first, last))
 
     common = math.gcd(lattice.in_features, lattice.out_features)
     return max(groups for groups in range(1, common + 1) if common % groups == 0 and respected(groups))
 
 
 def _shift_steps(lattice: KernelLattice, layer: LayerKey) -> list[Step]:
-    """Rectangles of equal shape side by side, as the groups of one sum of shifts."""
+    """Rectangles of equal shape as the groups of one sum of shifts."""
     by_shape: dict[tuple[int, int], list[_Rectangle]] = {}
     for inputs, outputs in _rectangles(lattice, layer):
         by_shape.setdefault((len(inputs), len(outputs)), []).append((inputs, outputs))
@@ -318,13 +319,13 @@ def _shift_steps(lattice: KernelLattice, layer: LayerKey) -> list[Step]:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some columns of a step's kernel, cut from one bank.
+    """Some columns of a step's kernel, taken from one bank.
 
     Attributes:
-        outputs: positions among the step's outputs that the columns belong to.
+        outputs: positions of the columns among the step's outputs.
         columns: the bank's output columns.
         rows: for each input of the step (of one of its groups) the place along the bank's fan_in.
-        mask: bool (inputs, columns), which of them hold a kernel; None if all do.
+        mask: bool (inputs, columns): where there is a kernel; None if everywhere.
     """
 
     outputs: Channels
@@ -335,13 +336,13 @@ class Part:
 
 @functools.lru_cache(maxsize=2048)
 def kernel_parts(lattice: KernelLattice, step: Step, layer: LayerKey) -> tuple[Part, ...]:
-    """How a step's kernel for one layer is cut from the layer's bank, side by side along the outputs."""
+    """The parts of the layer's bank that make a step's kernel for the layer, concatenated along the outputs."""
     inputs_of_group = np.array(step.inputs).reshape(step.groups, -1)
     group_of_output = np.repeat(np.arange(step.groups), len(step.outputs) // step.groups)
-    table = _layer_places(lattice, layer)
+    table = layer_places(lattice, layer)
     column_of = {output: n for n, output in enumerate(lattice.banks[layer[0]].outputs)}
     parts: list[Part] = []
-    # One choice of bank rows serves a run of outputs as long as none asks for another row at any input.
+    # Consecutive outputs share one gather as long as their row choices agree.
     rows, outputs, places = np.array([]), [], []
 
     def close() -> None:
@@ -356,19 +357,19 @@ def kernel_parts(lattice: KernelLattice, step: Step, layer: LayerKey) -> tuple[P
                 )
             )
 
-    before, own = None, np.array([])
+    previous, choice = None, np.array([])
     for position, output in enumerate(step.outputs):
         group, row = group_of_output[position], lattice.row_of_output[output]
-        if (group, row) != before:  # outputs of one row agree; only a change needs a look
-            before, own = (group, row), table[row, inputs_of_group[group]]
-            if own.max() >= 0 and outputs and not ((rows >= 0) & (own >= 0) & (rows != own)).any():
-                rows = np.maximum(rows, own)
-            elif own.max() >= 0:
+        if (group, row) != previous:  # outputs of one row agree: compare at a change only
+            previous, choice = (group, row), table[row, inputs_of_group[group]]
+            if choice.max() >= 0 and outputs and not ((rows >= 0) & (choice >= 0) & (rows != choice)).any():
+                rows = np.maximum(rows, choice)
+            elif choice.max() >= 0:
                 close()
-                rows, outputs, places = own, [], []
-        if own.max() >= 0:
+                rows, outputs, places = choice, [], []
+        if choice.max() >= 0:
             outputs.append(position)
-            places.append(own)
+            places.append(choice)
     close()
     return tuple(parts)
 
@@ -378,8 +379,7 @@ class Assembly:
     """How the outputs of a plan's steps become the outputs of the lattice.
 
     Attributes:
-        sums: for each set of outputs that the same steps feed, the (step, positions in the step's outputs)
-            to add up.
+        sums: for each set of outputs of the same steps, the terms to add: (step, positions in the step's outputs).
         order: for each output channel its place in the concatenated sums.
     """
 
@@ -390,16 +390,16 @@ class Assembly:
 @functools.lru_cache(maxsize=1024)
 def assembly(outputs_of_steps: tuple[Channels, ...]) -> Assembly:
     """The assembly for steps with these outputs."""
-    feeds: dict[int, list[tuple[int, int]]] = {}
+    terms_of: dict[int, list[tuple[int, int]]] = {}
     for step, outputs in enumerate(outputs_of_steps):
         for position, output in enumerate(outputs):
-            feeds.setdefault(output, []).append((step, position))
-    classes: dict[Channels, list[int]] = {}
-    for output in sorted(feeds):
-        classes.setdefault(tuple(step for step, _ in feeds[output]), []).append(output)
+            terms_of.setdefault(output, []).append((step, position))
+    outputs_of: dict[Channels, list[int]] = {}  # by the steps that compute them
+    for output in sorted(terms_of):
+        outputs_of.setdefault(tuple(step for step, _ in terms_of[output]), []).append(output)
     sums = tuple(
-        tuple((step, tuple(feeds[o][n][1] for o in outputs)) for n, step in enumerate(steps))
-        for steps, outputs in classes.items()
+        tuple((step, tuple(terms_of[o][n][1] for o in outputs)) for n, step in enumerate(steps))
+        for steps, outputs in outputs_of.items()
     )
-    place = {output: n for n, output in enumerate(o for outputs in classes.values() for o in outputs)}
+    place = {output: n for n, output in enumerate(o for outputs in outputs_of.values() for o in outputs)}
     return Assembly(sums, tuple(place[output] for output in sorted(place)))

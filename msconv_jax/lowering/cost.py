@@ -1,4 +1,4 @@
-"""What plans cost, on each backend: the model by which :mod:`msconv_jax.lowering.choose` chooses."""
+"""The predicted cost of plans on each backend, by which :mod:`msconv_jax.lowering.choose` chooses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msconv_jax.lowering.plan import Plan, Step, blocks_read, layer_steps, step_
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """Where a convolution is computed.
+    """The size of a convolution's work.
 
     Attributes:
         batch: number of images.
@@ -30,43 +30,43 @@ class Site:
 
     @property
     def input_pixels(self) -> int:
-        """About as many pixels as the input has, batch included."""
+        """Input pixels, batch included: the output pixels times the strides."""
         return self.pixels * math.prod(self.strides)
 
 
 @dataclasses.dataclass(frozen=True)
 class CostModel:
-    """What a plan costs on one backend, in multiply-accumulates of a wide dense convolution.
+    """The cost of plans on one backend, in multiply-accumulates of a wide dense convolution.
 
     Attributes:
-        overhead: cost of one more operation.
-        quantum: channels, in and out, are rounded up to a multiple of this.
-        shifted: cost of a multiply-accumulate in a sum of shifts; None where it is never chosen.
+        overhead: fixed cost of one operation.
+        channel_multiple: channels, in and out, are rounded up to a multiple of this.
+        shifted: cost of a multiply-accumulate in a sum of shifts; None where shifts are never chosen.
         grouped: cost of a multiply-accumulate in a native grouped convolution; None where it is never chosen.
-        scattered: cost of shifting and adding one product; None where it is never chosen.
+        scattered: cost of shifting and adding one product; None where scattering is never chosen.
         pixel: cost of each output pixel of a convolution, besides its products.
-        narrowness: outputs that a convolution seems to have besides its own.
-        least: a convolution with fewer channels than this on both sides takes another way, on which it seems to have
-            this many outputs, and `slow_pixel` is the cost of each pixel.
-        slow_pixel: see `least`.
-        columns: how many columns one convolution may compute as channels.
-        expands: whether a convolution may have taps of several dilations, with zeros between them.
+        extra_outputs: cost of each output pixel besides `pixel`, in output channels.
+        min_channels: a convolution with fewer channels than this on both sides is slower: it costs as much as one with
+            `min_channels` outputs, and `narrow_pixel` for each output pixel.
+        narrow_pixel: in place of `pixel`, below `min_channels`.
+        columns: numbers of output columns that one convolution may compute as channels.
+        expands: whether one convolution may have taps of several dilations, with zeros between them.
     """
 
     overhead: float
-    quantum: int
+    channel_multiple: int
     shifted: float | None
     grouped: float | None
     scattered: float | None
-    pixel: float = 0
-    narrowness: float = 0
-    least: int = 0
-    slow_pixel: float = 0
+    pixel: float = 0.0
+    extra_outputs: float = 0.0
+    min_channels: int = 0
+    narrow_pixel: float = 0.0
     columns: tuple[int, ...] = (1,)
     expands: bool = True
 
     def __call__(self, lattice: KernelLattice, plan: Plan, site: Site) -> float:
-        """Cost of the plan at a place."""
+        """Cost of the plan at a site."""
         return sum(self._step(lattice, step, site) for step in plan)
 
     def _step(self, lattice: KernelLattice, step: Step, site: Site) -> float:
@@ -96,42 +96,43 @@ class CostModel:
         if step.way == "shift":
             return taps * self._convolution(pixels, 1, inputs, outputs)
         if step.columns > 1:
-            reach, _ = step_extent(lattice, step)
-            taps = taps // step_kernel_size(lattice, step)[-1] * blocks_read(step.columns, reach[-1], site.strides[-1])
+            extent, _ = step_extent(lattice, step)
+            taps = taps // step_kernel_size(lattice, step)[-1] * blocks_read(step.columns, extent[-1], site.strides[-1])
             pixels = pixels // site.output[-1] * -(-site.output[-1] // step.columns)
             inputs, outputs = inputs * step.columns * site.strides[-1], outputs * step.columns
         return self._convolution(pixels, taps, inputs, outputs)
 
     def _convolution(self, pixels: int, taps: int, inputs: int, outputs: int) -> float:
-        inputs, outputs = (-(-channels // self.quantum) * self.quantum for channels in (inputs, outputs))
-        if max(inputs, outputs) < self.least:
-            return self.overhead + pixels * (self.slow_pixel + taps * inputs * self.least)
-        return self.overhead + pixels * (self.pixel + taps * inputs * (outputs + self.narrowness))
+        multiple = self.channel_multiple
+        inputs, outputs = (-(-channels // multiple) * multiple for channels in (inputs, outputs))
+        if max(inputs, outputs) < self.min_channels:
+            return self.overhead + pixels * (self.narrow_pixel + taps * inputs * self.min_channels)
+        return self.overhead + pixels * (self.pixel + taps * inputs * (outputs + self.extra_outputs))
 
 
-# CPU, 2 cores, float32. XLA gives a convolution with more than 16 channels, in or out, to YNNPACK, which does 40 to 85
-# million multiply-accumulates a millisecond on one core whatever its inputs; `pixel` and `narrowness` are fits of
-# benchmarks/convolution_costs.py. Narrower ones go to Eigen. `overhead` is several times the fitted one, because a plan
-# also slices and joins around each convolution; it, `slow_pixel` and `scattered` were set by timing whole plans. The
-# native grouped convolution is 10 to 100 times slower than packs.
+# CPU, 2 cores, float32. YNNPACK computes convolutions with more than 16 channels, in or out: 40 to 85 million
+# multiply-accumulates a millisecond on one core for any number of inputs; `pixel` and `extra_outputs` are fits of
+# benchmarks/convolution_costs.py. Eigen computes narrower ones. `overhead` is several times the fitted one, because a
+# plan also slices and concatenates around each convolution; `overhead`, `narrow_pixel` and `scattered` were set by
+# timing whole plans. The native grouped convolution is 10 to 100 times slower than packs.
 # ONNX is a format: its run-times have fast grouped convolutions on all platforms, and it has no padding between
 # elements, which expanding and scattering need.
 # GPU and TPU: estimates from the widths of their matrix units (tensor-core tiles of 64, a 128 x 128 array)
 # and a launch of some 5 us.
-COST_MODELS = {
+COST_MODELS: dict[str, CostModel] = {
     "cpu": CostModel(
         overhead=6e6,
-        pixel=840,
-        narrowness=4,
-        quantum=1,
-        least=17,
-        slow_pixel=1000,
+        pixel=840.0,
+        extra_outputs=4.0,
+        channel_multiple=1,
+        min_channels=17,
+        narrow_pixel=1000.0,
         columns=(1, 2, 4, 6, 8, 16),
         shifted=14.0,
         grouped=None,
         scattered=35.0,
     ),
-    "gpu": CostModel(overhead=5e8, quantum=64, shifted=100.0, grouped=16.0, scattered=200.0),
-    "tpu": CostModel(overhead=2e8, quantum=128, shifted=100.0, grouped=None, scattered=200.0),
-    "onnx": CostModel(overhead=6e6, quantum=1, shifted=None, grouped=1.0, scattered=None, expands=False),
+    "gpu": CostModel(overhead=5e8, channel_multiple=64, shifted=100.0, grouped=16.0, scattered=200.0),
+    "tpu": CostModel(overhead=2e8, channel_multiple=128, shifted=100.0, grouped=None, scattered=200.0),
+    "onnx": CostModel(overhead=6e6, channel_multiple=1, shifted=None, grouped=1.0, scattered=None, expands=False),
 }

@@ -1,4 +1,5 @@
-"""Plans, as data: what each step of a computation reads, holds and gives, and how large its kernel is."""
+# pyright: strict
+"""Plans as data: what each step of a computation reads and writes, and the size of its kernel."""
 
 from __future__ import annotations
 
@@ -18,18 +19,18 @@ LayerKey = tuple[int, tuple[int, ...]]  # index of a bank, dilation
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One convolution of a plan, or what takes its place.
+    """One operation of a plan: a convolution, a sum of shifts or a scatter.
 
     Attributes:
         inputs: input channels, group after group.
-        outputs: output channels, group after group; to scatter, layer after layer, and then perhaps more than once.
+        outputs: output channels, group after group; of a scatter, layer after layer, so that an output may repeat.
         groups: number of equal groups.
-        layers: which cells of these inputs and outputs the step computes, by bank and dilation.
-        way: "convolve", or "shift" the inputs before the product with each tap's weights and add, or "scatter": shift
-            the products of all taps and add.
-        sizes: to scatter, the number of outputs of each layer.
-        columns: to convolve, the number of neighbouring output columns, along the last spatial axis, that are computed
-            as channels of one output.
+        layers: the cells of these inputs and outputs that the step computes, by bank and dilation.
+        way: "convolve"; "shift": multiply the shifted inputs by each tap's weights, and add; or "scatter": multiply by
+            all weights, then shift the products and add.
+        sizes: of a scatter, the number of outputs of each layer.
+        columns: of a convolution, the number of neighbouring output columns, along the last spatial axis, that it
+            computes as channels of one output.
     """
 
     inputs: Channels
@@ -46,7 +47,7 @@ Plan = tuple[Step, ...]
 
 @functools.lru_cache(maxsize=8192)
 def layer_steps(step: Step) -> tuple[Step, ...]:
-    """The layers of a step that scatters as steps of their own."""
+    """A scatter's layers as separate steps."""
     ends = list(itertools.accumulate(step.sizes))
     return tuple(
         Step(step.inputs, step.outputs[end - size : end], 1, (layer,))
@@ -55,14 +56,14 @@ def layer_steps(step: Step) -> tuple[Step, ...]:
 
 
 def step_kernel_size(lattice: KernelLattice, step: Step) -> tuple[int, ...]:
-    """The kernel that a step multiplies with: several layers share one dense kernel."""
+    """The size of a step's kernel: several layers share one dense kernel."""
     if len(step.layers) == 1:
         return lattice.banks[step.layers[0][0]].kernel_size
     return step_extent(lattice, step)[0]
 
 
 def step_taps(lattice: KernelLattice, step: Step) -> int:
-    """The taps of that kernel."""
+    """The number of taps of a step's kernel."""
     return math.prod(step_kernel_size(lattice, step))
 
 
@@ -73,14 +74,14 @@ def blocks_read(columns: int, extent: int, stride: int) -> int:
 
 @functools.lru_cache(maxsize=8192)
 def step_extent(lattice: KernelLattice, step: Step) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The dense kernel that holds all layers of a step, centred as the lattice has them.
+    """The smallest dense kernel that holds all layers of a step.
 
     Returns:
-        Its extent, and by how many pixels it begins before the base kernel, per spatial axis.
+        Its extent, and the pixels from the base kernel's first tap back to its first tap, per spatial axis.
     """
     extents = [dilated_extent(lattice.banks[bank].kernel_size, dilation) for bank, dilation in step.layers]
     offsets = [lattice.offset(extent) for extent in extents]
-    before = tuple(map(max, zip(*offsets, strict=True)))
-    rests = [[e - o for e, o in zip(*pair, strict=True)] for pair in zip(extents, offsets, strict=True)]
-    after = map(max, zip(*rests, strict=True))
-    return tuple(b + a for b, a in zip(before, after, strict=True)), before
+    axes = range(lattice.ndim)
+    before = tuple(max(offset[axis] for offset in offsets) for axis in axes)
+    after = [max(extent[axis] - offset[axis] for extent, offset in zip(extents, offsets, strict=True)) for axis in axes]
+    return tuple(low + high for low, high in zip(before, after, strict=True)), before

@@ -1,12 +1,11 @@
-"""The residual blocks of ResNet, ResNeXt and SE-ResNet, built from interchangeable parts."""
+"""The residual blocks of ResNet, ResNeXt and SE-ResNet."""
 
 from typing import ClassVar
 
 import jax
 from flax import nnx
 
-from msconv_jax.models.layers import drop_path
-from msconv_jax.models.parts import Layer, Parts
+from msconv_jax.models.layers import Layer, Parts, drop_path
 from msconv_jax.modes.picklable import Picklable
 
 __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
@@ -15,9 +14,9 @@ __all__ = ["BasicBlock", "Bottleneck", "ResidualBlock"]
 class ResidualBlock(Picklable):
     """The frame of a block: `act(shortcut(x) + drop_path(se(residual)))`.
 
-    A block derives from it, builds the layers of its residual branch and ends its call with
-    `self.join(x, residual)`. The network calls it with these arguments, `planes` in the place of
-    `out_features`, and expects `planes * expansion` channels back.
+    A block derives from it, builds the layers of its residual branch and ends its call with `self.join(x, residual)`.
+    The network calls the block's class with these arguments, but `planes` instead of `out_features`, and expects
+    `planes * expansion` output channels.
 
     Args:
         in_features: input channels.
@@ -30,9 +29,7 @@ class ResidualBlock(Picklable):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> block = ResidualBlock(
-        ...     8, 8, 1, parts=Parts(), name="block", drop_path_rate=0.0, rngs=nnx.Rngs(0)
-        ... )
+        >>> block = ResidualBlock(8, 8, 1, parts=Parts(), name="block", drop_path_rate=0.0, rngs=nnx.Rngs(0))
         >>> x = jnp.ones((1, 4, 4, 8))
         >>> bool((block.join(x, 2 * x) == 3).all())
         True
@@ -56,14 +53,7 @@ class ResidualBlock(Picklable):
         self.drop_path = drop_path(drop_path_rate, rngs)
         changes = strides != 1 or in_features != out_features
         self.downsample = (
-            parts.shortcut(
-                in_features,
-                out_features,
-                strides,
-                parts=parts,
-                name=f"{name}.downsample",
-                rngs=rngs,
-            )
+            parts.shortcut(in_features, out_features, strides, parts=parts, name=f"{name}.downsample", rngs=rngs)
             if changes
             else None
         )
@@ -84,12 +74,12 @@ class BasicBlock(ResidualBlock):
         planes: channels of both convolutions and of the output.
         strides: stride of the first convolution.
         parts: the network's parts, with `groups=1` and `base_width=64`.
-        name: path of the block in the model, for error messages.
+        name: see `ResidualBlock`, as for the arguments below.
         drop_path_rate: probability of dropping the branch in training.
-        rngs: source of the `params` and, with drop path, `dropout` streams.
+        rngs: source of the random streams.
 
     Raises:
-        ValueError: if `parts` asks for groups, or if a layer refuses its channels.
+        ValueError: if `parts` has groups, or if a layer refuses its channels.
 
     Source:
         He et al., Deep Residual Learning, arXiv 1512.03385, figure 5 left.
@@ -117,15 +107,7 @@ class BasicBlock(ResidualBlock):
                 f"{name}: groups={parts.groups}, base_width={parts.base_width}: a BasicBlock takes "
                 "groups=1 and base_width=64 only; use block=Bottleneck for ResNeXt"
             )
-        super().__init__(
-            in_features,
-            planes,
-            strides,
-            parts=parts,
-            name=name,
-            drop_path_rate=drop_path_rate,
-            rngs=rngs,
-        )
+        super().__init__(in_features, planes, strides, parts=parts, name=name, drop_path_rate=drop_path_rate, rngs=rngs)
         self.conv1 = parts.spatial(f"{name}.conv1", in_features, planes, strides, rngs)
         self.bn1 = parts.normalise(f"{name}.bn1", planes, rngs)
         self.conv2 = self._second_convolution(parts, f"{name}.conv2", planes, rngs)
@@ -141,7 +123,7 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, 3x3, 1x1; the 3x3 carries the stride and is the network's spatial convolution.
+    """1x1, 3x3, 1x1; the 3x3 has the stride and is the network's spatial convolution.
 
     Its width is `floor(planes * base_width / 64) * groups`, the output has `4 * planes` channels.
 
@@ -150,9 +132,9 @@ class Bottleneck(ResidualBlock):
         planes: a quarter of the output channels.
         strides: stride of the 3x3 convolution.
         parts: the network's parts.
-        name: path of the block in the model, for error messages.
+        name: see `ResidualBlock`, as for the arguments below.
         drop_path_rate: probability of dropping the branch in training.
-        rngs: source of the `params` and, with drop path, `dropout` streams.
+        rngs: source of the random streams.
 
     Raises:
         ValueError: if the width would be zero, or if a layer refuses its channels.
@@ -189,13 +171,7 @@ class Bottleneck(ResidualBlock):
             )
         out_features = planes * self.expansion
         super().__init__(
-            in_features,
-            out_features,
-            strides,
-            parts=parts,
-            name=name,
-            drop_path_rate=drop_path_rate,
-            rngs=rngs,
+            in_features, out_features, strides, parts=parts, name=name, drop_path_rate=drop_path_rate, rngs=rngs
         )
         self.conv1 = parts.dense(f"{name}.conv1", in_features, width, 1, 1, rngs)
         self.bn1 = parts.normalise(f"{name}.bn1", width, rngs)

@@ -1,27 +1,26 @@
-"""What every image network promises: maps, features, head; and the view of a network as a backbone."""
+"""What every image network has: feature maps, pooled features, and a classifier."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
-from msconv_jax.models.layers import check_positive, classifier
+from msconv_jax.arguments import check_positive
+from msconv_jax.models.layers import classifier
 from msconv_jax.modes.dtypes import wide_dtype
 from msconv_jax.signatures import explains_arguments
 
-__all__ = ["FeatureBackbone", "ImageModel"]
+__all__ = ["ImageModel"]
 
 
 class ImageModel(nnx.Module):
-    """Base of the networks: a subclass computes `feature_maps` and names them in `_outputs`.
+    """Base of the networks: a subclass computes `feature_maps` and describes them in `_outputs`.
 
-    The network itself is called with images (N, H, W, in_channels) and gives logits (N, num_classes). With
-    `num_classes=0` there is no classifier and the call gives pooled features (N, C); with `global_pool=""` as well it
-    gives the last map.
+    A call maps images (N, H, W, in_channels) to logits (N, num_classes). With `num_classes=0` there is no classifier
+    and a call returns pooled features (N, C); with `global_pool=""` as well it returns the last map.
 
     Attributes:
         classifier_name: path of the layer whose outputs are the logits.
@@ -33,9 +32,10 @@ class ImageModel(nnx.Module):
     """
 
     classifier_name: ClassVar[str] = "fc"
-    # How the names of its published weights begin, where the names of the layers do not tell.
+    # Prefix of the classifier's names in published weights, if it differs from the layer's name.
     published_classifier: ClassVar[str | None] = None
-    _outputs: tuple[tuple[str, int, int], ...]  # tuples are plain static data; dictionaries would be walked as modules
+    # Path, channels and reduction of each map. Tuples, because Flax would take a dictionary for a module.
+    _outputs: tuple[tuple[str, int, int], ...]
     in_channels: int
     num_classes: int
     num_features: int
@@ -45,7 +45,7 @@ class ImageModel(nnx.Module):
     def _make_head(self, features: int, num_classes: int, global_pool: str, param_dtype: Any, rngs: nnx.Rngs) -> None:
         """Checks the head's arguments and builds the classifier."""
         if global_pool not in ("avg", ""):
-            raise ValueError(f"global_pool={global_pool!r}: must be 'avg', or '' for the last map as it is")
+            raise ValueError(f"global_pool={global_pool!r}: must be 'avg', or '' for the last map without pooling")
         self.num_features = features
         self.global_pool = global_pool
         self._param_dtype = param_dtype
@@ -63,7 +63,7 @@ class ImageModel(nnx.Module):
             rngs: source of the `params` stream.
 
         Raises:
-            ValueError: if `num_classes` is negative, or not 0 where nothing is pooled.
+            ValueError: if `num_classes` is negative, or not 0 with `global_pool=""`.
 
         Example:
             >>> import jax.numpy as jnp
@@ -85,9 +85,9 @@ class ImageModel(nnx.Module):
 
     @property
     def feature_info(self) -> tuple[dict[str, Any], ...]:
-        """The maps that `feature_maps` returns, as timm describes them.
+        """Describes the maps that `feature_maps` returns, with timm's keys.
 
-        Each entry has `module`, `num_chs` and `reduction`: a map of an H x W image has ceil(H / reduction) rows.
+        Each entry has `module`, `num_chs` and `reduction`: the map of an H x W image has ceil(H / reduction) rows.
         """
         return tuple(
             {"num_chs": features, "reduction": reduction, "module": module}
@@ -118,67 +118,17 @@ class ImageModel(nnx.Module):
             pre_logits: whether to stop before the classifier.
 
         Returns:
-            Logits (N, num_classes); features (N, C) without a classifier or with `pre_logits`; the map itself where
-            `global_pool` is "".
+            Logits (N, num_classes); features (N, C) without a classifier or with `pre_logits`; the map itself with
+            `global_pool=""`.
         """
         if not self.global_pool:
             return maps
         pooled = maps.mean(axis=(1, 2), dtype=wide_dtype(maps.dtype))
         if self.fc is None or pre_logits:
             return pooled
-        with jax.numpy_dtype_promotion("standard"):  # a classifier computes in the wider of the two dtypes
+        with jax.numpy_dtype_promotion("standard"):  # the classifier computes in the wider of the two dtypes
             return self.fc(pooled)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Classifies images (N, H, W, in_channels): logits (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
-
-
-class FeatureBackbone(nnx.Module):
-    """A network without its head, called for some of its maps: what `create_model(..., features_only=True)` gives.
-
-    Args:
-        model: the network, whose classifier is removed.
-        out_indices: which maps, by their place in its `feature_info`; negative ones count from the end.
-
-    Attributes:
-        model: the network.
-        feature_info: the chosen entries of its `feature_info`.
-
-    Raises:
-        ValueError: if an index is out of range.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from msconv_jax.models import create_model
-        >>> backbone = create_model("resnet8", features_only=True, out_indices=(1, -1), rngs=nnx.Rngs(0))
-        >>> [m.shape for m in backbone(jnp.ones((1, 32, 32, 3)))]
-        [(1, 32, 32, 16), (1, 8, 8, 64)]
-        >>> [f["reduction"] for f in backbone.feature_info]
-        [1, 4]
-    """
-
-    def __init__(self, model: ImageModel, out_indices: Sequence[int] | None = None):
-        known = len(model.feature_info)
-        chosen = range(known) if out_indices is None else out_indices
-        wrong = not isinstance(chosen, Sequence) or any(
-            not isinstance(index, int) or not -known <= index < known for index in chosen
-        )
-        if wrong or not chosen:
-            raise ValueError(
-                f"out_indices={out_indices!r}: must name some of the {known} maps, by numbers from {-known} to "
-                f"{known - 1}"
-            )
-        self.out_indices = tuple(index % known for index in chosen)
-        model.num_classes, model.fc = 0, nnx.data(None)
-        self.model = model
-
-    @property
-    def feature_info(self) -> tuple[dict[str, Any], ...]:
-        """What is known about each map that a call gives."""
-        return tuple(self.model.feature_info[index] for index in self.out_indices)
-
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Maps images (N, H, W, in_channels) to one NHWC map for each entry of `feature_info`."""
-        maps = self.model.feature_maps(x)
-        return tuple(maps[index] for index in self.out_indices)

@@ -1,37 +1,41 @@
-"""Small parts that every network shares: initialisers, squeeze-and-excitation, drop path, classifier."""
+"""The layers that the networks share, and `Parts`, which builds a network's convolutions and normalisations."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax import lax
 
 from msconv_jax.arguments import check_positive
-from msconv_jax.modes.dtypes import wide_dtype
+from msconv_jax.models.pooling import PaddingRule
 from msconv_jax.modes.normalization import BatchNorm
+from msconv_jax.modes.picklable import Picklable
+from msconv_jax.operators import GroupedConv
 
 __all__ = [
-    "PaddingRule",
+    "ConvFactory",
+    "ConvNormAct",
+    "ConvShortcut",
+    "Layer",
+    "Parts",
     "SqueezeExcite",
-    "average_pool",
     "batch_norm",
     "check_drop_path_rate",
-    "check_padding_rule",
-    "check_positive",
     "classifier",
     "drop_path",
+    "first_names",
     "kaiming_normal",
-    "max_pool",
     "naming_layer",
 ]
 
-# How a network pads: evenly, by half of each kernel, or by TensorFlow's "SAME", which at a stride of 2 and an even
-# size pads less before than after. Both give maps of ceil(size / stride), shifted against each other.
-PaddingRule = Literal["torch", "tf"]
+Layer = Any  # a module that is called with one array
+
+# The spatial convolutions of a network: one factory, or one for the path of each convolution.
+ConvFactory = Callable[..., Layer] | Mapping[str, Callable[..., Layer]] | None
 
 # He et al. (arXiv 1502.01852) with the fan of the outputs. For an HWIO kernel the fan is k*k*out,
 # whatever the groups, so every kernel of a lattice gets the plain convolution's scale.
@@ -56,8 +60,33 @@ def batch_norm(features: int, **kwargs: Any) -> nnx.BatchNorm:
     return BatchNorm(features, **{"momentum": 0.9, "epsilon": 1e-5, **kwargs})
 
 
+def drop_path(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:
+    """Builds stochastic depth, which drops a whole residual branch, independently for each sample.
+
+    In training a branch is kept with probability `1 - rate` and then divided by it; after
+    `model.eval()` it is the identity. With `rate=0` there is no random state.
+
+    Args:
+        rate: probability of dropping, in [0, 1).
+        rngs: source of the `dropout` stream.
+
+    Returns:
+        The module, called with maps of shape (N, H, W, C).
+
+    Source:
+        Huang et al., Deep Networks with Stochastic Depth, arXiv 1603.09382.
+
+    Example:
+        >>> branch = jnp.ones((2, 4, 4, 8))
+        >>> kept = drop_path(0.5, nnx.Rngs(0))(branch)
+        >>> all(float(jnp.ptp(sample)) == 0.0 for sample in kept)  # all of a sample or nothing
+        True
+    """
+    return nnx.Dropout(rate, broadcast_dims=(1, 2, 3), rngs=rngs if rate > 0 else None)
+
+
 def check_drop_path_rate(rate: float, name: str = "drop_path_rate") -> None:
-    """Raises `ValueError` unless `rate` is a probability less than 1; `name` is the argument's, for the message.
+    """Raises `ValueError` unless `rate` is a probability less than 1; `name` is the argument's name.
 
     Example:
         >>> check_drop_path_rate(1.0)
@@ -66,77 +95,6 @@ def check_drop_path_rate(rate: float, name: str = "drop_path_rate") -> None:
     """
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"{name}={rate!r}: must be in [0, 1); 0 turns it off")
-
-
-def check_padding_rule(padding: str) -> None:
-    """Raises `ValueError` unless `padding` is a `PaddingRule`.
-
-    Example:
-        >>> check_padding_rule("SAME")
-        Traceback (most recent call last):
-        ValueError: padding='SAME': must be 'torch' (half of each kernel on either side) or 'tf' (TensorFlow's SAME)
-    """
-    if padding not in get_args(PaddingRule):
-        raise ValueError(
-            f"padding={padding!r}: must be 'torch' (half of each kernel on either side) or 'tf' (TensorFlow's SAME)"
-        )
-
-
-def max_pool(
-    x: jax.Array, strides: int, padding: PaddingRule | Sequence[tuple[int, int]] = "torch", *, window: int = 3
-) -> jax.Array:
-    """Maximum over windows, in which pixels beyond the edge do not count.
-
-    Args:
-        x: maps (N, H, W, C).
-        strides: pixels between windows.
-        padding: where the windows lie: "torch" centres the first one on pixel 0, "tf" is TensorFlow's "SAME"; or for
-            either axis how far they reach beyond the edges.
-        window: side of the windows.
-
-    Returns:
-        Maps (N, ceil(H / strides), ceil(W / strides), C), unless the reach is given.
-
-    Example:
-        >>> x = jnp.arange(36.0).reshape(1, 6, 6, 1)
-        >>> max_pool(x, 2)[0, 0, :, 0].tolist(), max_pool(x, 2, "tf")[0, 0, :, 0].tolist()
-        ([7.0, 9.0, 11.0], [14.0, 16.0, 17.0])
-    """
-    if padding == "torch":
-        pairs = [(window // 2, window // 2)] * 2
-    elif padding == "tf":
-        pairs = lax.padtype_to_pads(x.shape[1:3], (window, window), (strides, strides), "SAME")
-    else:
-        pairs = padding
-    # Padded here, which XLA makes part of the pooling.
-    padded = jnp.pad(x, [(0, 0), *pairs, (0, 0)], constant_values=-jnp.inf)
-    return nnx.max_pool(padded, window_shape=(window, window), strides=(strides, strides), padding="VALID")
-
-
-def average_pool(x: jax.Array, window: int, strides: int) -> jax.Array:
-    """Mean over windows from the first pixel on; of those that reach beyond the last, the mean of the pixels there are.
-
-    Args:
-        x: maps (N, H, W, C).
-        window: side of the windows.
-        strides: pixels between windows; the last window begins before the edge.
-
-    Returns:
-        Maps (N, ceil(H / strides), ceil(W / strides), C), of the same type.
-
-    Example:
-        >>> average_pool(jnp.arange(3.0).reshape(1, 1, 3, 1), 2, 2).ravel().tolist()
-        [0.5, 2.0]
-    """
-    pairs, counts = [(0, 0)], []
-    for size in x.shape[1:3]:
-        starts = np.arange(0, size, strides)
-        pairs.append((0, int(starts[-1]) + window - size))
-        counts.append(np.minimum(starts + window, size) - starts)
-    wide = jnp.pad(x.astype(wide_dtype(x.dtype)), [*pairs, (0, 0)])
-    with jax.numpy_dtype_promotion("standard"):  # flax divides by an integer
-        means = nnx.avg_pool(wide, window_shape=(window, window), strides=(strides, strides), padding="VALID")
-    return (means * jnp.asarray(window**2 / np.outer(*counts)[None, :, :, None], wide.dtype)).astype(x.dtype)
 
 
 @contextlib.contextmanager
@@ -161,29 +119,10 @@ def naming_layer(name: str) -> Iterator[None]:
         raise ValueError(f"{name}: {error}") from error
 
 
-def drop_path(rate: float, rngs: nnx.Rngs) -> nnx.Dropout:
-    """Stochastic depth: drops a whole residual branch, independently for each sample.
-
-    In training a branch is kept with probability `1 - rate` and then divided by it; after
-    `model.eval()` it is the identity. With `rate=0` no random state is held at all.
-
-    Args:
-        rate: probability of dropping, in [0, 1).
-        rngs: source of the `dropout` stream.
-
-    Returns:
-        The module, called with maps of shape (N, H, W, C).
-
-    Source:
-        Huang et al., Deep Networks with Stochastic Depth, arXiv 1603.09382.
-
-    Example:
-        >>> branch = jnp.ones((2, 4, 4, 8))
-        >>> kept = drop_path(0.5, nnx.Rngs(0))(branch)
-        >>> all(float(jnp.ptp(sample)) == 0.0 for sample in kept)  # all of a sample or nothing
-        True
-    """
-    return nnx.Dropout(rate, broadcast_dims=(1, 2, 3), rngs=rngs if rate > 0 else None)
+def first_names(names: Iterable[str]) -> str:
+    """Lists the first five of many names, for an error message."""
+    first = list(itertools.islice(names, 5))
+    return ", ".join(first) + (", ..." if len(first) == 5 else "")
 
 
 class SqueezeExcite(nnx.Module):
@@ -223,19 +162,9 @@ class SqueezeExcite(nnx.Module):
             raise ValueError(
                 f"se_reduction={reduction}: {features} channels leave no hidden channel; use at most {features}"
             )
-
-        def linear(inputs: int, outputs: int) -> nnx.Linear:
-            return nnx.Linear(
-                inputs,
-                outputs,
-                kernel_init=kaiming_normal,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
-
-        self.fc1 = linear(features, hidden)
-        self.fc2 = linear(hidden, features)
+        common: dict[str, Any] = {"kernel_init": kaiming_normal, "dtype": dtype, "param_dtype": param_dtype}
+        self.fc1 = nnx.Linear(features, hidden, rngs=rngs, **common)
+        self.fc2 = nnx.Linear(hidden, features, rngs=rngs, **common)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Gates maps (N, H, W, C); the result has the same shape and type."""
@@ -246,9 +175,8 @@ class SqueezeExcite(nnx.Module):
 def classifier(features: int, num_classes: int, *, param_dtype: Any = jnp.float32, rngs: nnx.Rngs) -> nnx.Linear:
     """Builds the last linear layer with PyTorch's default initialisation.
 
-    Weights and bias are uniform within `1 / sqrt(features)`. No compute type is set: the layer
-    computes in the wider of the maps' type and `param_dtype`, so a bfloat16 network with float32
-    parameters gives float32 logits, which the softmax wants, at the cost of one small product.
+    Weights and bias are uniform within `1 / sqrt(features)`. The compute type stays unset: the layer computes in the
+    wider of the maps' type and `param_dtype`, so a bfloat16 network with float32 parameters has float32 logits.
 
     Args:
         features: number of input channels.
@@ -269,11 +197,191 @@ def classifier(features: int, num_classes: int, *, param_dtype: Any = jnp.float3
     def uniform(key: jax.Array, shape: Any, dtype: Any = jnp.float32, **_: Any) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nnx.Linear(
-        features,
-        num_classes,
-        kernel_init=uniform,
-        bias_init=uniform,
-        param_dtype=param_dtype,
-        rngs=rngs,
-    )
+    return nnx.Linear(features, num_classes, kernel_init=uniform, bias_init=uniform, param_dtype=param_dtype, rngs=rngs)
+
+
+class ConvShortcut(nnx.Module):
+    """Projection on the shortcut: 1x1 convolution with the block's stride, then normalisation.
+
+    A replacement takes the same arguments. A block builds it only if the stride or the number of channels changes;
+    other shortcuts are the identity.
+
+    Args:
+        in_features: input channels.
+        out_features: output channels.
+        strides: the block's stride.
+        parts: the network's parts.
+        name: path of the shortcut in the model, for error messages.
+        rngs: source of the `params` stream.
+
+    Source:
+        He et al., Deep Residual Learning, arXiv 1512.03385, section 3.3, option B.
+
+    Example:
+        >>> shortcut = ConvShortcut(8, 16, 2, parts=Parts(), name="downsample", rngs=nnx.Rngs(0))
+        >>> shortcut(jnp.ones((1, 7, 7, 8))).shape
+        (1, 4, 4, 16)
+    """
+
+    def __init__(self, in_features: int, out_features: int, strides: int, *, parts: "Parts", name: str, rngs: nnx.Rngs):
+        self.conv = parts.dense(f"{name}.conv", in_features, out_features, 1, strides, rngs)
+        self.bn = parts.normalise(f"{name}.bn", out_features, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Projects maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features)."""
+        return self.bn(self.conv(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the blocks of one network, or of one stage, are made of.
+
+    Networks use it while they are built and do not store it: factories such as `functools.partial` compare unequal from
+    one build to the next, so `jax.jit` would compile again.
+
+    Attributes:
+        conv: factory of the blocks' spatial convolutions, with the arguments of `nnx.Conv`; or a mapping from the path
+            of each convolution, such as `layer1.0.conv2`, to its factory. None is `nnx.Conv`, or `GroupedConv` when
+            `groups > 1`.
+        norm: factory with the arguments of `nnx.BatchNorm`.
+        act: activation function. Modules store it, so use a named function rather than a lambda.
+        shortcut: factory with the arguments of `ConvShortcut`.
+        groups: groups of the spatial convolution.
+        base_width: width of one group when `planes` is 64.
+        se_reduction: reduction of the squeeze-and-excitation; None leaves it out.
+        zero_init_last: start the scale of each block's last normalisation at zero, so that every
+            block starts as its shortcut.
+        dilation: factor on the dilations of the spatial convolutions.
+        strided: False replaces every stride by 1. The blocks keep what depends on their stride: projections, and the
+            windows of poolings.
+        padding: "torch" pads by half of each kernel on either side; "tf" is TensorFlow's "SAME".
+        dtype: compute type; None infers it from the input and the parameters.
+        param_dtype: type of the parameters.
+
+    Example:
+        >>> conv = Parts(groups=4).spatial("conv2", 8, 8, 1, nnx.Rngs(0))
+        >>> type(conv).__name__, conv.kernel.shape
+        ('GroupedConv', (3, 3, 2, 8))
+    """
+
+    conv: ConvFactory = None
+    norm: Callable[..., Layer] = batch_norm
+    act: Callable[[jax.Array], jax.Array] = nnx.relu
+    shortcut: Callable[..., Layer] = ConvShortcut
+    groups: int = 1
+    base_width: int = 64
+    se_reduction: int | None = None
+    zero_init_last: bool = True
+    dilation: int = 1
+    strided: bool = True
+    padding: PaddingRule = "torch"
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+
+    def step(self, strides: int) -> int:
+        """Returns the stride that a layer of a block with these strides takes: 1 without `strided`."""
+        return strides if self.strided else 1
+
+    def dense(
+        self,
+        name: str,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        strides: int,
+        rngs: nnx.Rngs,
+        *,
+        use_bias: bool = False,
+    ) -> nnx.Conv:
+        """Builds a plain convolution (stem, 1x1), padded by the network's rule, not dilated."""
+        options = self._options(kernel_size, strides, 1, rngs)
+        with naming_layer(name):
+            return nnx.Conv(in_features, out_features, use_bias=use_bias, **options)
+
+    def spatial(
+        self, name: str, in_features: int, out_features: int, strides: int, rngs: nnx.Rngs, *, use_bias: bool = False
+    ) -> Layer:
+        """Builds the 3x3 convolution of a block with the network's factory, groups and dilation."""
+        options = self._options(3, strides, self.dilation, rngs)
+        factory = self.spatial_conv(name)
+        with naming_layer(name):
+            return factory(in_features, out_features, feature_group_count=self.groups, use_bias=use_bias, **options)
+
+    def spatial_conv(self, name: str) -> Callable[..., Layer]:
+        """Returns the factory of the spatial convolution at a path.
+
+        Raises:
+            ValueError: if `conv` is a mapping without the path.
+        """
+        if isinstance(self.conv, Mapping):
+            if name not in self.conv:
+                raise ValueError(f"conv has no factory for {name}: it has {first_names(self.conv)}")
+            return self.conv[name]
+        return self.conv or (nnx.Conv if self.groups == 1 else GroupedConv)
+
+    def _options(self, kernel_size: int, strides: int, dilation: int, rngs: nnx.Rngs) -> dict[str, Any]:
+        return {
+            # By name, because the third argument of some operators is not the kernel's size.
+            "kernel_size": (kernel_size, kernel_size),
+            "strides": self.step(strides),
+            # 'SAME' pads unevenly at stride 2 and would shift the maps of PyTorch's weights.
+            "padding": "SAME" if self.padding == "tf" else kernel_size // 2 * dilation,
+            "kernel_dilation": dilation,
+            "kernel_init": kaiming_normal,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "rngs": rngs,
+        }
+
+    def normalise(self, name: str, features: int, rngs: nnx.Rngs, *, last_of_block: bool = False) -> Layer:
+        """Builds a normalisation; the last of a block starts at zero if `zero_init_last`."""
+        zero = last_of_block and self.zero_init_last
+        scale_init = {"scale_init": nnx.initializers.zeros_init()} if zero else {}
+        with naming_layer(name):
+            return self.norm(features, dtype=self.dtype, param_dtype=self.param_dtype, rngs=rngs, **scale_init)
+
+    def gate(self, name: str, features: int, rngs: nnx.Rngs) -> SqueezeExcite | None:
+        """Builds the squeeze-and-excitation, or None without `se_reduction`."""
+        if self.se_reduction is None:
+            return None
+        options: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype, "rngs": rngs}
+        with naming_layer(name):
+            return SqueezeExcite(features, reduction=self.se_reduction, **options)
+
+
+class ConvNormAct(Picklable):
+    """Convolution, normalisation, activation.
+
+    Args:
+        in_features: input channels.
+        out_features: output channels.
+        kernel_size: side of the kernel, padded by half of it.
+        strides: stride of the convolution.
+        parts: the network's parts.
+        name: path of the layer in the model, for error messages.
+        rngs: source of the `params` stream.
+
+    Example:
+        >>> layer = ConvNormAct(3, 8, 3, 2, parts=Parts(), name="level1", rngs=nnx.Rngs(0))
+        >>> layer(jnp.ones((1, 7, 7, 3))).shape
+        (1, 4, 4, 8)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        strides: int,
+        *,
+        parts: Parts,
+        name: str,
+        rngs: nnx.Rngs,
+    ):
+        self.conv = parts.dense(f"{name}.conv", in_features, out_features, kernel_size, strides, rngs)
+        self.bn = parts.normalise(f"{name}.bn", out_features, rngs)
+        self.act = parts.act
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features)."""
+        return self.act(self.bn(self.conv(x)))

@@ -7,14 +7,15 @@ import functools
 import importlib.resources
 import inspect
 import json
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from flax import nnx
 
-from msconv_jax.models.image_model import FeatureBackbone, ImageModel
-from msconv_jax.models.published import PUBLISHED, Published
+from msconv_jax.models.backbone import FeatureBackbone
+from msconv_jax.models.image_model import ImageModel
 from msconv_jax.signatures import SYMPTOMS, check_arguments, explains_arguments
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "IMAGENET",
     "TASKS",
     "ModelEntry",
+    "Published",
     "create_model",
     "known_counts",
     "list_models",
@@ -32,7 +34,7 @@ __all__ = [
 ]
 
 
-# What the registered networks are for: one label an image, or one a pixel.
+# What the registered networks predict: one label for an image, or one for each pixel.
 TASKS = ("classification", "segmentation")
 
 # The images of the papers' data sets, as arguments of `ModelEntry`.
@@ -54,25 +56,63 @@ ADE20K: dict[str, Any] = {"num_classes": 150, "input_size": (473, 473, 3), "crop
 
 
 @dataclasses.dataclass(frozen=True)
+class Published:
+    """The results that a paper or its public code prints for a network; None where it prints none.
+
+    Accuracies are per cent with one central crop; printed errors are subtracted from 100. Results of other papers'
+    networks in changed forms, or with other numbers of classes, are left out.
+
+    Attributes:
+        table: where the results are printed.
+        parameters: millions of parameters, digit by digit as printed: the tests compare at this precision.
+        macs: billions of multiply-accumulates for one image, as printed.
+        top1: top-1 accuracy on ImageNet or, for networks of 32x32 images, CIFAR.
+        top5: top-5 accuracy.
+        miou: mean intersection over union on ADE20K's validation images, with sliding windows at one scale.
+        pixel_accuracy: share of correct pixels, likewise.
+        weights: licence of the repository that has weights for `load_torch_checkpoint`, "not stated" if it has no
+            licence; None if there are no weights.
+
+    Example:
+        >>> published = model_entry("ps_resnet50").published
+        >>> published.top1, published.parameters, published.weights
+        (78.874, '25.557', 'MIT')
+    """
+
+    table: str | None = None
+    parameters: str | None = None
+    macs: str | None = None
+    top1: float | None = None
+    top5: float | None = None
+    miou: float | None = None
+    pixel_accuracy: float | None = None
+    weights: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelEntry:
-    """Everything the library knows about one model name.
+    """Everything the library knows about one model name, except its counts, which are computed.
 
     Attributes:
         name: the name given to `create_model`.
-        builder: class or function that builds the model from keyword arguments, among them
-            `num_classes` and `rngs`. It names every argument, so that a misspelt one is noticed.
+        builder: class or function that builds the model from keyword arguments, among them `num_classes` and `rngs`. It
+            names every argument, so that misspelt ones are refused.
         config: arguments of the builder that make this model.
-        num_classes: number of classes unless `create_model` is told another.
-        input_size: height, width and channels of the images the published results used.
-        paper: the paper the network is from.
-        mean: mean of each channel that the published networks' images are normalised with, pixels being in [0, 1].
+        num_classes: default number of classes.
+        input_size: height, width and channels of the images of the published results.
+        paper: the paper that describes the network.
+        mean: mean of each channel for the normalisation of images with pixels in [0, 1].
         std: standard deviation likewise.
         crop_fraction: side of the central crop over the shorter side of the resized image, in evaluation.
         channel_order: "RGB" or "BGR", of `mean`, `std` and the published weights.
-        task: what the network is for, one of `TASKS`.
+        task: one of `TASKS`.
+        published: results and weights.
+        make_conv: function that makes the builder's `conv`; its keywords replace `conv` among the model's. None leaves
+            `conv` itself.
 
     Raises:
-        ValueError: if the builder takes `**kwargs`, the config names an argument it lacks, or the task is unknown.
+        ValueError: if the builder takes any keyword, the config names an argument it lacks, the task is unknown, or
+            `make_conv` does not fit the builder.
 
     Example:
         >>> entry = model_entry("ps_resnet50")
@@ -93,9 +133,11 @@ class ModelEntry:
     crop_fraction: float = 0.875
     channel_order: str = "RGB"
     task: str = "classification"
+    published: Published = Published()
+    make_conv: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
-        # A copy behind a read-only view: nobody's later change can reach a registered model.
+        # A read-only copy: later changes of the caller's dictionary do not change a registered model.
         object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
         _check_task(self.task)
         unknown = sorted(set(self.config) - set(self.keywords))
@@ -106,16 +148,36 @@ class ModelEntry:
 
     @property
     def keywords(self) -> tuple[str, ...]:
-        """The keywords that `create_model` accepts for this model beside `rngs`."""
-        # A class is asked for its __init__: Flax's metaclass hides the signature.
-        function = self.builder.__init__ if inspect.isclass(self.builder) else self.builder
-        parameters = inspect.signature(function).parameters.values()
-        if any(p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL) for p in parameters):
+        """The keywords that `create_model` accepts for this model, besides `rngs`."""
+        keywords = self._keywords_of(self.builder)
+        if self.make_conv is None:
+            return keywords
+        replacing = self._keywords_of(self.make_conv)
+        if "conv" not in keywords or set(replacing) & set(keywords):
             raise ValueError(
-                f"builder of {self.name!r} takes *args or **kwargs: a misspelt argument would go "
-                "unnoticed; name its arguments"
+                f"make_conv of {self.name!r} has the keywords {', '.join(replacing)}: {self.builder.__name__} must "
+                f"have 'conv' and none of these; it has {', '.join(keywords)}"
             )
-        return tuple(p.name for p in parameters if p.name not in ("self", "rngs"))
+        place = keywords.index("conv")
+        return (*keywords[:place], *replacing, *keywords[place + 1 :])
+
+    def _keywords_of(self, function: Callable[..., Any]) -> tuple[str, ...]:
+        # Flax's metaclass hides the signature of a class, but not that of its __init__.
+        function = function.__init__ if inspect.isclass(function) else function
+        keywords: list[str] = []
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                hint = typing.get_type_hints(function).get(name)
+                if typing.get_origin(hint) is typing.Unpack:  # a TypedDict names its keywords
+                    keywords += typing.get_type_hints(typing.get_args(hint)[0])
+                    continue
+            if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                raise ValueError(
+                    f"builder of {self.name!r} takes *args or **kwargs: it could not refuse a misspelt argument; name "
+                    "its arguments"
+                )
+            keywords.append(name)
+        return tuple(name for name in keywords if name not in ("self", "rngs"))
 
     def check_keywords(self, keywords: Iterable[str]) -> None:
         """Raises TypeError for a keyword that `create_model` does not accept for this model."""
@@ -126,14 +188,21 @@ class ModelEntry:
                     f"The arguments are {', '.join(self.keywords)}"
                 )
 
-    @property
-    def published(self) -> Published:
-        """What the paper or its public code prints about the network; of a name of your own, nothing."""
-        return PUBLISHED.get(self.name, Published())
+    def build(self, arguments: Mapping[str, Any], rngs: nnx.Rngs) -> nnx.Module:
+        """Builds the model from `arguments`, which are among its `keywords`.
+
+        Raises:
+            ValueError: if an argument has a wrong type or is out of its range.
+        """
+        of_builder = dict(arguments)
+        if self.make_conv is not None:
+            of_conv = {name: of_builder.pop(name) for name in self._keywords_of(self.make_conv) if name in of_builder}
+            of_builder["conv"] = _explained(self.make_conv, of_conv)
+        return _explained(self.builder, of_builder, rngs=rngs)
 
     @property
     def parameters(self) -> int | None:
-        """The parameters of the network that `create_model` builds without overrides; None of a name of your own.
+        """Parameter count with default arguments; None for a model that you registered.
 
         `msconv_jax.counting.count_parameters` counts any network.
         """
@@ -141,16 +210,30 @@ class ModelEntry:
 
     @property
     def macs(self) -> int | None:
-        """Its multiply-accumulates for one image of `input_size`, in convolutions and linear layers, likewise.
+        """Multiply-accumulates of convolutions and linear layers for one image of `input_size`, likewise.
 
         `msconv_jax.counting.layer_macs` counts any network.
         """
         return known_counts().get(self.name, {}).get("macs")
 
 
+def _explained(function: Callable[..., Any], arguments: Mapping[str, Any], **rngs: nnx.Rngs) -> Any:
+    """Calls a function, and names the argument of a wrong type."""
+    try:
+        result = function(**arguments, **rngs)
+    except SYMPTOMS as error:
+        check_arguments(function, {**arguments, **rngs}, cause=error)
+        raise
+    check_arguments(function, arguments)  # a stored argument of a wrong type fails only when the model is called
+    return result
+
+
 @functools.cache
 def known_counts() -> dict[str, dict[str, int]]:
-    """What `python -m tests.model_table --write` counted: building every network takes minutes."""
+    """The counts of all registered networks, from `counts.json`.
+
+    `python -m tests.model_table` writes the file. Counting builds every network, which takes minutes.
+    """
     return json.loads(importlib.resources.files("msconv_jax.models").joinpath("counts.json").read_text())
 
 
@@ -160,8 +243,6 @@ _ENTRIES: dict[str, ModelEntry] = {}
 @explains_arguments
 def register_model(entry: ModelEntry) -> ModelEntry:
     """Makes a model known to `create_model` and `list_models`.
-
-    A family registers its names where it is defined, from a table in that file.
 
     Args:
         entry: the model.
@@ -217,7 +298,7 @@ def _check_task(task: str) -> None:
 
 @explains_arguments
 def model_entry(name: str) -> ModelEntry:
-    """Looks up what is registered under a name.
+    """Returns the entry of a registered name.
 
     Args:
         name: one of `list_models()`.
@@ -251,21 +332,20 @@ def create_model(
 
     Args:
         name: one of `list_models()`.
-        num_classes: number of logits; None takes the data set of the paper, 0 leaves a classifying network's classifier
-            out.
-        features_only: whether to return a `FeatureBackbone`, whose calls give feature maps.
-        out_indices: which maps, by their place in `feature_info`; None is all. Only with `features_only`.
+        num_classes: number of logits; None is that of the paper's data set, 0 leaves the classifier out.
+        features_only: whether to return a `FeatureBackbone`, whose calls return feature maps.
+        out_indices: indices of the maps in `feature_info`; None is all. Only with `features_only`.
         rngs: source of the `params` and, with drop path, `dropout` streams.
         **overrides: any argument of the model's builder, such as `conv`, `dtype`, `in_channels` or
             `drop_path_rate` of `ResNet`; `model_entry(name).keywords` lists them. `conv` replaces
             the spatial convolution of the blocks: `conv=partial(PSConv, pattern=(1, 2))`.
 
     Returns:
-        The model, called with images (N, H, W, C), floating point. A classifier gives logits (N, num_classes); what
-        others give, their classes say, such as `Segmenter`.
+        The model, called with images (N, H, W, C), floating point. A classifier returns logits (N, num_classes); the
+        classes of other models, such as `Segmenter`, describe their outputs.
 
     Raises:
-        ValueError: if the name is unknown, an argument is out of its range, or the model has no maps to give.
+        ValueError: if the name is unknown, an argument is out of its range, or the model has no feature maps.
         TypeError: if an override is no argument of the builder; the message lists near matches
             and the valid ones.
 
@@ -278,23 +358,18 @@ def create_model(
     entry = model_entry(name)
     if features_only and entry.task != "classification":
         raise ValueError(
-            f"features_only=True: {name!r} is a network for {entry.task}, which has no feature maps to give; build its "
+            f"features_only=True: {name!r} is a network for {entry.task}, which has no feature maps; build its "
             "backbone by the backbone's name"
         )
     if out_indices is not None and not features_only:
-        raise ValueError(f"out_indices={out_indices!r} without features_only=True: only a backbone gives maps")
+        raise ValueError(f"out_indices={out_indices!r} without features_only=True: only a backbone returns maps")
     entry.check_keywords(overrides)
     arguments = {"num_classes": entry.num_classes, **entry.config, **overrides}
     if num_classes is not None:
         arguments["num_classes"] = num_classes
     if features_only:
         arguments["num_classes"] = 0
-    try:
-        model = entry.builder(**arguments, rngs=rngs)
-    except SYMPTOMS as error:
-        check_arguments(entry.builder, {**arguments, "rngs": rngs}, cause=error)
-        raise
-    check_arguments(entry.builder, arguments)  # what a builder only keeps fails when the model is called
+    model = entry.build(arguments, rngs)
     check_arguments(create_model, {"features_only": features_only})
     if not features_only:
         return model

@@ -1,48 +1,28 @@
 """One ResNet for every network that differs only in its convolutions, blocks, stem or shortcuts."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.arguments import check_positive
 from msconv_jax.models.blocks import Bottleneck
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import (
-    PaddingRule,
-    batch_norm,
-    check_drop_path_rate,
-    check_padding_rule,
-    check_positive,
-    max_pool,
-)
-from msconv_jax.models.parts import ConvShortcut, Layer, Parts, shortened
+from msconv_jax.models.layers import ConvShortcut, Layer, Parts, batch_norm, check_drop_path_rate
+from msconv_jax.models.pooling import PaddingRule, check_padding_rule, max_pool
+from msconv_jax.models.stages import Convs, check_conv_paths, check_stages, conv_of_each_stage, stage_grids
 from msconv_jax.modes.picklable import Picklable
 
-__all__ = [
-    "CIFAR_STEM",
-    "IMAGENET_STEM",
-    "LAYERS",
-    "Convs",
-    "DilationRule",
-    "ResNet",
-    "StageGrid",
-    "Stem",
-    "check_conv_paths",
-    "check_stages",
-    "conv_of_each_stage",
-    "stage_grids",
-]
+__all__ = ["CIFAR_STEM", "IMAGENET_STEM", "LAYERS", "DilationRule", "ResNet", "Stem"]
 
-# Blocks of each stage, by the depth that the names carry: of 18 and 34 layers with basic blocks, else with bottlenecks.
+# Blocks of each stage, by the depth in the names: basic blocks for 18 and 34 layers, bottlenecks for the others.
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
-# Which dilation the first block of a stage has that dilates in place of striding: see `ResNet`.
+# The dilation of the first block of a stage that dilates instead of striding: see `ResNet`.
 DilationRule = Literal["all", "torchvision"]
-
-Convs = Callable[..., Layer] | Sequence[Callable[..., Layer]] | Mapping[str, Callable[..., Layer]] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +37,10 @@ class Stem:
         max_pool: whether the pooling follows normalisation and activation.
 
     Raises:
-        ValueError: if the kernel is even (half of it pads no map symmetrically) or the stride is
-            less than 1.
+        ValueError: if the kernel is even, because half of it pads no map symmetrically, or the stride is less than 1.
 
     Example:
-        >>> Stem(7, 2, max_pool=False)  # PyConvHGResNet leaves the pooling out
+        >>> Stem(7, 2, max_pool=False)  # PyConvHGResNet has no pooling
         Stem(kernel_size=7, strides=2, max_pool=False)
     """
 
@@ -77,7 +56,7 @@ class Stem:
 
     @property
     def reduction(self) -> int:
-        """Pixels of the image, along each side, to a pixel behind the stem."""
+        """Pixels of the image, along each side, for one pixel of the stem's map."""
         return self.strides * (2 if self.max_pool else 1)
 
     def build(self, parts: Parts, in_channels: int, features: int, rngs: nnx.Rngs) -> Layer:
@@ -92,12 +71,11 @@ CIFAR_STEM = Stem(kernel_size=3, strides=1, max_pool=False)
 class ResNet(Picklable, ImageModel):
     """Residual network: stem, stages of residual blocks, global average pooling, classifier.
 
-    Stage s (from 0) has `layers[s]` blocks of `width * 2**s` planes. The attributes carry the names
-    of PyTorch's ResNets: `conv1`, `bn1`, `layer1`, ..., `fc`; in a block `conv1`, `bn1`, ...,
-    `downsample`, `se`.
+    Stage s (from 0) has `layers[s]` blocks of `width * 2**s` planes. The attributes have the names of PyTorch's
+    ResNets: `conv1`, `bn1`, `layer1`, ..., `fc`; in a block `conv1`, `bn1`, ..., `downsample`, `se`.
 
-    With `dtype=jnp.bfloat16` and float32 parameters, convolutions run and feature maps come out in
-    bfloat16; batch statistics stay float32, and so are pooling, classifier and logits.
+    With `dtype=jnp.bfloat16` and float32 parameters, convolutions compute in bfloat16 and feature maps are bfloat16;
+    batch statistics, pooling, classifier and logits stay float32.
 
     Args:
         layers: number of blocks of each stage; any number of stages.
@@ -109,15 +87,14 @@ class ResNet(Picklable, ImageModel):
         base_width: width of one group when `planes` is 64 (`4` in `32x4d`).
         stem: `IMAGENET_STEM`, `CIFAR_STEM` or another `Stem`.
         strides: stride of each stage's first block; None is 1, 2, 2, ...
-        output_stride: most pixels of the image, 8, 16 or 32, to a pixel of the last map's side. Stages whose stride
-            would go beyond keep their map's size, and theirs and the later stages' spatial convolutions are dilated
-            by it; parameters stay the same. Networks that stay within it are not changed.
-        dilation_rule: which dilation the first block of such a stage has: "all" that of its other blocks, "torchvision"
-            that of the stage before. Weights that were trained by one rule fit the other in shape only.
-        conv: factory of the blocks' spatial convolutions, called with the arguments of `nnx.Conv`:
-            a class, a `functools.partial` of one, a sequence with one factory for each stage, or a
-            mapping with one for each convolution's path, such as `layer1.0.conv2`.
-            None takes `nnx.Conv`, or `GroupedConv` when `groups > 1`.
+        output_stride: the largest allowed reduction of a map, 8, 16 or 32. A stage whose stride would exceed it keeps
+            its map's size; its spatial convolutions and those of the later stages are dilated by the stride. The
+            parameters are the same.
+        dilation_rule: dilation of the first block of such a stage: "all" is that of its other blocks, "torchvision"
+            that of the stage before. Weights of one rule fit the other only in shape.
+        conv: factory of the blocks' spatial convolutions, called with the arguments of `nnx.Conv`: a class, a
+            `functools.partial` of one, a sequence with one factory for each stage, or a mapping from each convolution's
+            path, such as `layer1.0.conv2`, to its factory. None is `nnx.Conv`, or `GroupedConv` when `groups > 1`.
         norm: factory of normalisations, called with the arguments of `nnx.BatchNorm`.
         act: activation; stored, so use a named function (two lambdas are never equal).
         shortcut: factory of the shortcuts that change the shape, see `ConvShortcut`.
@@ -125,8 +102,8 @@ class ResNet(Picklable, ImageModel):
             (16 in SE-ResNet); None leaves it out.
         global_pool: "avg", or "" for none.
         zero_init_last: start each block as its shortcut, by a zero scale in its last normalisation.
-        drop_path_rate: probability of dropping the last block's branch in training; earlier blocks'
-            grow linearly from 0.
+        drop_path_rate: probability of dropping the last block's branch in training; it grows linearly from 0 at the
+            first block.
         padding: "torch" pads every convolution and pooling by half of its kernel on either side; "tf" is TensorFlow's
             "SAME", for weights that were trained with it. Maps have the same sizes, but are shifted.
         dtype: compute type; None infers it from the input and the parameters.
@@ -185,12 +162,12 @@ class ResNet(Picklable, ImageModel):
         check_positive("groups", groups, "1 is the plain ResNet")
         check_positive("base_width", base_width, "64 is the plain ResNet")
         check_drop_path_rate(drop_path_rate)
-        grids = stage_grids(strides, stem.reduction, output_stride)
+        check_padding_rule(padding)
         if dilation_rule not in get_args(DilationRule):
             raise ValueError(
                 f"dilation_rule={dilation_rule!r}: must be 'all' (the public code of PSPNet) or 'torchvision'"
             )
-        check_padding_rule(padding)
+        grids = stage_grids(strides, stem.reduction, output_stride)
         parts = Parts(
             norm=norm,
             act=act,
@@ -213,31 +190,29 @@ class ResNet(Picklable, ImageModel):
 
         features = width
         outputs = [("act1", features, stem.strides)]
-        built, total = 0, sum(layers)
-        convs = conv_of_each_stage(conv, len(layers))
-        for stage, (depth, stage_strides) in enumerate(zip(layers, strides, strict=True)):
-            grid = grids[stage]
-            stage_parts = dataclasses.replace(parts, conv=convs[stage], dilation=grid.dilation, strided=grid.strided)
-            first_parts = stage_parts
+        rates = iter(drop_path_rate * number / max(sum(layers) - 1, 1) for number in range(sum(layers)))
+        first_dilation = 1
+        for stage, (conv_of_stage, grid) in enumerate(zip(conv_of_each_stage(conv, len(layers)), grids, strict=True)):
+            name, planes = f"layer{stage + 1}", width * 2**stage
+            of_stage = dataclasses.replace(parts, conv=conv_of_stage, dilation=grid.dilation, strided=grid.strided)
+            of_first = of_stage
             if dilation_rule == "torchvision":
-                first_parts = dataclasses.replace(stage_parts, dilation=grids[stage - 1].dilation if stage else 1)
-            name = f"layer{stage + 1}"
-            planes = width * 2**stage
+                of_first = dataclasses.replace(of_stage, dilation=first_dilation)
+            first_dilation = grid.dilation
             blocks = []
-            for index in range(depth):
+            for index in range(layers[stage]):
                 blocks.append(
                     block(
                         features,
                         planes,
-                        stage_strides if index == 0 else 1,
-                        parts=stage_parts if index else first_parts,
+                        1 if index else strides[stage],
+                        parts=of_stage if index else of_first,
                         name=f"{name}.{index}",
-                        drop_path_rate=drop_path_rate * built / max(total - 1, 1),
+                        drop_path_rate=next(rates),
                         rngs=rngs,
                     )
                 )
                 features = planes * blocks[-1].expansion
-                built += 1
             setattr(self, name, nnx.List(blocks))
             outputs.append((name, features, grid.reduction))
         self._outputs = tuple(outputs)
@@ -266,91 +241,3 @@ class ResNet(Picklable, ImageModel):
                 x = block(x)
             maps.append(x)
         return tuple(maps)
-
-
-def check_stages(layers: Sequence[int], strides: Sequence[int] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns both as tuples of one length, or raises `ValueError`."""
-    if not isinstance(layers, Sequence) or not layers:
-        raise ValueError(f"layers={layers!r}: must name the blocks of each stage, as (3, 4, 6, 3)")
-    layers = tuple(layers)
-    for depth in layers:
-        check_positive("layers", depth, "give each stage at least one block, as (3, 4, 6, 3)")
-    strides = (1,) + (2,) * (len(layers) - 1) if strides is None else tuple(strides)
-    if len(strides) != len(layers):
-        raise ValueError(
-            f"strides={strides}: must name one stride for each of the {len(layers)} stages of "
-            f"layers={layers}; None takes 1, 2, 2, ..."
-        )
-    for stride in strides:
-        check_positive("strides", stride, "None takes 1, 2, 2, ...")
-    return layers, strides
-
-
-class StageGrid(NamedTuple):
-    """The pixels of a stage's map: see `stage_grids`."""
-
-    reduction: int
-    dilation: int
-    strided: bool
-
-
-def stage_grids(strides: Sequence[int], reduction: int, output_stride: int) -> tuple[StageGrid, ...]:
-    """Decides for each stage whether it takes its stride, or dilates for it.
-
-    Args:
-        strides: stride of each stage.
-        reduction: pixels of the image to a pixel of the stem's side.
-        output_stride: the most that the stages may have, 8, 16 or 32.
-
-    Returns:
-        For each stage the reduction of its map, the dilation of its spatial convolutions and whether its stride is
-        taken.
-
-    Raises:
-        ValueError: if `output_stride` is another number, or the stem is beyond it.
-
-    Example:
-        >>> stage_grids((1, 2, 2, 2), 4, 8)[2:]
-        (StageGrid(reduction=8, dilation=2, strided=False), StageGrid(reduction=8, dilation=4, strided=False))
-    """
-    if output_stride not in (8, 16, 32):
-        raise ValueError(f"output_stride={output_stride!r}: must be 8, 16 or 32; 32 is the papers' classifiers'")
-    if reduction > output_stride:
-        raise ValueError(
-            f"output_stride={output_stride}: the stem alone has {reduction} pixels to one; use a larger output_stride, "
-            "or another stem"
-        )
-    grids, dilation = [], 1
-    for stride in strides:
-        strided = reduction * stride <= output_stride
-        reduction *= stride if strided else 1
-        dilation *= 1 if strided else stride
-        grids.append(StageGrid(reduction, dilation, strided))
-    return tuple(grids)
-
-
-def check_conv_paths(model: nnx.Module, conv: Convs) -> None:
-    """Raises `ValueError` if `conv` maps paths to factories, and the model has nothing at one of them."""
-    if isinstance(conv, Mapping):
-        known = {".".join(map(str, path)) for path, _ in nnx.iter_modules(model)}
-        beyond = [path for path in conv if path not in known]
-        if beyond:
-            raise ValueError(
-                f"conv has factories for {shortened(beyond)}: {type(model).__name__} has no such convolution; leave "
-                "them out, or build the network that they are for"
-            )
-
-
-def conv_of_each_stage(
-    conv: Convs, stages: int
-) -> tuple[Callable[..., Layer] | Mapping[str, Callable[..., Layer]] | None, ...]:
-    """Spreads one factory or mapping over the stages, or checks that a sequence has one for each."""
-    if conv is None or callable(conv) or isinstance(conv, Mapping):
-        return (conv,) * stages
-    valid = isinstance(conv, Sequence) and len(conv) == stages and all(map(callable, conv))
-    if not valid:
-        raise ValueError(
-            f"conv={conv!r}: must be one factory for all stages, a mapping with one for each path, or a sequence "
-            f"with one for each of the {stages} stages"
-        )
-    return tuple(conv)

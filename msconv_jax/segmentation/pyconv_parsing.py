@@ -1,41 +1,156 @@
 """PyConvSegNet: semantic segmentation with the pyramidal parsing head, on any backbone.
 
-Duta et al., "Pyramidal Convolution", arXiv 2006.11538, Sec. 5 and Fig. 4. What the paper leaves open is the public
-code's: where channels are dropped, how maps are enlarged, the auxiliary head.
+Duta et al., "Pyramidal Convolution", arXiv 2006.11538, Sec. 5 and Fig. 4. The paper leaves dropout, upsampling and the
+auxiliary head open; they follow the public code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.arguments import check_positive
-from msconv_jax.models.families.pyconv import GlobalPyConvBlock, LocalPyConvBlock
-from msconv_jax.models.families.res2net_dla import ConvNormAct
-from msconv_jax.models.image_model import FeatureBackbone
-from msconv_jax.models.parts import Parts
-from msconv_jax.models.registry import ADE20K, ModelEntry, register_model
-from msconv_jax.models.resnet import Convs
-from msconv_jax.segmentation.segmenter import Segmenter, create_backbone
+from msconv_jax.models.backbone import FeatureBackbone
+from msconv_jax.models.layers import ConvNormAct, Parts, batch_norm
+from msconv_jax.models.registry import ADE20K, ModelEntry, Published
+from msconv_jax.models.stages import Convs
+from msconv_jax.operators import PyConv
+from msconv_jax.segmentation.segmenter import Segmenter, SegmenterOptions, create_backbone
 from msconv_jax.signatures import explains_arguments
+from msconv_jax.vision.resize import adaptive_average_pool, resize_bilinear
 
-__all__ = ["PyConvHead", "PyConvSegNet", "pyconv_segnet"]
+__all__ = [
+    "MODELS",
+    "GlobalPyConvBlock",
+    "LocalPyConvBlock",
+    "PyConvHead",
+    "PyConvSegNet",
+    "PyConvSegNetOptions",
+    "pyconv_segnet",
+]
+
+
+class LocalPyConvBlock(nnx.Module):
+    """The parsing head's local branch: 1x1 to a quarter of the channels, PyConv, 1x1; each with norm and ReLU.
+
+    Args:
+        in_features: input channels C.
+        out_features: output channels.
+        reduced_features: channels of the PyConv; None is C / 4.
+        kernel_sizes: of the PyConv's levels.
+        groups: of the PyConv's levels.
+        dtype: compute type.
+        param_dtype: type of the parameters.
+        rngs: source of the `params` stream.
+
+    Source:
+        Duta et al., "Pyramidal Convolution", Fig. 4 and Sec. 5.
+
+    Example:
+        >>> block = LocalPyConvBlock(256, 32, rngs=nnx.Rngs(0))
+        >>> block(jnp.ones((1, 13, 11, 256))).shape
+        (1, 13, 11, 32)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        reduced_features: int | None = None,
+        kernel_sizes: Sequence[int] = (3, 5, 7, 9),
+        groups: Sequence[int] = (1, 4, 8, 16),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        width = in_features // 4 if reduced_features is None else reduced_features
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv1 = nnx.Conv(in_features, width, (1, 1), use_bias=False, **common)
+        self.bn1 = batch_norm(width, **common)
+        self.pyconv = PyConv(width, width, kernel_sizes, groups=groups, use_bias=False, **common)
+        self.bn2 = batch_norm(width, **common)
+        self.conv2 = nnx.Conv(width, out_features, (1, 1), use_bias=False, **common)
+        self.bn3 = batch_norm(out_features, **common)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, in_features) to (N, H, W, out_features)."""
+        y = nnx.relu(self.bn1(self.conv1(x)))
+        y = nnx.relu(self.bn2(self.pyconv(y)))
+        return nnx.relu(self.bn3(self.conv2(y)))
+
+
+class GlobalPyConvBlock(nnx.Module):
+    """The parsing head's global branch: average pooling to a grid, 1x1, PyConv, 1x1, upsampling to the input's size.
+
+    Args:
+        in_features: input channels.
+        out_features: output channels.
+        bins: rows and columns of the grid.
+        kernel_sizes: of the PyConv's levels.
+        groups: of the PyConv's levels.
+        dtype: compute type.
+        param_dtype: type of the parameters.
+        rngs: source of the `params` stream.
+
+    Raises:
+        ValueError: if `bins` is not a positive int.
+
+    Source:
+        Duta et al., "Pyramidal Convolution", Fig. 4 and Sec. 5. As in the public code, pooling is PyTorch's
+        ``AdaptiveAvgPool2d``, and upsampling is bilinear with ``align_corners``.
+
+    Example:
+        >>> block = GlobalPyConvBlock(32, 64, bins=9, rngs=nnx.Rngs(0))
+        >>> block(jnp.ones((1, 13, 11, 32))).shape
+        (1, 13, 11, 64)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bins: int = 9,
+        kernel_sizes: Sequence[int] = (3, 5, 7, 9),
+        groups: Sequence[int] = (1, 4, 8, 16),
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_positive("bins", bins, "the paper uses 9")
+        self.bins = bins
+        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv1 = nnx.Conv(in_features, out_features, (1, 1), use_bias=False, **common)
+        self.bn1 = batch_norm(out_features, **common)
+        self.pyconv = PyConv(out_features, out_features, kernel_sizes, groups=groups, use_bias=False, **common)
+        self.bn2 = batch_norm(out_features, **common)
+        self.conv2 = nnx.Conv(out_features, out_features, (1, 1), use_bias=False, **common)
+        self.bn3 = batch_norm(out_features, **common)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, in_features) to (N, H, W, out_features)."""
+        y = adaptive_average_pool(x, (self.bins, self.bins))
+        y = nnx.relu(self.bn1(self.conv1(y)))
+        y = nnx.relu(self.bn2(self.pyconv(y)))
+        y = nnx.relu(self.bn3(self.conv2(y)))
+        return resize_bilinear(y, x.shape[1:3])
 
 
 class PyConvHead(nnx.Module):
-    """The parsing head without its classifier: local and global context side by side, merged by a 3x3 convolution.
+    """The parsing head without its classifier: local and global context, concatenated and merged by a 3x3 convolution.
 
     Args:
         in_features: channels of the backbone's last map.
         features: channels of either context.
         merged_features: output channels.
         reduced_features: channels of the local context's PyConv; None is a quarter of `in_features`.
-        level_groups: groups of the four levels of both PyConvs, whose channels (`reduced_features`, `features`) are
-            shared by the levels and divided by the groups: with these by 64.
+        level_groups: groups of the four levels of both PyConvs. The default divides their channels,
+            `reduced_features` and `features`, if 64 does.
         dtype: compute type; None infers it from the input and the parameters.
         param_dtype: type of the parameters.
         rngs: source of the `params` stream.
@@ -87,23 +202,19 @@ class PyConvSegNet(Segmenter):
     Args:
         backbone: see `Segmenter`.
         num_classes: number of logits of a pixel; ADE20K has 150.
-        zoom: see `Segmenter`.
         features: channels of the head's contexts.
         merged_features: channels before either classifier.
         reduced_features: see `PyConvHead`.
         level_groups: see `PyConvHead`.
-        auxiliary: whether there is an auxiliary head.
-        dropout_rate: probability of dropping a channel before either classifier, in training.
-        dtype: compute type of the heads; None infers it from the input and the parameters.
-        param_dtype: type of the heads' parameters.
         rngs: source of the `params` and, with dropout, `dropout` streams.
+        **options: see `Segmenter`.
 
     Raises:
         ValueError: see `Segmenter` and `PyConvHead`.
 
     Source:
-        Duta et al., "Pyramidal Convolution", arXiv 2006.11538, Sec. 5, Table 4. The paper enlarges before it
-        classifies, the public code after; a 1x1 convolution makes these one linear map.
+        Duta et al., "Pyramidal Convolution", arXiv 2006.11538, Sec. 5, Table 4. The paper upsamples before it
+        classifies, the public code after; with a 1x1 convolution both are the same linear map.
 
     Example:
         >>> from msconv_jax.models import create_model
@@ -122,19 +233,13 @@ class PyConvSegNet(Segmenter):
         backbone: FeatureBackbone,
         num_classes: int = 150,
         *,
-        zoom: int = 8,
         features: int = 512,
         merged_features: int = 256,
         reduced_features: int | None = None,
         level_groups: Sequence[int] = (1, 4, 8, 16),
-        auxiliary: bool = True,
-        dropout_rate: float = 0.1,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
+        **options: Unpack[SegmenterOptions],
     ):
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-
         def head(in_features: int) -> PyConvHead:
             return PyConvHead(
                 in_features,
@@ -142,7 +247,9 @@ class PyConvSegNet(Segmenter):
                 merged_features=merged_features,
                 reduced_features=reduced_features,
                 level_groups=level_groups,
-                **common,
+                dtype=options.get("dtype"),
+                param_dtype=options.get("param_dtype", jnp.float32),
+                rngs=rngs,
             )
 
         super().__init__(
@@ -150,56 +257,46 @@ class PyConvSegNet(Segmenter):
             head,
             merged_features,
             num_classes=num_classes,
-            zoom=zoom,
-            auxiliary=auxiliary,
             auxiliary_features=merged_features,
-            dropout_rate=dropout_rate,
-            **common,
+            rngs=rngs,
+            **options,
         )
+
+
+class PyConvSegNetOptions(SegmenterOptions, total=False):
+    """The arguments of `PyConvSegNet` besides its backbone and `rngs`."""
+
+    num_classes: int
+    features: int
+    merged_features: int
+    reduced_features: int | None
+    level_groups: Sequence[int]
 
 
 def pyconv_segnet(
     backbone: str,
     *,
-    num_classes: int = 150,
     in_channels: int = 3,
     output_stride: int = 8,
     conv: Convs = None,
-    zoom: int = 8,
-    features: int = 512,
-    merged_features: int = 256,
-    reduced_features: int | None = None,
-    level_groups: Sequence[int] = (1, 4, 8, 16),
-    auxiliary: bool = True,
-    dropout_rate: float = 0.1,
-    dtype: Any = None,
-    param_dtype: Any = jnp.float32,
     backbone_options: Mapping[str, Any] | None = None,
     rngs: nnx.Rngs,
+    **options: Unpack[PyConvSegNetOptions],
 ) -> PyConvSegNet:
     """Builds a `PyConvSegNet` on a registered network, in training mode.
 
     Args:
         backbone: name of a network that takes an `output_stride`, such as "pyconv_resnet50" or "resnet50".
-        num_classes: number of logits of a pixel; ADE20K has 150.
         in_channels: channels of the images.
         output_stride: of the backbone, 8 or 16.
         conv: factory of the backbone's spatial convolutions, see `ResNet`; None keeps the network's.
-        zoom: see `Segmenter`.
-        features: channels of the head's contexts.
-        merged_features: channels before either classifier.
-        reduced_features: see `PyConvHead`.
-        level_groups: see `PyConvHead`.
-        auxiliary: whether there is an auxiliary head.
-        dropout_rate: probability of dropping a channel before either classifier, in training.
-        dtype: compute type; None infers it from the input and the parameters.
-        param_dtype: type of the parameters.
         backbone_options: other arguments of the backbone, see `create_model`.
         rngs: source of the `params` and, with dropout, `dropout` streams.
+        **options: see `PyConvSegNet`; `dtype` and `param_dtype` are the backbone's too.
 
     Returns:
-        The network. Weights of the public code fit it: `msconv_jax.load_torch_checkpoint`; those of a classifying
-        network fit its `backbone`, with ``strict=False`` to leave their classifier out.
+        The network. `msconv_jax.load_torch_checkpoint` loads weights of the public code into it, and weights of a
+        classifier into its `backbone`, with ``strict=False`` to leave their last layer out.
 
     Raises:
         ValueError: if the name is unknown or an argument out of its range.
@@ -218,36 +315,34 @@ def pyconv_segnet(
         output_stride=output_stride,
         conv=conv,
         in_channels=in_channels,
-        dtype=dtype,
-        param_dtype=param_dtype,
+        dtype=options.get("dtype"),
+        param_dtype=options.get("param_dtype", jnp.float32),
         options=backbone_options,
         rngs=rngs,
     )
-    return PyConvSegNet(
-        maps,
-        num_classes,
-        zoom=zoom,
-        features=features,
-        merged_features=merged_features,
-        reduced_features=reduced_features,
-        level_groups=level_groups,
-        auxiliary=auxiliary,
-        dropout_rate=dropout_rate,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        rngs=rngs,
+    return PyConvSegNet(maps, rngs=rngs, **options)
+
+
+def _entry(backbone: str, parameters: str, macs: str, miou: float, accuracy: float) -> ModelEntry:
+    """A row of the paper's table 4, whose multiply-accumulates include the auxiliary head."""
+    return ModelEntry(
+        f"pyconv_segnet_{backbone}",
+        pyconv_segnet,
+        {"backbone": backbone},
+        paper="Duta et al., Pyramidal Convolution, arXiv 2006.11538",
+        task="segmentation",
+        published=Published(
+            "PyConv paper, table 4", parameters, macs, miou=miou, pixel_accuracy=accuracy, weights="not stated"
+        ),
+        **ADE20K,
     )
 
 
-for _backbone in ("resnet", "pyconv_resnet"):
-    for _depth in (50, 101, 152):
-        register_model(
-            ModelEntry(
-                name=f"pyconv_segnet_{_backbone}{_depth}",
-                builder=pyconv_segnet,
-                config={"backbone": f"{_backbone}{_depth}"},
-                paper="Duta et al., Pyramidal Convolution, arXiv 2006.11538",
-                task="segmentation",
-                **ADE20K,
-            )
-        )
+MODELS = (
+    _entry("resnet50", "34.40", "116.84", 41.54, 80.18),
+    _entry("resnet101", "53.39", "185.47", 42.88, 80.75),
+    _entry("resnet152", "69.03", "242.00", 44.04, 81.18),
+    _entry("pyconv_resnet50", "33.69", "114.18", 42.08, 80.31),
+    _entry("pyconv_resnet101", "51.15", "177.29", 42.93, 80.91),
+    _entry("pyconv_resnet152", "65.48", "229.11", 44.36, 81.54),
+)

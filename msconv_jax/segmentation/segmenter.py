@@ -1,33 +1,32 @@
-"""Segmentation networks: a backbone, a head that makes a map of its last map, and a classifier of each pixel.
+"""The frame of the segmentation networks: a backbone, a head on its last map, and a classifier of each pixel.
 
-A network of a paper is a file beside this one: its head, and a `Segmenter` that has it.
+The networks of the papers are in the other files of this folder: a head, and a `Segmenter` with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.arguments import check_positive
-from msconv_jax.models.families.res2net_dla import ConvNormAct
-from msconv_jax.models.image_model import FeatureBackbone
-from msconv_jax.models.parts import Parts
+from msconv_jax.models.backbone import FeatureBackbone
+from msconv_jax.models.layers import ConvNormAct, Parts
 from msconv_jax.models.registry import create_model
-from msconv_jax.models.resnet import Convs
+from msconv_jax.models.stages import Convs
 from msconv_jax.signatures import explains_arguments
 from msconv_jax.vision.resize import resize_bilinear
 
-__all__ = ["AuxiliaryHead", "MapClassifier", "Segmenter", "create_backbone"]
+__all__ = ["AuxiliaryHead", "MapClassifier", "Segmenter", "SegmenterOptions", "create_backbone"]
 
 
 class MapClassifier(nnx.Module):
     """Drops whole channels in training, then classifies each pixel by a 1x1 convolution with bias.
 
-    As the networks' classifiers it has no compute type: half-precision maps give logits in the parameters' type.
+    Like the classifiers of images it has no compute type: with half-precision maps, logits have the parameters' type.
 
     Args:
         in_features: input channels.
@@ -57,7 +56,7 @@ class MapClassifier(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_positive("num_classes", num_classes, "a head alone gives a map without a classifier")
+        check_positive("num_classes", num_classes, "a head alone has no classifier")
         if not 0.0 <= dropout_rate < 1.0:
             raise ValueError(f"dropout_rate={dropout_rate!r}: must be in [0, 1); 0 turns it off")
         self.dropout = nnx.Dropout(dropout_rate, broadcast_dims=(1, 2), rngs=rngs if dropout_rate > 0 else None)
@@ -65,7 +64,7 @@ class MapClassifier(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, in_features) to logits (N, H, W, num_classes)."""
-        with jax.numpy_dtype_promotion("standard"):  # it computes in the wider of the two dtypes
+        with jax.numpy_dtype_promotion("standard"):  # the convolution computes in the wider of the two dtypes
             return self.conv(self.dropout(x))
 
 
@@ -117,22 +116,32 @@ class AuxiliaryHead(nnx.Module):
         return self.classifier(self.features(x))
 
 
-class Segmenter(nnx.Module):
-    """Segmentation network: backbone, head, `MapClassifier`, enlarging; an `AuxiliaryHead` in training.
+class SegmenterOptions(TypedDict, total=False):
+    """The arguments that `Segmenter` and the networks derived from it share."""
 
-    A call in evaluation mode gives logits. In training mode, the initial one, it gives ``(logits, auxiliary logits)``,
-    of one shape, unless the network has no auxiliary head. The public training adds 0.4 times the second's loss to the
-    first's.
+    zoom: int
+    auxiliary: bool
+    dropout_rate: float
+    dtype: Any
+    param_dtype: Any
+
+
+class Segmenter(nnx.Module):
+    """Segmentation network: backbone, head, `MapClassifier`, upsampling; an `AuxiliaryHead` in training.
+
+    In evaluation mode a call returns logits. In training mode, the initial one, a network with an auxiliary head
+    returns ``(logits, auxiliary logits)``, of one shape. The public training adds 0.4 times the loss of the second to
+    the loss of the first.
 
     Args:
-        backbone: `create_model(..., features_only=True, output_stride=8)`, or 16. Its last map goes into the head, the
-            one before, if it gives more than one, into the auxiliary head.
-        head: builds the head for the number of channels of the last map: a module that maps (N, H, W, channels) to
+        backbone: `create_model(..., features_only=True, output_stride=8)`, or 16. The head takes its last map, the
+            auxiliary head the map before.
+        head: function from the number of channels of the last map to the head: a module from (N, H, W, channels) to
             (N, H, W, `head_features`).
         head_features: channels of the head's map.
         num_classes: number of logits of a pixel; ADE20K has 150.
-        zoom: 1, 2, 4 or 8: an H x W image has ``(H - 1) // 8 * zoom + 1`` rows of logits, whatever the backbone's
-            output stride. 8 is the image's size; 1 leaves the logits on the backbone's grid.
+        zoom: 1, 2, 4 or 8: an H x W image has ``(H - 1) // 8 * zoom + 1`` rows of logits with any output stride of the
+            backbone. 8 is the image's size; 1 leaves the logits on the backbone's grid.
         auxiliary: whether there is an auxiliary head.
         auxiliary_features: channels of the auxiliary head before its classifier.
         dropout_rate: probability of dropping a channel before either classifier, in training.
@@ -141,7 +150,7 @@ class Segmenter(nnx.Module):
         rngs: source of the `params` and, with dropout, `dropout` streams.
 
     Raises:
-        ValueError: if an argument is out of its range, or the backbone is none or gives too few maps.
+        ValueError: if an argument is out of its range, or the backbone is no `FeatureBackbone` or has too few maps.
 
     Source:
         Zhao et al., Pyramid Scene Parsing Network, arXiv 1612.01105, section 3, and the public code of PyConvSegNet.
@@ -178,22 +187,22 @@ class Segmenter(nnx.Module):
     ):
         if not isinstance(backbone, FeatureBackbone):
             raise ValueError(
-                f"backbone of type {type(backbone).__name__}: must give maps; build it by create_model(..., "
+                f"backbone of type {type(backbone).__name__}: must be a FeatureBackbone; use create_model(..., "
                 "features_only=True, output_stride=8)"
             )
         info = backbone.feature_info
         if auxiliary and len(info) < 2:
             raise ValueError(
-                "backbone gives one map, and the auxiliary head needs the one before it: take out_indices=(-2, -1), "
+                "backbone returns one map, but the auxiliary head needs the map before: use out_indices=(-2, -1), "
                 "or auxiliary=False"
             )
-        check_positive("head_features", head_features, "the head decides it")
+        check_positive("head_features", head_features, "give the channels of the head's map")
         check_positive("auxiliary_features", auxiliary_features, "the public code uses 256")
         if zoom not in (1, 2, 4, 8):
             raise ValueError(f"zoom={zoom!r}: must be 1, 2, 4 or 8; 8 gives logits of the image's size")
         self.zoom = zoom
         self.num_classes = num_classes
-        self.deterministic = False  # train() and eval() set it, as they set nnx.Dropout's
+        self.deterministic = False  # set by train() and eval(), like nnx.Dropout's
         self.backbone = backbone
         self.head: Any = head(info[-1]["num_chs"])
         common: dict[str, Any] = {"dropout_rate": dropout_rate, "param_dtype": param_dtype, "rngs": rngs}
@@ -221,21 +230,21 @@ class Segmenter(nnx.Module):
         if (height - 1) % 8 or (width - 1) % 8:
             raise ValueError(
                 f"images of {height} x {width} pixels: height and width must be 1 more than a multiple of 8, so that "
-                f"the corners of all maps fall together; crop or pad them to {_fitting(height)} x {_fitting(width)}"
+                f"the corners of all maps coincide; crop or pad them to {_valid_size(height)} x {_valid_size(width)}"
             )
         size = ((height - 1) // 8 * self.zoom + 1, (width - 1) // 8 * self.zoom + 1)
         maps = self.backbone(images)
-        logits = self._enlarged(self.classifier(self.head(maps[-1])), size)
+        logits = self._upsampled(self.classifier(self.head(maps[-1])), size)
         if self.deterministic or self.auxiliary is None:
             return logits
-        return logits, self._enlarged(self.auxiliary(maps[-2]), size)
+        return logits, self._upsampled(self.auxiliary(maps[-2]), size)
 
-    def _enlarged(self, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+    def _upsampled(self, logits: jax.Array, size: tuple[int, int]) -> jax.Array:
         return logits if self.zoom == 1 else resize_bilinear(logits, size)
 
 
-def _fitting(size: int) -> int:
-    """The next size that is 1 more than a multiple of 8."""
+def _valid_size(size: int) -> int:
+    """The smallest valid size that is not less: 1 more than a multiple of 8."""
     return -(-(size - 1) // 8) * 8 + 1
 
 
@@ -250,7 +259,7 @@ def create_backbone(
     options: Mapping[str, Any] | None = None,
     rngs: nnx.Rngs,
 ) -> FeatureBackbone:
-    """Builds a registered network as a `Segmenter`'s backbone, which gives its last two maps.
+    """Builds a registered network as the backbone of a `Segmenter`, with its last two maps.
 
     Args:
         name: name of a network that takes an `output_stride`.
@@ -266,7 +275,7 @@ def create_backbone(
         The backbone.
 
     Raises:
-        ValueError: if the name is unknown, an argument is out of its range, or `options` has one of the others' names.
+        ValueError: if the name is unknown, an argument is out of its range, or `options` repeats another argument.
         TypeError: if the network has no argument of a name in `options`, or no `output_stride` or `conv`.
 
     Example:
@@ -279,5 +288,7 @@ def create_backbone(
         arguments["conv"] = conv
     options = options or {}
     if twice := sorted({"num_classes", "conv", *arguments} & set(options)):
-        raise ValueError(f"backbone_options has {', '.join(twice)}: give these as arguments of the network itself")
+        raise ValueError(
+            f"backbone_options has {', '.join(twice)}: give these as arguments of the segmentation network"
+        )
     return create_model(name, features_only=True, out_indices=(-2, -1), rngs=rngs, **arguments, **options)

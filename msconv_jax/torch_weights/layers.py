@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from msconv_jax.models.image_model import FeatureBackbone
+from msconv_jax.models.backbone import FeatureBackbone
 from msconv_jax.operators import GroupedConv
 from msconv_jax.torch_weights.conversion import Arrays, Conversion, converts, rename_children
 

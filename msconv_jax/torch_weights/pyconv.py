@@ -6,8 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from msconv_jax.models.families.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut
+from msconv_jax.models.families.pyconv import MaxPoolShortcut
 from msconv_jax.operators.pyconv import PyConv
+from msconv_jax.segmentation.pyconv_parsing import GlobalPyConvBlock, LocalPyConvBlock
 from msconv_jax.torch_weights.conversion import Arrays, Conversion, converts, rename_children
 from msconv_jax.torch_weights.layers import hwio, oihw
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from msconv_jax.models.families.res2net import AveragePoolShortcut, DeepStemConv, Res2Bottleneck
-from msconv_jax.models.families.res2net_dla import ConvNormAct
-from msconv_jax.models.parts import ConvShortcut
+from msconv_jax.models.layers import ConvNormAct, ConvShortcut
 from msconv_jax.torch_weights.conversion import rename_children
 
 rename_children(ConvShortcut, {"conv": "0", "bn": "1"})

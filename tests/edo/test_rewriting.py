@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from msconv_jax import create_model, edo
-from msconv_jax.models.families.icconv_entries import list_ic_patterns, published_ic_convs
+from msconv_jax.models.families.icconv import list_ic_patterns, published_ic_convs
 from msconv_jax.operators import ICConv
 from msconv_jax.surgery import Where, convolutions
 from tests.edo.test_selection import planted

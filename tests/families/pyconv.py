@@ -10,8 +10,9 @@ from flax import nnx
 
 from msconv_jax import PyConv
 from msconv_jax.models import Bottleneck, Parts
-from msconv_jax.models.families.pyconv import GlobalPyConvBlock, LocalPyConvBlock, MaxPoolShortcut, WideBottleneck
+from msconv_jax.models.families.pyconv import MaxPoolShortcut, WideBottleneck
 from msconv_jax.segmentation import PyConvHead
+from msconv_jax.segmentation.pyconv_parsing import GlobalPyConvBlock, LocalPyConvBlock
 from tests.families.family import CannotBuildError, Family
 
 KERNELS = (3, 5, 7, 9)

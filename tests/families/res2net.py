@@ -10,7 +10,7 @@ from flax import nnx
 
 from msconv_jax.models.families.dla import Res2TreeBlock, Tree
 from msconv_jax.models.families.res2net import AveragePoolShortcut, Res2Bottleneck
-from msconv_jax.models.parts import ConvShortcut, Parts
+from msconv_jax.models.layers import ConvShortcut, Parts
 from tests.families.family import CannotBuildError, Family
 
 

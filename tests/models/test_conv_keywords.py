@@ -1,12 +1,13 @@
-"""Networks whose convolution is chosen by their family's own keywords: SIS, IC-Conv; and the building of builders."""
+"""Networks whose convolution is chosen by their family's own keywords: SIS, IC-Conv; and what their entries check."""
+
+import dataclasses
 
 import pytest
 from flax import nnx
 
 from msconv_jax.counting import count_parameters
-from msconv_jax.models import ResNet, create_model, list_ic_patterns, model_entry
-from msconv_jax.models.conv_keywords import with_conv_keywords
-from msconv_jax.models.families.icconv_entries import ic_convs
+from msconv_jax.models import OctResNet, ResNet, create_model, list_ic_patterns, model_entry
+from msconv_jax.models.families.icconv import ic_convs
 from msconv_jax.operators import ICConv, SISConv
 
 KINDS = ("basic", "interactive1", "interactive2", "recurrent1", "recurrent2")
@@ -135,19 +136,17 @@ def test_patterns_that_do_not_fit_are_refused(name, patterns, message):
         build(name, patterns=patterns)
 
 
-# --- the builder of builders ---
+# --- entries ---
 
 
-def test_a_builder_names_its_arguments():
-    builder = model_entry("sis_resnet50").builder
+def test_the_keywords_of_make_conv_replace_conv():
     plain = model_entry("resnet50").keywords
     place = plain.index("conv")
     own = ("sis", "steps", "share_paths", "inner")
     assert model_entry("sis_resnet50").keywords == (*plain[:place], *own, *plain[place + 1 :])
-    with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
-        builder(layers=(1,), widht=8, rngs=nnx.Rngs(0))
 
 
-def test_names_that_clash_are_refused():
-    with pytest.raises(ValueError, match=r"'conv' and none of \['width'\]"):
-        with_conv_keywords(lambda width: nnx.Conv, ResNet)
+@pytest.mark.parametrize(("builder", "make_conv"), [(ResNet, lambda width: nnx.Conv), (OctResNet, lambda: nnx.Conv)])
+def test_a_make_conv_that_does_not_fit_is_refused(builder, make_conv):
+    with pytest.raises(ValueError, match=r"must have 'conv' and none of these"):
+        dataclasses.replace(model_entry("sis_resnet50"), name="x", builder=builder, make_conv=make_conv)

@@ -22,7 +22,8 @@ def kind(name):
     """What is left of a network with one block a stage: those that differ in depth alone are one kind."""
     entry = model_entry(name)
     config = {key: value for key, value in entry.config.items() if key not in ("layers", "patterns")}
-    return entry.builder, entry.input_size, len(entry.config.get("layers", ())), repr(sorted(config.items()))
+    stages = len(entry.config.get("layers", ()))
+    return entry.builder, entry.make_conv, entry.input_size, stages, repr(sorted(config.items()))
 
 
 KINDS = {kind(name): name for name in [*list_models(task="classification"), *QUICK]}

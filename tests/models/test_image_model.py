@@ -131,7 +131,7 @@ def test_backbones_give_the_maps_that_they_tell(name):
 
 def test_bad_indices_are_refused():
     for wrong in ((4,), (-5,), (), (1.0,), 3, "12"):
-        with pytest.raises(ValueError, match="must name some of the 4 maps, by numbers from -4 to 3"):
+        with pytest.raises(ValueError, match="must be indices of the 4 maps, integers from -4 to 3"):
             create_model("resnet8", features_only=True, out_indices=wrong, rngs=rngs())
     with pytest.raises(ValueError, match="without features_only=True"):
         create_model("resnet8", out_indices=(1,), rngs=rngs())
@@ -139,7 +139,7 @@ def test_bad_indices_are_refused():
 
 def test_bad_layouts_are_refused():
     for build, message in (
-        (lambda: OctResNet(3, rngs=rngs()), "layers=3: must name the blocks of each stage"),
+        (lambda: OctResNet(3, rngs=rngs()), "layers=3: must be the numbers of blocks of the stages"),
         (lambda: OctResNet((1, 0), rngs=rngs()), "layers=0: .* at least one block"),
         (lambda: OctResNet((1,), base_width=0, rngs=rngs()), "base_width=0"),
         (lambda: OctResNet((1, 1), alpha=1.5, rngs=rngs()), r"^layer1\.0\.conv1: alpha_out=1\.5: expected a share"),

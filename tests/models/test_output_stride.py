@@ -12,7 +12,7 @@ from msconv_jax import ACConv, DynamicPSConv, HetConv, ICConv, PSConv, PyConv, S
 from msconv_jax.models import BasicBlock, Bottleneck, ConvShortcut, Parts, ResNet, Stem, create_model
 from msconv_jax.models.families.pyconv import MaxPoolShortcut
 from msconv_jax.models.families.res2net import AveragePoolShortcut, Res2Bottleneck
-from msconv_jax.models.resnet import stage_grids
+from msconv_jax.models.stages import stage_grids
 
 
 def rngs():
@@ -216,7 +216,7 @@ def test_bad_output_strides_are_refused():
     for wrong in (4, 0, "8", None, 12):
         with pytest.raises(ValueError, match=r"output_stride=.*must be 8, 16 or 32"):
             create_model("resnet8", output_stride=wrong, rngs=OneKey())
-    with pytest.raises(ValueError, match=r"output_stride=8: the stem alone has 16 pixels to one; use a larger"):
+    with pytest.raises(ValueError, match=r"output_stride=8: the stem alone has an output stride of 16; use a larger"):
         ResNet((1,), stem=Stem(7, 8, max_pool=True), output_stride=8, rngs=OneKey())
     with pytest.raises(TypeError, match="'res2net_dla60' has no argument 'output_stride'"):
         create_model("res2net_dla60", output_stride=8, rngs=OneKey())

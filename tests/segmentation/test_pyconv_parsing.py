@@ -220,15 +220,15 @@ def test_bad_arguments_are_refused():
     for arguments, message in (
         (
             (backbone.model,),
-            r"backbone of type ResNet: must give maps; build it by create_model\(\.\.\., features_only",
+            r"backbone of type ResNet: must be a FeatureBackbone; use create_model\(\.\.\., features_only",
         ),
-        ((single,), r"one map, .* take out_indices=\(-2, -1\), or auxiliary=False"),
+        ((single,), r"one map, .* use out_indices=\(-2, -1\), or auxiliary=False"),
     ):
         with pytest.raises(ValueError, match=message):
             PyConvSegNet(*arguments, rngs=rngs())
     for options, message in (
         ({"zoom": 3}, "zoom=3: must be 1, 2, 4 or 8"),
-        ({"num_classes": 0}, "num_classes=0: .* a head alone gives a map"),
+        ({"num_classes": 0}, "num_classes=0: .* a head alone has no classifier"),
         ({"dropout_rate": 1.0}, r"dropout_rate=1\.0: must be in \[0, 1\)"),
         ({"features": 0}, "features=0"),
         ({"features": 40}, "groups=.*40"),

@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.models.layers import PaddingRule, batch_norm, check_positive
-from msconv_jax.models.parts import Layer
-from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
-from msconv_jax.models.resnet import IMAGENET_STEM, LAYERS, ResNet, Stem, check_stages, stage_grids
+from msconv_jax.arguments import check_positive
+from msconv_jax.models.layers import Layer, batch_norm
+from msconv_jax.models.pooling import PaddingRule
+from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
+from msconv_jax.models.resnet import IMAGENET_STEM, LAYERS, ResNet, Stem
+from msconv_jax.models.stages import check_stages, stage_grids
 from msconv_jax.operators.acnet import ACConv, Kind, Mix
 
-__all__ = ["ACResNet"]
+__all__ = ["MODELS", "ACResNet"]
 
 
 class ACResNet(ResNet):
@@ -140,18 +142,24 @@ def _maps_size(size: Sequence[int], reduction: int) -> tuple[int, ...]:
     return tuple(-(-side // reduction) for side in size)
 
 
-_CONFIGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("ac_resnet50", {"kind": "dataset", "mix": "position"}),
-    ("ac_pixel_resnet50", {"kind": "pixel", "mix": "scalar"}),
+_PAPER = "Wang et al., Adaptively Connected Neural Networks, arXiv 1904.03579"
+_BGR = {**IMAGENET, "channel_order": "BGR", "mean": (0.406, 0.456, 0.485), "std": (0.225, 0.224, 0.229)}
+
+MODELS = (
+    ModelEntry(
+        "ac_resnet50",
+        ACResNet,
+        {"layers": LAYERS[50], "kind": "dataset", "mix": "position"},
+        paper=_PAPER,
+        published=Published("ACNet paper, table 1", "29.38", top1=77.5, weights="not stated"),
+        **_BGR,
+    ),
+    ModelEntry(
+        "ac_pixel_resnet50",
+        ACResNet,
+        {"layers": LAYERS[50], "kind": "pixel", "mix": "scalar"},
+        paper=_PAPER,
+        published=Published("ACNet paper, table 1", "31.85", top1=77.5, weights="not stated"),
+        **_BGR,
+    ),
 )
-for _name, _config in _CONFIGS:
-    register_model(
-        ModelEntry(
-            name=_name,
-            builder=ACResNet,
-            config={"layers": LAYERS[50], **_config},
-            paper="Wang et al., Adaptively Connected Neural Networks, arXiv 1904.03579",
-            channel_order="BGR",  # the means are those of RGB, in this order
-            **{**IMAGENET, "mean": (0.406, 0.456, 0.485), "std": (0.225, 0.224, 0.229)},
-        )
-    )

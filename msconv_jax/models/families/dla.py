@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.arguments import check_positive
 from msconv_jax.models.families.res2net import Res2Bottleneck
-from msconv_jax.models.layers import check_positive, max_pool
-from msconv_jax.models.parts import ConvShortcut, Layer, Parts
+from msconv_jax.models.layers import ConvShortcut, Layer, Parts
+from msconv_jax.models.pooling import max_pool
 from msconv_jax.modes.picklable import Picklable
 from msconv_jax.operators.res2net import LastSlice
 

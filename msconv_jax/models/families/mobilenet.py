@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from msconv_jax.models.families.res2net_dla import ConvNormAct
+from msconv_jax.arguments import check_positive
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, drop_path
-from msconv_jax.models.parts import Layer, Parts
-from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
-from msconv_jax.models.resnet import check_conv_paths
+from msconv_jax.models.layers import ConvFactory, ConvNormAct, Layer, Parts, batch_norm, check_drop_path_rate, drop_path
+from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
+from msconv_jax.models.stages import check_conv_paths
 from msconv_jax.modes.picklable import Picklable
 
 __all__ = [
+    "MODELS",
     "V1_UNITS",
     "V2_BLOCKS",
     "InvertedResidual",
@@ -49,8 +49,6 @@ V2_BLOCKS = tuple(
     )
     for index in range(depth)
 )
-
-Convs = Callable[..., Layer] | Mapping[str, Callable[..., Layer]] | None
 
 
 class MobileNet(ImageModel):
@@ -258,7 +256,7 @@ class MobileNetV1(MobileNet):
         width_mult: float = 1.0,
         num_classes: int = 1000,
         in_channels: int = 3,
-        conv: Convs = None,
+        conv: ConvFactory = None,
         norm: Callable[..., Layer] = batch_norm,
         act: Callable[[jax.Array], jax.Array] = nnx.relu,
         global_pool: str = "avg",
@@ -320,7 +318,7 @@ class MobileNetV2(MobileNet):
         width_mult: float = 1.0,
         num_classes: int = 1000,
         in_channels: int = 3,
-        conv: Convs = None,
+        conv: ConvFactory = None,
         norm: Callable[..., Layer] = batch_norm,
         act: Callable[[jax.Array], jax.Array] = nnx.relu6,
         global_pool: str = "avg",
@@ -361,17 +359,21 @@ class MobileNetV2(MobileNet):
         check_conv_paths(self, conv)
 
 
-_ENTRIES: tuple[tuple[str, type[MobileNet], str], ...] = (
-    ("mobilenetv1", MobileNetV1, "Howard et al., MobileNets, arXiv 1704.04861"),
-    ("mobilenetv2", MobileNetV2, "Sandler et al., MobileNetV2, arXiv 1801.04381"),
+MODELS = (
+    ModelEntry(
+        "mobilenetv1",
+        MobileNetV1,
+        {},
+        paper="Howard et al., MobileNets, arXiv 1704.04861",
+        published=Published("MobileNets paper, table 4", "4.2", "0.569", 70.6),
+        **IMAGENET,
+    ),
+    ModelEntry(
+        "mobilenetv2",
+        MobileNetV2,
+        {},
+        paper="Sandler et al., MobileNetV2, arXiv 1801.04381",
+        published=Published("OctConv paper, table 5", "3.5", "0.300", 72.0, weights="BSD-3-Clause"),
+        **IMAGENET,
+    ),
 )
-for _name, _builder, _paper in _ENTRIES:
-    register_model(
-        ModelEntry(
-            name=_name,
-            builder=_builder,
-            config={},
-            paper=_paper,
-            **IMAGENET,
-        )
-    )

@@ -1,24 +1,25 @@
-"""What the PyConv networks have besides PyConv: their shortcut, their wide bottleneck and their parsing head's blocks.
+"""PyConvResNet and PyConvHGResNet: their blocks, their shortcut that pools, their names.
 
-Duta et al., "Pyramidal Convolution", 2020: Table 1 (PyConvResNet and PyConvHGResNet) and Fig. 4 (PyConvPH).
+Duta et al., "Pyramidal Convolution", 2020, Table 1. The parsing head of Fig. 4 is in `msconv_jax.segmentation`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from msconv_jax.models.blocks import BasicBlock, Bottleneck
-from msconv_jax.models.layers import PaddingRule, batch_norm, check_positive, max_pool
-from msconv_jax.models.parts import Layer, Parts
+from msconv_jax.models.layers import Layer, Parts
+from msconv_jax.models.pooling import PaddingRule, max_pool
+from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
+from msconv_jax.models.resnet import LAYERS, ResNet, Stem
 from msconv_jax.operators import PyConv
-from msconv_jax.vision.resize import adaptive_average_pool, resize_bilinear
 
-__all__ = ["GlobalPyConvBlock", "LocalPyConvBlock", "MaxPoolShortcut", "PyConvBasicBlock", "WideBottleneck"]
+__all__ = ["MODELS", "MaxPoolShortcut", "PyConvBasicBlock", "WideBottleneck"]
 
 
 class MaxPoolShortcut(nnx.Module):
@@ -89,108 +90,48 @@ class PyConvBasicBlock(BasicBlock):
         return parts.dense(name, planes, planes, 1, 1, rngs)
 
 
-class LocalPyConvBlock(nnx.Module):
-    """The parsing head's local branch: 1x1 to a quarter of the channels, PyConv, 1x1; each with norm and ReLU.
-
-    Args:
-        in_features: input channels C.
-        out_features: output channels.
-        reduced_features: channels of the PyConv; None is C / 4.
-        kernel_sizes: of the PyConv's levels.
-        groups: of the PyConv's levels.
-        dtype: compute type.
-        param_dtype: type of the parameters.
-        rngs: source of the `params` stream.
-
-    Source:
-        Duta et al., "Pyramidal Convolution", Fig. 4 and Sec. 5.
-
-    Example:
-        >>> block = LocalPyConvBlock(256, 32, rngs=nnx.Rngs(0))
-        >>> block(jnp.ones((1, 13, 11, 256))).shape
-        (1, 13, 11, 32)
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        reduced_features: int | None = None,
-        kernel_sizes: Sequence[int] = (3, 5, 7, 9),
-        groups: Sequence[int] = (1, 4, 8, 16),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        width = in_features // 4 if reduced_features is None else reduced_features
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.conv1 = nnx.Conv(in_features, width, (1, 1), use_bias=False, **common)
-        self.bn1 = batch_norm(width, **common)
-        self.pyconv = PyConv(width, width, kernel_sizes, groups=groups, use_bias=False, **common)
-        self.bn2 = batch_norm(width, **common)
-        self.conv2 = nnx.Conv(width, out_features, (1, 1), use_bias=False, **common)
-        self.bn3 = batch_norm(out_features, **common)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, in_features) to (N, H, W, out_features)."""
-        y = nnx.relu(self.bn1(self.conv1(x)))
-        y = nnx.relu(self.bn2(self.pyconv(y)))
-        return nnx.relu(self.bn3(self.conv2(y)))
+_PY3 = "PyConv paper, table 3"
+_MIT = "MIT"
+_LEVELS = ((3, 5, 7, 9), (3, 5, 7), (3, 5), (3,))  # kernel sizes, stage by stage
+_GROUPS = ((1, 4, 8, 16), (1, 4, 8), (1, 4), (1,))
+_MANY_GROUPS = ((32, 32, 32, 32), (32, 64, 64), (32, 64), (32,))
 
 
-class GlobalPyConvBlock(nnx.Module):
-    """The parsing head's global branch: average pooling to a grid, 1x1, PyConv, 1x1, and back to the input's size.
-
-    Args:
-        in_features: input channels.
-        out_features: output channels.
-        bins: rows and columns of the grid.
-        kernel_sizes: of the PyConv's levels.
-        groups: of the PyConv's levels.
-        dtype: compute type.
-        param_dtype: type of the parameters.
-        rngs: source of the `params` stream.
-
-    Raises:
-        ValueError: if `bins` is not a positive int.
+def _entry(
+    name: str, depth: int, results: Published, groups: Sequence[Sequence[int]] = _GROUPS, **config: Any
+) -> ModelEntry:
+    """A network without the stem's max-pooling that strides in every stage, the first included.
 
     Source:
-        Duta et al., "Pyramidal Convolution", Fig. 4 and Sec. 5; the way of pooling and of enlarging is PyTorch's
-        ``AdaptiveAvgPool2d`` and bilinear with ``align_corners``, as in the public code.
-
-    Example:
-        >>> block = GlobalPyConvBlock(32, 64, bins=9, rngs=nnx.Rngs(0))
-        >>> block(jnp.ones((1, 13, 11, 32))).shape
-        (1, 13, 11, 64)
+        Duta et al., "Pyramidal Convolution", Table 1, and the public code.
     """
+    convs = tuple(partial(PyConv, kernel_sizes=k, groups=g) for k, g in zip(_LEVELS, groups, strict=True))
+    config = {
+        "layers": LAYERS[depth],
+        "conv": convs,
+        "stem": Stem(7, 2, max_pool=False),
+        "strides": (2, 2, 2, 2),
+        "shortcut": MaxPoolShortcut,
+        "zero_init_last": False,
+        **config,
+    }
+    paper = "Duta et al., Pyramidal Convolution, arXiv 2006.11538"
+    return ModelEntry(name, ResNet, config, paper=paper, published=results, **IMAGENET)
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        bins: int = 9,
-        kernel_sizes: Sequence[int] = (3, 5, 7, 9),
-        groups: Sequence[int] = (1, 4, 8, 16),
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        check_positive("bins", bins, "the paper uses 9")
-        self.bins = bins
-        common: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.conv1 = nnx.Conv(in_features, out_features, (1, 1), use_bias=False, **common)
-        self.bn1 = batch_norm(out_features, **common)
-        self.pyconv = PyConv(out_features, out_features, kernel_sizes, groups=groups, use_bias=False, **common)
-        self.bn2 = batch_norm(out_features, **common)
-        self.conv2 = nnx.Conv(out_features, out_features, (1, 1), use_bias=False, **common)
-        self.bn3 = batch_norm(out_features, **common)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, in_features) to (N, H, W, out_features)."""
-        y = adaptive_average_pool(x, (self.bins, self.bins))
-        y = nnx.relu(self.bn1(self.conv1(y)))
-        y = nnx.relu(self.bn2(self.pyconv(y)))
-        y = nnx.relu(self.bn3(self.conv2(y)))
-        return resize_bilinear(y, x.shape[1:3])
+def _hg_entry(name: str, depth: int, results: Published) -> ModelEntry:
+    """A network with more groups, and blocks of twice the width."""
+    return _entry(name, depth, results, _MANY_GROUPS, base_width=128)
+
+
+MODELS = (
+    # The public code has PyConvResNet-18 and -34 without results.
+    _entry("pyconv_resnet18", 18, Published(), block=PyConvBasicBlock),
+    _entry("pyconv_resnet34", 34, Published(), block=PyConvBasicBlock),
+    _entry("pyconv_resnet50", 50, Published(_PY3, "24.85", "3.88", 77.88, 93.80, weights=_MIT)),
+    _entry("pyconv_resnet101", 101, Published(_PY3, "42.31", "7.31", 79.01, 94.47, weights=_MIT)),
+    _entry("pyconv_resnet152", 152, Published(_PY3, "56.64", "10.72", 79.52, 94.73, weights=_MIT)),
+    _hg_entry("pyconvhg_resnet50", 50, Published(_PY3, "25.23", "4.61", 78.48, 94.06, weights=_MIT)),
+    _hg_entry("pyconvhg_resnet101", 101, Published(_PY3, "44.63", "8.42", 79.22, 94.43, weights=_MIT)),
+    _hg_entry("pyconvhg_resnet152", 152, Published(_PY3, "60.66", "12.29", 79.36, 94.73, weights=_MIT)),
+)

@@ -1,19 +1,22 @@
-"""The blocks of Res2Net and Res2NeXt, for `ResNet(block=...)`, and stem and shortcut of the v1b networks."""
+"""Res2Net and Res2NeXt: the block for `ResNet(block=...)`, the stem and shortcut of the v1b networks, the names."""
 
 import dataclasses
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
+from msconv_jax.arguments import check_positive
 from msconv_jax.models.blocks import ResidualBlock
-from msconv_jax.models.layers import average_pool, check_positive
-from msconv_jax.models.parts import Layer, Parts
-from msconv_jax.models.resnet import Stem
+from msconv_jax.models.layers import Layer, Parts
+from msconv_jax.models.pooling import average_pool
+from msconv_jax.models.registry import CIFAR_100, IMAGENET, ModelEntry, Published
+from msconv_jax.models.resnet import CIFAR_STEM, LAYERS, ResNet, Stem
 from msconv_jax.modes.picklable import Picklable
 from msconv_jax.operators.res2net import Kind, LastSlice, Res2Conv
 
-__all__ = ["DEEP_STEM", "AveragePoolShortcut", "DeepStem", "DeepStemConv", "Res2Bottleneck"]
+__all__ = ["DEEP_STEM", "MODELS", "AveragePoolShortcut", "DeepStem", "DeepStemConv", "Res2Bottleneck"]
 
 
 class DeepStemConv(Picklable):
@@ -229,3 +232,53 @@ class Res2Bottleneck(ResidualBlock):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), 4 * planes)."""
         return self.join(x, self.branch(x))
+
+
+_PAPER = "Gao et al., Res2Net, arXiv 1904.01169"
+_CODE = "list of the public code"
+_NC = "non-commercial"
+_V1B: dict[str, Any] = {"stem": DEEP_STEM, "shortcut": AveragePoolShortcut, "base_width": 26}
+
+
+def _entry(name: str, depth: int, scale: int, results: Published, **config: Any) -> ModelEntry:
+    """An ImageNet network. As in the public code, no block starts at zero."""
+    config = {"layers": LAYERS[depth], "block": partial(Res2Bottleneck, scale=scale), "zero_init_last": False, **config}
+    return ModelEntry(name, ResNet, config, paper=_PAPER, published=results, **IMAGENET)
+
+
+MODELS = (
+    _entry("res2net50_48w_2s", 50, 2, Published(_CODE, "25.29", "4.2", 77.32, 93.53, weights=_NC), base_width=48),
+    _entry("res2net50_26w_4s", 50, 4, Published(_CODE, "25.70", "4.2", 77.99, 93.85, weights=_NC), base_width=26),
+    _entry("res2net50_14w_8s", 50, 8, Published(_CODE, "25.06", "4.2", 78.14, 93.86, weights=_NC), base_width=14),
+    _entry("res2net50_26w_6s", 50, 6, Published(_CODE, "37.05", "6.3", 78.58, 94.13, weights=_NC), base_width=26),
+    _entry("res2net50_26w_8s", 50, 8, Published(_CODE, "48.40", "8.3", 79.20, 94.37, weights=_NC), base_width=26),
+    _entry("res2net101_26w_4s", 101, 4, Published(_CODE, "45.21", "8.1", 79.19, 94.43, weights=_NC), base_width=26),
+    _entry("res2next50", 50, 4, Published(_CODE, "24.67", "4.2", 78.24, 93.91, weights=_NC), base_width=4, groups=8),
+    _entry(
+        "se_res2net50",
+        50,
+        4,
+        Published("Res2Net paper, table 1", top1=78.44, top5=94.06),
+        base_width=26,
+        se_reduction=16,
+    ),
+    _entry("res2net50_v1b", 50, 4, Published(_CODE, "25.72", "4.5", 80.27, 95.04, weights=_NC), **_V1B),
+    _entry("res2net101_v1b", 101, 4, Published(_CODE, "45.23", "8.3", 81.23, 95.36, weights=_NC), **_V1B),
+    _entry("res2net152_v1b", 152, 4, Published(weights=_NC), **_V1B),
+    ModelEntry(
+        "res2next29_8cx25wx4s",
+        ResNet,
+        # As in the public ResNeXt-29, 25 channels are those of one group at 64 planes.
+        {
+            "layers": (3, 3, 3),
+            "block": Res2Bottleneck,
+            "stem": CIFAR_STEM,
+            "groups": 8,
+            "base_width": 25,
+            "zero_init_last": False,
+        },
+        paper=_PAPER,
+        published=Published("SIS paper, table 1", top1=83.07),
+        **CIFAR_100,
+    ),
+)

@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.arguments import check_positive
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import batch_norm, check_drop_path_rate, check_positive, max_pool
-from msconv_jax.models.parts import Layer, Parts
-from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, register_model
-from msconv_jax.models.resnet import Convs, check_conv_paths, check_stages, conv_of_each_stage
+from msconv_jax.models.layers import Layer, Parts, batch_norm, check_drop_path_rate
+from msconv_jax.models.pooling import max_pool
+from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, Published
+from msconv_jax.models.stages import Convs, check_conv_paths, check_stages, conv_of_each_stage
 from msconv_jax.modes.dtypes import wide_dtype
 from msconv_jax.modes.picklable import Picklable
 from msconv_jax.vision.resize import adaptive_average_pool
 
-__all__ = ["CIFAR_VGG16", "UNNORMALISED_CIFAR_10", "VGG", "VGG16", "VGGClassifier", "VGGStage"]
+__all__ = ["CIFAR_VGG16", "MODELS", "UNNORMALISED_CIFAR_10", "VGG", "VGG16", "VGGClassifier", "VGGStage"]
 
 _LAST_WIDTH = 8  # times the first stage's: the fifth is as wide as the fourth
 
@@ -216,8 +217,7 @@ class VGG(Picklable, ImageModel):
             check_positive("hidden_features", features, "the paper uses (4096, 4096), () leaves the layers out")
         check_drop_path_rate(dropout_rate, "dropout_rate")
         self.in_channels = in_channels
-        parts = Parts(norm=norm, act=act, dtype=dtype, param_dtype=param_dtype, use_bias=use_bias)
-        first = dataclasses.replace(parts, use_bias=True)
+        parts = Parts(norm=norm, act=act, dtype=dtype, param_dtype=param_dtype)
         outputs: list[tuple[str, int, int]] = []
         features, place = in_channels, 0
         for stage, (depth, own) in enumerate(zip(layers, conv_of_each_stage(conv, len(layers)), strict=True)):
@@ -227,9 +227,9 @@ class VGG(Picklable, ImageModel):
             for number in range(depth):
                 path = f"{name}.convs.{number}"
                 if place == number == 0:
-                    convs.append(first.dense(path, features, planes, 3, 1, rngs))
+                    convs.append(parts.dense(path, features, planes, 3, 1, rngs, use_bias=True))
                 else:
-                    convs.append(of_stage.spatial(path, features, planes, 1, rngs))
+                    convs.append(of_stage.spatial(path, features, planes, 1, rngs, use_bias=use_bias))
                 bns.append(parts.normalise(f"{name}.bns.{number}", planes, rngs))
                 features = planes
             setattr(self, name, VGGStage(convs, bns, act, place))
@@ -293,19 +293,27 @@ CIFAR_VGG16: dict[str, Any] = {
     "dropout_rate": 0.0,
 }
 
-# The HetConv networks' images, and so those of the plain one beside them.
+# The images of the HetConv networks and of the plain network that their paper compares with.
 UNNORMALISED_CIFAR_10: dict[str, Any] = {**CIFAR_10, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
-for _name, _config, _images in (
-    ("vgg16_bn", VGG16, IMAGENET),
-    ("vgg16_cifar", CIFAR_VGG16, UNNORMALISED_CIFAR_10),
-):
-    register_model(
-        ModelEntry(
-            name=_name,
-            builder=VGG,
-            config=_config,
-            paper="Simonyan and Zisserman, VGG, arXiv 1409.1556",
-            **_images,
-        )
-    )
+
+_PAPER = "Simonyan and Zisserman, VGG, arXiv 1409.1556"
+
+MODELS = (
+    ModelEntry(
+        "vgg16_bn",
+        VGG,
+        VGG16,
+        paper=_PAPER,
+        published=Published("HetConv paper, table 5", top1=71.3, top5=90.2, weights="BSD-3-Clause"),
+        **IMAGENET,
+    ),
+    ModelEntry(
+        "vgg16_cifar",
+        VGG,
+        CIFAR_VGG16,
+        paper=_PAPER,
+        published=Published("HetConv paper, table 2", macs="0.31374", top1=94.06, weights="not stated"),
+        **UNNORMALISED_CIFAR_10,
+    ),
+)

@@ -12,15 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.arguments import check_positive
 from msconv_jax.models.families.mobilenet import V1_UNITS, V2_BLOCKS, MobileNet, scaled
 from msconv_jax.models.families.octave.resnet import in_one, oct_unit
-from msconv_jax.models.families.res2net_dla import ConvNormAct
-from msconv_jax.models.layers import check_drop_path_rate, check_positive, drop_path
-from msconv_jax.models.parts import Layer, Parts
-from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
+from msconv_jax.models.layers import ConvNormAct, Layer, Parts, check_drop_path_rate, drop_path
+from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
 from msconv_jax.operators.octave.maps import Maps, OctBatchNorm
 
-__all__ = ["OctInvertedResidual", "OctMobileNetV1", "OctMobileNetV2", "OctSeparableConv"]
+__all__ = ["MODELS", "OctInvertedResidual", "OctMobileNetV1", "OctMobileNetV2", "OctSeparableConv"]
 
 _PAPER = "Chen et al., Drop an Octave, arXiv 1904.05049"
 _SINGLE = 10  # so many units of V1 give two frequencies, and the next one only takes them
@@ -311,17 +310,21 @@ def _check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha={alpha!r}: must be a share of low channels in [0, 1); the paper uses 0.375 and 0.5")
 
 
-_NETWORKS: tuple[tuple[str, type[MobileNet], float], ...] = (  # name, network, the paper's alpha at width 1
-    ("oct_mobilenetv1", OctMobileNetV1, 0.5),
-    ("oct_mobilenetv2", OctMobileNetV2, 0.375),
+MODELS = (
+    ModelEntry(
+        "oct_mobilenetv1",
+        OctMobileNetV1,
+        {"alpha": 0.5},
+        paper=_PAPER,
+        published=Published("OctConv paper, table 5", "4.2", "0.321", 72.4, weights="not stated"),
+        **IMAGENET,
+    ),
+    ModelEntry(
+        "oct_mobilenetv2",
+        OctMobileNetV2,
+        {"alpha": 0.375},
+        paper=_PAPER,
+        published=Published("OctConv paper, table 5", "3.5", "0.256", 72.0),
+        **IMAGENET,
+    ),
 )
-for _name, _builder, _alpha in _NETWORKS:
-    register_model(
-        ModelEntry(
-            name=_name,
-            builder=_builder,
-            config={"alpha": _alpha},
-            paper=_PAPER,
-            **IMAGENET,
-        )
-    )

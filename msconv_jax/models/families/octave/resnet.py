@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -10,25 +10,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from msconv_jax.arguments import check_positive
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import (
-    batch_norm,
-    check_drop_path_rate,
-    check_positive,
-    drop_path,
-    kaiming_normal,
-    max_pool,
-    naming_layer,
-)
-from msconv_jax.models.parts import Parts
-from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, register_model
-from msconv_jax.models.resnet import CIFAR_STEM, IMAGENET_STEM, LAYERS, Stem, check_stages, stage_grids
+from msconv_jax.models.layers import Parts, batch_norm, check_drop_path_rate, drop_path, kaiming_normal, naming_layer
+from msconv_jax.models.pooling import max_pool
+from msconv_jax.models.registry import CIFAR_10, IMAGENET, ModelEntry, Published
+from msconv_jax.models.resnet import CIFAR_STEM, IMAGENET_STEM, LAYERS, Stem
+from msconv_jax.models.stages import check_stages, stage_grids
 from msconv_jax.operators.octave.maps import Maps, OctBatchNorm, oct_upsample
 from msconv_jax.operators.octave.octconv import OctConvNormAct
 
-__all__ = ["OctBasicBlock", "OctBlock", "OctBottleneck", "OctResNet", "in_one", "oct_unit"]
-
-_PAPER = "Chen et al., Drop an Octave, arXiv 1904.05049"
+__all__ = ["MODELS", "OctBasicBlock", "OctBlock", "OctBottleneck", "OctResNet", "in_one", "oct_unit"]
 
 
 def oct_unit(
@@ -441,31 +433,29 @@ def in_one(maps: Any) -> jax.Array:
     return jnp.concatenate([parts[0], *(oct_upsample(part, size) for part in parts[1:])], axis=-1)
 
 
-_LAYERS = {26: (2, 2, 2, 2), **{depth: LAYERS[depth] for depth in (50, 101, 152)}, 200: (3, 24, 36, 3)}
-_NETWORKS: tuple[tuple[str, int, dict[str, Any]], ...] = (
-    *((f"oct_resnet{depth}", depth, {}) for depth in _LAYERS),
-    ("oct_resnext50_32x4d", 50, {"groups": 32, "base_width": 4}),
-    ("oct_resnext101_32x4d", 101, {"groups": 32, "base_width": 4}),
-)
-for _name, _depth, _extra in _NETWORKS:
-    register_model(
-        ModelEntry(
-            name=_name,
-            builder=OctResNet,
-            config={"layers": _LAYERS[_depth], **_extra},
-            paper=_PAPER,
-            **IMAGENET,
-        )
-    )
+_CODE = "list of the PyTorch port"
+_OCT6 = "OctConv paper, table 6"
+_NONE = "not stated"
+_32X4D: dict[str, Any] = {"groups": 32, "base_width": 4}
+_SMALL: dict[str, Any] = {"block": OctBasicBlock, "stem": CIFAR_STEM, "width": 16}
 
-# The paper has no network of basic blocks; these are this library's own, for tests and small machines.
-for _name, _depth in (("oct_resnet8", 1), ("oct_resnet20", 3)):
-    register_model(
-        ModelEntry(
-            name=_name,
-            builder=OctResNet,
-            config={"layers": (_depth,) * 3, "block": OctBasicBlock, "stem": CIFAR_STEM, "width": 16},
-            paper=f"{_PAPER} (own network)",
-            **CIFAR_10,
-        )
-    )
+
+def _entry(
+    name: str, layers: Sequence[int], results: Published, images: Mapping[str, Any] = IMAGENET, **config: Any
+) -> ModelEntry:
+    paper = "Chen et al., Drop an Octave, arXiv 1904.05049" + (" (own network)" if images is CIFAR_10 else "")
+    return ModelEntry(name, OctResNet, {"layers": layers, **config}, paper=paper, published=results, **images)
+
+
+MODELS = (
+    _entry("oct_resnet26", (2, 2, 2, 2), Published()),
+    _entry("oct_resnet50", LAYERS[50], Published(_CODE, "25.557", "2.367", 77.640, 93.662, weights=_NONE)),
+    _entry("oct_resnet101", LAYERS[101], Published(_CODE, None, "3.991", 78.794, 94.330, weights=_NONE)),
+    _entry("oct_resnet152", LAYERS[152], Published(_CODE, None, "5.615", 79.258, 94.480, weights=_NONE)),
+    _entry("oct_resnet200", (3, 24, 36, 3), Published()),
+    _entry("oct_resnext50_32x4d", LAYERS[50], Published(_OCT6, "25.0", "2.4", 78.3), **_32X4D),
+    _entry("oct_resnext101_32x4d", LAYERS[101], Published(_OCT6, "44.2", "4.0", 78.9), **_32X4D),
+    # The paper has no network of basic blocks; these two are this library's, for tests and small machines.
+    _entry("oct_resnet8", (1, 1, 1), Published(), CIFAR_10, **_SMALL),
+    _entry("oct_resnet20", (3, 3, 3), Published(), CIFAR_10, **_SMALL),
+)

@@ -1,8 +1,8 @@
-"""The registered IC-Conv networks, with the dilations that the authors' search found and published, or with others.
+"""The IC-Conv networks, with the dilations that the authors' search found and published, or with others.
 
-For ResNet-50 and -101 the paper's code has patterns, but for other tasks than classification; the one for detection is
-the default. The library has none for ResNet-18, ResNeXt-101 and MobileNetV2: without `patterns` of one's own their
-filters have all dilations of the paper's search space evenly, which is not what the paper's table 1 reports.
+The paper's code has patterns of ResNet-50 and -101, but for other tasks than classification; the pattern for detection
+is the default. No patterns of ResNet-18, ResNeXt-101 and MobileNetV2 are published: without the argument `patterns`
+their filters have all dilations of the paper's search space evenly, unlike the networks of the paper's table 1.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from types import MappingProxyType
 from typing import Any
 
 from msconv_jax.models.blocks import BasicBlock
-from msconv_jax.models.conv_keywords import with_conv_keywords
 from msconv_jax.models.families.mobilenet import MobileNetV2
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.registry import IMAGENET, ModelEntry, register_model
-from msconv_jax.models.resnet import LAYERS, Convs, ResNet
+from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
+from msconv_jax.models.resnet import LAYERS, ResNet
+from msconv_jax.models.stages import Convs
 from msconv_jax.operators import ICConv
 from msconv_jax.operators.icconv import Pattern
 
-__all__ = ["evenly_dilated", "ic_convs", "list_ic_patterns", "published_ic_convs"]
+__all__ = ["MODELS", "evenly_dilated", "ic_convs", "list_ic_patterns", "published_ic_convs"]
 
-_PAPER = "Liu et al., Inception Convolution with Efficient Dilation Search, arXiv 2012.13587"
 _FOLDER = "ic_patterns"
 _MOST_DILATION = 4
 
 
 def list_ic_patterns() -> list[str]:
-    """The names of the published patterns: network, size of the supernet's kernels, task.
+    """Lists the published patterns, named by network, size of the supernet's kernels and task.
 
     Example:
         >>> list_ic_patterns()[-2:]
@@ -44,13 +43,13 @@ def list_ic_patterns() -> list[str]:
 
 @functools.cache
 def published_ic_convs(name: str) -> Mapping[str, partial[ICConv]]:
-    """The spatial convolutions of a published IC-ResNet, for `ResNet(conv=...)`.
+    """Loads the spatial convolutions of a published IC-ResNet, for `ResNet(conv=...)`.
 
     Args:
         name: one of `list_ic_patterns()`.
 
     Returns:
-        For the path of each 3x3 convolution, such as ``layer1.0.conv2``, its factory.
+        A factory for the path of each 3x3 convolution, such as ``layer1.0.conv2``.
 
     Raises:
         ValueError: if the name is unknown.
@@ -71,9 +70,9 @@ def published_ic_convs(name: str) -> Mapping[str, partial[ICConv]]:
 
 
 def evenly_dilated(in_features: int, out_features: int, **arguments: Any) -> ICConv:
-    """An `ICConv` that has each pair of dilations from 1 to 4, the paper's search space, on as many filters.
+    """Builds an `ICConv` whose filters are shared evenly by the 16 pairs of dilations from 1 to 4.
 
-    It stands where the library has no searched pattern.
+    These pairs are the paper's search space. The networks without a published pattern use it.
 
     Args:
         in_features: input channels.
@@ -81,7 +80,7 @@ def evenly_dilated(in_features: int, out_features: int, **arguments: Any) -> ICC
         **arguments: the other arguments of `ICConv`, which refuses unknown ones, without `pattern`.
 
     Returns:
-        The convolution; of fewer than 16 filters each has another pair, the first ones first.
+        The convolution. With fewer than 16 filters, each has its own pair, from the first pair on.
 
     Example:
         >>> from flax import nnx
@@ -94,19 +93,18 @@ def evenly_dilated(in_features: int, out_features: int, **arguments: Any) -> ICC
 
 
 def ic_convs(patterns: str | Mapping[str, Pattern] = "even") -> Convs:
-    """The spatial convolutions of the IC networks, whose builders take this argument.
+    """Makes the spatial convolutions of the IC networks, which have this argument.
 
     Args:
-        patterns: one of `list_ic_patterns()`; or for the path of each 3x3 convolution of the network, such as
-            ``layer1.0.conv2``, its pattern in any form that `ICConv` takes, such as ``((d_h, d_w, count), ...)``, as a
-            search with `msconv_jax.edo` finds them; or "even" for `evenly_dilated` ones.
+        patterns: one of `list_ic_patterns()`; "even" for `evenly_dilated`; or a mapping from the path of each 3x3
+            convolution, such as ``layer1.0.conv2``, to its pattern in any form that `ICConv` takes, such as
+            ``((d_h, d_w, count), ...)``: the result of a search with `msconv_jax.edo`.
 
     Returns:
-        For each path its factory; the one of all for "even".
+        A factory for each path, or one for all paths.
 
     Raises:
-        ValueError: if it is none of these. A network refuses patterns for other paths, or other numbers of filters,
-            than its own.
+        ValueError: if `patterns` is none of these. The network refuses patterns with other paths or numbers of filters.
 
     Example:
         >>> from flax import nnx
@@ -128,25 +126,40 @@ def ic_convs(patterns: str | Mapping[str, Pattern] = "even") -> Convs:
     return {path: partial(ICConv, pattern=pattern) for path, pattern in patterns.items()}
 
 
-# Name, network, and arguments of the builder.
-_NETWORKS: tuple[tuple[str, type[ImageModel], dict[str, Any]], ...] = (
-    *((f"ic_resnet{d}", ResNet, {"layers": LAYERS[d], "patterns": f"ic_resnet{d}_k9_det"}) for d in (50, 101)),
-    ("ic_resnet18", ResNet, {"layers": LAYERS[18], "block": BasicBlock, "patterns": "even"}),
-    (
+def _entry(name: str, network: type[ImageModel], results: Published, **config: Any) -> ModelEntry:
+    paper = "Liu et al., Inception Convolution with Efficient Dilation Search, arXiv 2012.13587"
+    config = {**config, "zero_init_last": False}
+    return ModelEntry(name, network, config, paper=paper, published=results, make_conv=ic_convs, **IMAGENET)
+
+
+_IC1 = "IC-Conv paper, table 1, with dilations that were not published"
+_NONE = "not stated"  # the weights are the backbones of the public detectors
+
+MODELS = (
+    _entry(
+        "ic_resnet50",
+        ResNet,
+        Published(_IC1, top1=77.30, top5=93.58, weights=_NONE),
+        layers=LAYERS[50],
+        patterns="ic_resnet50_k9_det",
+    ),
+    _entry("ic_resnet101", ResNet, Published(weights=_NONE), layers=LAYERS[101], patterns="ic_resnet101_k9_det"),
+    _entry(
+        "ic_resnet18",
+        ResNet,
+        Published(_IC1, top1=71.74, top5=90.91),
+        layers=LAYERS[18],
+        block=BasicBlock,
+        patterns="even",
+    ),
+    _entry(
         "ic_resnext101_32x4d",
         ResNet,
-        {"layers": LAYERS[101], "groups": 32, "base_width": 4, "patterns": "even"},
+        Published(_IC1, top1=79.33, top5=94.74),
+        layers=LAYERS[101],
+        groups=32,
+        base_width=4,
+        patterns="even",
     ),
-    ("ic_mobilenetv2", MobileNetV2, {"patterns": "even"}),
+    _entry("ic_mobilenetv2", MobileNetV2, Published(_IC1, top1=71.92, top5=90.54), patterns="even"),
 )
-
-for _name, _network, _config in _NETWORKS:
-    register_model(
-        ModelEntry(
-            name=_name,
-            builder=with_conv_keywords(ic_convs, _network),
-            config={**_config, "zero_init_last": False},
-            paper=_PAPER,
-            **IMAGENET,
-        )
-    )
