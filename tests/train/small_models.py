@@ -28,7 +28,7 @@ class Plain(nnx.Module):
 
     def __init__(self, *, num_classes, in_channels, rngs, dtype=None):
         self.conv = nnx.Conv(in_channels, 4, (3, 3), rngs=rngs, dtype=dtype)
-        self.head = nnx.Linear(256, num_classes, rngs=rngs)
+        self.head = nnx.Linear(256, num_classes, rngs=rngs, dtype=dtype)
 
     def __call__(self, images):
         return self.head(nnx.relu(self.conv(images)).reshape(len(images), -1))
