@@ -57,10 +57,11 @@ fuzz: $(VENV)/.test ## Read COUNT damaged inputs of each kind, drawn by SEED; th
 	  JAX_PLATFORMS=cpu $(BIN)/python -m tests.fuzz.$$name --count=$(COUNT) --seed=$(SEED) || failed=1; \
 	done; exit $$failed
 
-lint: $(VENV)/.test ## Check style and types
+lint: $(VENV)/.test ## Check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache
 
 format: $(VENV)/.test ## Rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .

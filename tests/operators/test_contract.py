@@ -1,10 +1,5 @@
 """What every drop-in operator promises, over all of them: it stands where ``nnx.Conv`` stood."""
 
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +13,6 @@ from msconv_jax.operators import (
     GroupedConv,
     HetConv,
     ICConv,
-    OctConv,
-    PACConv,
-    PACConvTranspose,
-    PACPool,
     PSConv,
     PyConv,
     Res2Conv,
@@ -127,10 +118,10 @@ def test_output_shapes_are_those_of_nnx_conv(operator, setting, strides, kernel_
 
 @pytest.mark.slow
 @over_cases
-@pytest.mark.parametrize("strides", [1, 2, 3, (2, 1), None])
-@pytest.mark.parametrize("kernel_size", [(1, 1), (3, 3), (3, 5), (7, 7)])
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_output_shapes_over_the_full_grid(operator, setting, strides, kernel_size, dilation):
+@pytest.mark.parametrize(
+    ("strides", "kernel_size", "dilation"), [(3, (3, 3), 2), ((2, 1), (7, 7), 1), (2, (3, 5), 2), (None, (1, 1), 2)]
+)
+def test_output_shapes_with_any_padding(operator, setting, strides, kernel_size, dilation):
     paddings = ("SAME", "VALID", 0, 1, 3, (2, 1), ((0, 1), (2, 0)), [1, (0, 2)])
     check_output_shapes(operator, setting, strides, paddings, kernel_size=kernel_size, kernel_dilation=dilation)
 
@@ -210,9 +201,8 @@ def test_gradients_are_finite_and_reach_every_parameter(operator, setting):
 
 
 @over_cases
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
-def test_half_precision_in_gives_half_precision_out(operator, setting, dtype):
-    x = image()
+def test_half_precision_in_gives_half_precision_out(operator, setting):
+    x, dtype = image(), jnp.bfloat16
     exact = build(operator, **setting)(x)
     for options in ({}, {"dtype": dtype}, {"dtype": dtype, "param_dtype": dtype}):
         module = build(operator, **options, **setting)
@@ -314,66 +304,3 @@ def test_unknown_arguments_are_refused(operator):
 def test_bad_input_is_refused(operator):
     with pytest.raises(ValueError, match="8 channels"):
         build(operator, **SETTINGS[operator][0])(image((1, 5, 5, 4)))
-
-
-DEVICES_PROGRAM = """
-import json, sys
-import jax, jax.numpy as jnp, numpy as np
-from flax import nnx
-jax.config.update("jax_num_cpu_devices", 4)
-from jax.sharding import NamedSharding, PartitionSpec as P
-from tests.operators.test_contract import device_cases
-
-largest = {}
-for name, (module, inputs) in device_cases().items():
-    graphdef, state = nnx.split(module)
-
-    @jax.jit
-    def run(state, inputs):
-        def loss(state, inputs):
-            y = nnx.merge(graphdef, state, copy=True)(*inputs)
-            return sum(jnp.mean(part ** 2) for part in jax.tree.leaves(y)), y
-        (_, y), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state, inputs)
-        return y, gradients
-
-    results = []
-    for devices in (1, 4):
-        mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,),
-                             devices=jax.devices()[:devices])
-        placed = jax.device_put((state, inputs), (NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))))
-        results.append(jax.tree.leaves(run(*placed)))
-        assert len(results[-1][0].sharding.device_set) == devices
-    gaps = [np.abs(np.asarray(a) - np.asarray(b)).max() for a, b in zip(*results, strict=True)]
-    largest[name] = float(max(gaps))
-print(json.dumps(largest))
-"""
-
-
-def device_cases():
-    """Modules and their inputs, for a batch of 8: every drop-in operator, and those that take other inputs."""
-    cases = {
-        operator.__name__: (build(operator, strides=2, padding=1, **SETTINGS[operator][-1]), (image((8, 9, 10, 8)),))
-        for operator in DROP_IN
-    }
-    rngs, x, guide = nnx.Rngs(jax.random.key(0, impl="rbg")), image((8, 7, 6, 8)), image((8, 7, 6, 3), seed=1)
-    octave = OctConv(8, 8, (3, 3), 2, alpha_in=0.5, alpha_out=0.25, rngs=rngs)
-    cases["OctConv"] = octave, ((x[..., :4], image((8, 4, 3, 4), seed=2)),)
-    cases["PACConv"] = PACConv(8, 4, (3, 3), 2, padding=1, rngs=rngs), (x, guide)
-    cases["PACConvTranspose"] = PACConvTranspose(8, 4, (3, 3), 2, rngs=rngs), (x, image((8, 14, 12, 3), seed=3))
-    cases["PACPool"] = PACPool((3, 3), padding=1, kernel_type="inv_0.5_0.8", normalize_kernel=True), (x, guide)
-    return cases
-
-
-@pytest.mark.slow
-def test_one_and_four_devices_agree():
-    done = subprocess.run(
-        [sys.executable, "-c", DEVICES_PROGRAM],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
-    assert done.returncode == 0, done.stderr
-    gaps = json.loads(done.stdout.splitlines()[-1])
-    assert len(gaps) == len(DROP_IN) + 4
-    assert {name: gap for name, gap in gaps.items() if not gap < 1e-5} == {}

@@ -558,7 +558,7 @@ print(json.dumps(max(largest)))
 """
 
 
-@pytest.mark.slow  # the contract's has an octave too, though without statistics
+@pytest.mark.slow  # with batch statistics, which test_jax_modes.py has not
 def test_one_and_four_devices_agree():
     done = subprocess.run(
         [sys.executable, "-c", DEVICES_PROGRAM],

@@ -6,6 +6,7 @@ from typing import Any
 from flax import nnx
 
 from msconv_jax.models.registry import register_model
+from msconv_jax.modes.normalization import BatchNorm
 from tests.train.helpers import TINY_ENTRY, tiny
 from train.config import Config
 
@@ -27,7 +28,7 @@ class Plain(nnx.Module):
 
     def __init__(self, *, num_classes, in_channels, rngs, dtype=None):
         self.conv = nnx.Conv(in_channels, 4, (3, 3), rngs=rngs, dtype=dtype)
-        self.head = nnx.Linear(256, num_classes, rngs=rngs)
+        self.head = nnx.Linear(256, num_classes, rngs=rngs, dtype=dtype)
 
     def __call__(self, images):
         return self.head(nnx.relu(self.conv(images)).reshape(len(images), -1))
@@ -38,7 +39,7 @@ class Normalised(Plain):
 
     def __init__(self, *, num_classes, in_channels, rngs, dtype=None):
         super().__init__(num_classes=num_classes, in_channels=in_channels, rngs=rngs, dtype=dtype)
-        self.norm = nnx.BatchNorm(4, momentum=0.5, rngs=rngs, dtype=dtype)
+        self.norm = BatchNorm(4, momentum=0.5, rngs=rngs, dtype=dtype)
 
     def __call__(self, images):
         return self.head(nnx.relu(self.norm(self.conv(images))).reshape(len(images), -1))

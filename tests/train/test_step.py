@@ -184,7 +184,7 @@ def test_accumulation_passes_batch_statistics_from_part_to_part():
         "SAME",
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    maps = np.asarray(maps + conv["bias"], np.float64)
+    maps = np.asarray(maps, np.float64) + np.asarray(conv["bias"], np.float64)
     mean, var = np.zeros(4), np.ones(4)
     for part in (maps[0::2], maps[1::2]):
         mean = 0.5 * mean + 0.5 * part.mean(axis=(0, 1, 2))
