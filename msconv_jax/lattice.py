@@ -404,7 +404,7 @@ class KernelLattice:
                 for tile in data["tiles"]
             )
             features = data["in_features"], data["out_features"]
-            base_extent = data["base_extent"]
+            base_extent = tuple(data["base_extent"])
         except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"not the JSON of a lattice ({type(error).__name__}: {error}); expected the keys "

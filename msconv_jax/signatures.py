@@ -1,4 +1,4 @@
-"""Explains a call that failed: which argument has the wrong name or type."""
+"""Explains failed calls: names the argument that has the wrong name or type."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["SYMPTOMS", "check_arguments", "check_module", "explains_arguments"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What Python raises somewhere inside a function whose argument has another type than it needs.
+# The errors that Python raises inside a function when an argument has a wrong type.
 SYMPTOMS = (TypeError, AttributeError, IndexError, KeyError)
 _WORDS = {
     int: "a whole number",
@@ -52,10 +52,9 @@ def check_module(name: str, value: object) -> None:
 
 
 def explains_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates a function so that an argument of a wrong type is named, by the function's annotations.
+    """Decorates a function: an error that a wrong type causes becomes one that names the argument.
 
-    Whatever works goes on working: arguments are looked at only when the function has failed with an error that a wrong
-    type causes.
+    Arguments are compared with the annotations only after the function has failed, so calls that work still work.
 
     Example:
         >>> @explains_arguments
@@ -91,17 +90,17 @@ def check_arguments(
     owner: str | None = None,
     cause: BaseException | None = None,
 ) -> None:
-    """Raises `ValueError` for the first argument that is not of the type with which a function annotates it.
+    """Raises `ValueError` for the first argument whose type differs from its annotation.
 
     Args:
-        function: the function, or a class, whose ``__init__`` is taken.
+        function: the function, or a class; of a class, its ``__init__``.
         arguments: by their names.
-        owner: what the message calls the function; None is its name.
-        cause: the error that made the caller ask, if there is one.
+        owner: name of the function in the message; None is its ``__name__``.
+        cause: the original error, if there is one.
     """
     target = function.__init__ if inspect.isclass(function) else function
     hints = {name: parameter.annotation for name, parameter in inspect.signature(target).parameters.items()}
-    with contextlib.suppress(NameError):  # a name that is only imported for type checkers
+    with contextlib.suppress(NameError):  # names that are imported for type checkers only
         hints |= typing.get_type_hints(target)
     for hint in [*hints.values()]:
         if get_origin(hint) is typing.Unpack:  # keywords that a TypedDict names
@@ -117,7 +116,7 @@ def check_arguments(
 
 
 def _check_names(function: Callable[..., Any], owner: str, names: Iterable[str], cause: BaseException) -> None:
-    """Raises `TypeError` for a name that is no argument of a function, and says which one is meant."""
+    """Raises `TypeError` for an unknown argument name, with the nearest known name."""
     known: list[str] = []
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
@@ -142,8 +141,8 @@ def _is_dtype(value: Any) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; whatever cannot be decided fits."""
-    if isinstance(hint, str) or hint is inspect.Parameter.empty:  # its names are not known here, or there is none
+    """Whether a value has an annotated type; True where that cannot be decided."""
+    if isinstance(hint, str) or hint is inspect.Parameter.empty:  # an annotation with unknown names, or none
         return True
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -168,26 +167,26 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _fits_container(value: Any, origin: type, parts: tuple[Any, ...]) -> bool:
-    if not _is_instance(value, origin) or type(value) in (str, bytes):  # a string is no list of strings
+    if not _is_instance(value, origin) or type(value) in (str, bytes):  # a string is not a list of strings
         return False
     if issubclass(origin, tuple) and parts[-1:] != (...,):
         return len(value) == len(parts) and all(map(_fits, value, parts))
     if issubclass(origin, collections.abc.Mapping):
-        return all(_fits(key, parts[0]) and _fits(held, parts[1]) for key, held in value.items())
+        return all(_fits(key, parts[0]) and _fits(item, parts[1]) for key, item in value.items())
     if issubclass(origin, collections.abc.Sequence):
-        return all(_fits(held, parts[0]) for held in value)
+        return all(_fits(item, parts[0]) for item in value)
     return True
 
 
 def _is_instance(value: Any, kind: type) -> bool:
     try:
         return isinstance(value, kind)
-    except TypeError:  # a protocol that cannot be asked
+    except TypeError:  # a protocol that does not support isinstance
         return True
 
 
 def _words(hint: Any) -> str:
-    """Describes an annotated type."""
+    """The description of an annotated type."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         *first, last = dict.fromkeys(map(_words, parts))
@@ -218,7 +217,7 @@ def _many(hint: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value in at most some 80 characters, on one line."""
+    """A value as text on one line, shortened to 80 characters and its type."""
     if isinstance(value, nnx.Module | linen.Module):
         return f"a {type(value).__name__}"
     text = " ".join(repr(value).split())

@@ -1,4 +1,4 @@
-"""The meaning of a kernel lattice written once more, as plain NumPy loops, to test the library against."""
+"""Independent references for the tests: convolutions as plain NumPy loops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def naive_lattice_convolve(
 ) -> np.ndarray:
     """Two-dimensional convolution, cell by cell and tap by tap, in float64.
 
-    `pads` are those of the base kernel. A tile's first tap lies half of its extra extent before the base kernel's.
+    `pads` are those of the base kernel. A tile's first tap is half of its extra extent before the base kernel's.
     """
     batch, height, width, _ = x.shape
     size = [
@@ -31,12 +31,12 @@ def naive_lattice_convolve(
     for tile, kernel in zip(lattice.tiles, tile_kernels, strict=True):
         outputs = range(tile.outputs.start, tile.outputs.stop, tile.outputs.step)
         inputs = range(tile.inputs.start, tile.inputs.stop, tile.inputs.step)
-        reach = [(e - b) // 2 for e, b in zip(tile.extent, lattice.base_extent, strict=True)]
+        offset = [(e - b) // 2 for e, b in zip(tile.extent, lattice.base_extent, strict=True)]
         for row in range(size[0]):
             for column in range(size[1]):
                 for tap in np.ndindex(*tile.kernel_size):
-                    i = row * strides[0] - pads[0][0] - reach[0] + tap[0] * tile.dilation[0]
-                    j = column * strides[1] - pads[1][0] - reach[1] + tap[1] * tile.dilation[1]
+                    i = row * strides[0] - pads[0][0] - offset[0] + tap[0] * tile.dilation[0]
+                    j = column * strides[1] - pads[1][0] - offset[1] + tap[1] * tile.dilation[1]
                     if 0 <= i < height and 0 <= j < width:
                         picked = x[:, i, j, list(inputs)].astype(np.float64)
                         y[:, row, column, list(outputs)] += picked @ kernel[tap].astype(np.float64)
@@ -44,7 +44,7 @@ def naive_lattice_convolve(
 
 
 def naive_psconv(x: np.ndarray, kernel: np.ndarray, dilation: Callable[[int, int], int], stride: int) -> np.ndarray:
-    """Eq. (3) of the PSConv paper for one image (H, W, C_in), literally, with the loops it writes.
+    """Eq. (3) of the PSConv paper for one image (H, W, C_in), literally, loop by loop.
 
     `dilation(c, k)` is the matrix D; the image is zero outside.
     """

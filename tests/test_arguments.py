@@ -1,4 +1,4 @@
-"""Public functions that are called with something else than they take: a sentence that names the argument."""
+"""Public functions called with wrong types: the error names the argument."""
 
 import functools
 
@@ -51,7 +51,7 @@ def test_random_numbers_of_a_network(rngs):
         msconv_jax.create_model("resnet8", width=4, rngs=rngs)
 
 
-def test_numbers_of_numpy_and_lists_are_taken():
+def test_numbers_of_numpy_and_lists_are_accepted():
     model = build(width=4, strides=[1, 2, 2], drop_path_rate=np.float32(0.1), dtype="bfloat16")
     assert count_parameters(model) == count_parameters(build(width=4))
 
@@ -104,7 +104,7 @@ def test_a_classifier_is_reset_with_random_numbers():
         model.reset_classifier(5, rngs=3)
 
 
-def test_errors_of_other_causes_stay_what_they_are():
+def test_errors_of_other_causes_are_unchanged():
     @explains_arguments
     def broken(numbers: list[int], names: tuple[str, ...] = (), table: dict[str, float] | None = None) -> int:
         return sum(numbers) + {}["missing"]
@@ -136,7 +136,7 @@ def test_long_values_are_shortened():
     assert len(str(caught.value)) < 250
 
 
-def test_an_array_is_no_network():
+def test_an_array_is_not_a_network():
     with pytest.raises(ValueError, match=r"must be a flax\.nnx\.Module"):
         count_parameters(jnp.ones((2, 2)))
 

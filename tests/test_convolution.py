@@ -26,8 +26,8 @@ def partitions(draw, features):
         step = draw(st.integers(1, min(3, features)))
         return [slice(first, features, step) for first in range(step)]
     if kind == "blocks":
-        cuts = sorted(draw(st.sets(st.integers(1, features - 1), max_size=2))) if features > 1 else []
-        return [slice(a, b) for a, b in zip([0, *cuts], [*cuts, features], strict=True)]
+        ends = sorted(draw(st.sets(st.integers(1, features - 1), max_size=2))) if features > 1 else []
+        return [slice(a, b) for a, b in zip([0, *ends], [*ends, features], strict=True)]
     return [slice(0, features)]
 
 
@@ -65,7 +65,7 @@ def tile_kernels(lattice):
 
 
 def base_pads(padding, size, lattice, strides):
-    """What the base kernel is padded with, worked out by JAX where it is a name."""
+    """The pads of the base kernel, by JAX for a name."""
     if isinstance(padding, str):
         return lax.padtype_to_pads(size, lattice.base_extent, strides, padding)
     pads = (padding, padding) if isinstance(padding, int) else padding
@@ -121,7 +121,7 @@ def check_lowerings(case, lowerings):
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation():
-    """Hundreds of small programs are compiled here; what is tested is what they compute."""
+    """Hundreds of small programs are compiled here; their results are tested, not their speed."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -179,7 +179,7 @@ STRUCTURED = {
 }
 
 
-# The fast run takes those that cover every kind of step; compiling all ways of the others takes a minute.
+# The quick run covers every kind of step; compiling all lowerings of the others takes a minute.
 SLOW = (
     *("psconv", "psconv in groups", "psconv, literal order", "one dilation pair per filter"),
     *("poly-scale depthwise", "pyramid", "channel multiplier"),
@@ -368,7 +368,7 @@ def test_a_plain_convolution_is_one_convolution_everywhere():
         assert (step.groups, step.way) == (1, "convolve")
 
 
-def test_auto_carries_out_the_plan_of_the_default_backend():
+def test_auto_executes_the_plan_of_the_default_backend():
     lattice = psconv_lattice(512, 512, (3, 3), pattern=(1,), feature_group_count=32)
     shapes = jax.ShapeDtypeStruct((4, 28, 28, 512), jnp.float32), jax.ShapeDtypeStruct((3, 3, 16, 512), jnp.float32)
     text = str(jax.make_jaxpr(lambda x, k: lattice_convolve(x, k, lattice))(*shapes))

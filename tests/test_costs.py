@@ -1,4 +1,4 @@
-"""The cost of one call: against JAX's own programs, against the operators' derivatives, and by hand."""
+"""The cost of one call: compared with JAX's programs, with the operators' derivatives and with numbers by hand."""
 
 import math
 from functools import partial
@@ -60,14 +60,14 @@ def abstract(*sizes):
 
 
 def of_call(layer, *inputs):
-    """What the layer says that a call costs."""
+    """The layer's cost of a call."""
     graphdef, state = nnx.split(layer)
     outputs = jax.eval_shape(lambda state, *inputs: nnx.merge(graphdef, state, copy=True)(*inputs), state, *inputs)
     return call_macs(layer, shapes(inputs), shapes(outputs))
 
 
 def of_program(layer, *inputs):
-    """What JAX's program for a call costs."""
+    """The cost of JAX's program for a call."""
     graphdef, state = nnx.split(layer)
     program = jax.make_jaxpr(lambda state, *inputs: nnx.merge(graphdef, state, copy=True)(*inputs))(state, *inputs)
     return products(program.jaxpr)
@@ -138,7 +138,7 @@ def test_transposed_convolutions_multiply_each_input_by_the_kernel(padding, stri
     ids=lambda operator: operator.func.__name__,
 )
 def test_costs_are_the_inputs_that_an_output_depends_on(operator):
-    """Of a pixel in the middle: each weight that is not zero gives its output one more input to depend on."""
+    """Each nonzero weight of an output pixel in the middle is one input that the pixel depends on."""
     module = operator(use_bias=False, rngs=RNGS)
     x = jax.random.normal(jax.random.key(0), (11, 11, 8))
     derivatives = jax.jacobian(lambda x: module(x)[5, 5])(x)
@@ -186,10 +186,10 @@ def test_pixel_adaptive_layers():
     (fine,) = abstract((2, 8, 14, 3))
     assert of_call(up, x, fine) == taps * (6 * 5 + 6 + 3 + 1)  # one tap of four, at four times the pixels
     assert of_call(PACPool((3, 3)), x, guide) == taps * (6 + 3 + 1)
-    own = PACPool((3, 3), channel_wise=True)
+    channel_wise = PACPool((3, 3), channel_wise=True)
     (guides,) = abstract((2, 4, 7, 6))
-    assert of_call(own, x, guides) == taps * (6 + 6 + 6)
-    assert call_macs(own, given, [(2, 4, 7, 6)]) == taps * 6
+    assert of_call(channel_wise, x, guides) == taps * (6 + 6 + 6)
+    assert call_macs(channel_wise, given, [(2, 4, 7, 6)]) == taps * 6
 
 
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)])

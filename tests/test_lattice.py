@@ -179,7 +179,7 @@ def test_static_under_jit():
         assert len(traces) == 2
 
 
-def test_repr_shows_a_line_per_tile_and_cuts_long_lists():
+def test_repr_shows_a_line_per_tile_and_shortens_long_lists():
     assert repr(two_bands()) == (
         "KernelLattice(4 -> 4 features, 2 tiles:\n"
         "  outputs 0:2  inputs 0:4  kernel 3x3  dilation 1x1\n"

@@ -1,4 +1,4 @@
-"""XLA's convolution on its fast paths: the same sums for every geometry, and dimensions in the one fast order."""
+"""XLA's convolution on its fast paths: correct sums for every geometry, and dimensions in the fast order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check(backend, geometry, groups=1):
     size, taps, strides, pads, dilation = geometry
     x, kernel = whole((2, *size, 2 * groups), 0), whole((*taps, 2, 3 * groups), 1)
     reference = functools.partial(by_taps, strides=strides, pads=pads, dilation=dilation, groups=groups)
-    own = functools.partial(
+    tested = functools.partial(
         xla_convolution,
         strides=strides,
         pads=pads,
@@ -53,7 +53,7 @@ def check(backend, geometry, groups=1):
         _, tangent = jax.jvp(function, (x, kernel), (x + 1, kernel - 1))
         return y, tangent, pullback(cotangent)
 
-    expected, got = (jax.jit(functools.partial(everything, f))(x, kernel) for f in (reference, own))
+    expected, got = (jax.jit(functools.partial(everything, f))(x, kernel) for f in (reference, tested))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
@@ -95,7 +95,7 @@ def test_live_taps(arguments, live):
 
 
 def convolutions(function, *arguments):
-    """The parameters of all convolutions that the function does, called functions included."""
+    """Dimension numbers and kernel shapes of all convolutions in the function's program."""
     found = []
 
     def visit(jaxpr):
@@ -125,8 +125,8 @@ def test_no_kernel_is_larger_than_the_image():
     assert sorted(shape[:2] for _, shape in found) == [(2, 4), (2, 5), (3, 4), (3, 5)]
 
 
-def test_nothing_is_differentiated_in_vain():
-    """Where only the kernel has a gradient, the convolution that gives the image's is not there."""
+def test_only_wanted_gradients_are_computed():
+    """The kernel's gradient alone takes no convolution for the image's gradient."""
     x, kernel = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 4, 5))
     assert len(convolutions(jax.grad(lambda k: convolve(x, k).sum() ** 2), kernel)) == 2
 
@@ -151,9 +151,9 @@ def test_derivatives_of_derivatives():
         return lambda k: (function(x, k) ** 3).sum()
 
     reference = loss(lambda x, k: by_taps(x, k, (1, 1), ((2, 2), (1, 1)), (1, 1)))
-    own = loss(convolve)
+    tested = loss(convolve)
     for derivative in (jax.hessian, lambda f: jax.jacrev(jax.jacrev(f)), lambda f: jax.jacfwd(jax.jacfwd(f))):
-        np.testing.assert_allclose(derivative(own)(kernel), derivative(reference)(kernel), rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(derivative(tested)(kernel), derivative(reference)(kernel), rtol=1e-4, atol=1e-2)
 
 
 def test_a_loop_over_layers_gives_the_gradients_of_the_layers():

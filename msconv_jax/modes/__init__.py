@@ -1,1 +1,1 @@
-"""What lets the operators run in every mode of JAX: strict promotion, explicit meshes, pickling."""
+"""Support for the modes of JAX: strict dtype promotion, meshes with explicit axes, pickling."""

@@ -1,7 +1,7 @@
-"""Which dtype a computation has, decided in one place.
+"""The dtype of each computation.
 
-JAX promotes dtypes by itself, unless ``jax_numpy_dtype_promotion`` is "strict": then it refuses to mix them. Here the
-standard rule decides in either mode, as it does in ``nnx.Conv`` with a `dtype`; the arrays are then cast explicitly.
+With ``jax_numpy_dtype_promotion`` set to "strict", JAX refuses to mix dtypes. The library applies JAX's standard rule
+in either mode, as ``nnx.Conv`` does with a `dtype`, and casts the arrays explicitly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def common_dtype(*arrays: jax.Array | DTypeLike) -> jnp.dtype:
 
 
 def compute_dtype(x: jax.Array, *others: jax.Array) -> jnp.dtype:
-    """The dtype to compute in: half-precision input stays so, else the usual promotion.
+    """The dtype of the computation: that of half-precision `x`, else what all arrays promote to.
 
     Example:
         >>> import jax.numpy as jnp
@@ -36,7 +36,7 @@ def compute_dtype(x: jax.Array, *others: jax.Array) -> jnp.dtype:
 
 
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype to sum in: at least float32, so that half precision is rounded once.
+    """The dtype of sums: at least float32, so that half precision is rounded once.
 
     Example:
         >>> import jax.numpy as jnp

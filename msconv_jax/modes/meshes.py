@@ -1,8 +1,8 @@
-"""Computations on meshes with explicit axes, where JAX has every array's sharding in its type.
+"""Computations on meshes with explicit axes, where each array's sharding is part of its type.
 
 ``jax.make_mesh`` makes such meshes. JAX then refuses operations whose result could be sharded in several ways, such as
-reshapes of sharded axes and the gradients of a kernel. The library's computations are of that kind inside, but not as a
-whole: their results are sharded as their input is, as those of ``nnx.Conv`` are.
+reshapes of sharded axes and the gradients of a kernel. The library's computations contain such operations, but their
+results have the sharding of their input, like those of ``nnx.Conv``.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def sharded_like(x: jax.Array, function: Callable[..., Any], *arrays: Any) -> Any:
-    """``function(*arrays)``; on a mesh with explicit axes the compiler shards what is inside.
+    """``function(*arrays)``; on a mesh with explicit axes the compiler shards the computation.
 
     Args:
-        x: the array whose sharding the results take over, along their first axes.
-        function: gives arrays, or a tree of them.
-        *arrays: arrays, or trees of them.
+        x: the array whose sharding the results get.
+        function: returns an array, or a tree of arrays.
+        *arrays: arrays, or trees of arrays.
 
     Returns:
-        What `function` gives. Along each axis but the last it is sharded as `x` is, where the shards divide the axis;
-        its last axis, of channels, is not sharded.
+        The result of `function`. Each axis but the last is sharded like that of `x`, if the shards divide it; the last
+        axis, of channels, is not sharded.
     """
     sharding = jax.typeof(x).sharding
     mesh = sharding.mesh
@@ -45,6 +45,6 @@ def sharded_like(x: jax.Array, function: Callable[..., Any], *arrays: Any) -> An
 
 
 def _shards(mesh: Any, names: Any) -> int:
-    """The number of shards along an axis that is sharded over these axes of the mesh."""
+    """The number of shards of an array's axis, by the axes of the mesh that it is sharded over."""
     names = names if isinstance(names, tuple) else () if names is None else (names,)
     return math.prod(mesh.shape[name] for name in names)

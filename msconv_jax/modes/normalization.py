@@ -11,8 +11,8 @@ from flax import nnx
 class BatchNorm(nnx.BatchNorm):
     """``nnx.BatchNorm``, which also normalises half precision where ``jax_numpy_dtype_promotion`` is "strict".
 
-    ``nnx.BatchNorm`` takes the statistics of half-precision maps in float32 and leaves the mixture to JAX's standard
-    promotion, which the strict mode refuses. The numbers are the same in both modes.
+    ``nnx.BatchNorm`` computes the statistics of half-precision maps in float32 and relies on JAX's standard promotion
+    to mix the two dtypes, which the strict mode refuses. The numbers are the same in both modes.
 
     Args:
         num_features: number of channels.

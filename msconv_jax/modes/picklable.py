@@ -13,11 +13,11 @@ from flax import nnx
 
 
 class Picklable(nnx.Module):
-    """Base of the modules that hold a function which their caller chose.
+    """Base of the modules that hold a function of the caller's choice.
 
-    JAX decorates ``jax.nn.relu`` and others like it, and a decorated function cannot be pickled: pickle finds the
-    decorated one under the name of the plain one. These modules pickle such a function by its name, as pickle does with
-    plain functions, so that they can be sent to other processes and copied by ``copy.deepcopy``.
+    Functions that JAX decorates, such as ``jax.nn.relu``, cannot be pickled: pickle finds the decorated function under
+    the name of the plain one. These modules pickle such a function by its name, as pickle does with plain functions, so
+    that they can be sent to other processes and copied by ``copy.deepcopy``.
 
     Example:
         >>> import pickle
@@ -36,7 +36,7 @@ class Picklable(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class _ByName:
-    """A function that pickle is to find by its name; what is unpickled is the function."""
+    """A function that is pickled as its name and unpickled as the function."""
 
     function: Callable[..., Any]
     name: str
@@ -49,7 +49,7 @@ class _ByName:
 
 
 def _by_name(value: Any) -> Any:
-    """Decorated functions that their modules hold under their names, to be pickled by these; all else as it is."""
+    """Replaces decorated functions that can be found by name; returns any other value unchanged."""
     if type(value) is tuple:
         return tuple(map(_by_name, value))
     if isinstance(value, functools.partial):
