@@ -22,6 +22,7 @@ WHOLE_DENSE = [path for path in parity.fixtures(SHARED / "dense") if parity.is_b
 no_golden = pytest.mark.skipif(not SHARED.is_dir(), reason="all recorded numbers stand in ../shared/golden only")
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.stem)
 def test_the_operators_agree_with_the_papers_code(path):
     result = parity.check(path)

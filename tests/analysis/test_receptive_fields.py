@@ -18,7 +18,7 @@ from msconv_jax.analysis import (
     theoretical_receptive_field,
 )
 from msconv_jax.convolution import planning_for
-from msconv_jax.models.layers import average_pool
+from msconv_jax.models.pooling import average_pool
 
 
 def shapes_of(name, **options):

@@ -61,6 +61,7 @@ def that_matter(student):
     return part > 0.1 * part.max()
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("truth", "groups", "steps"),

@@ -65,16 +65,21 @@ def test_patterns_are_plain_data_in_order_of_construction(supernet):
 
 
 def test_the_ablations_restrict_the_choice(supernet):
-    errors = edo.errors(supernet)
-    tied = edo.select(supernet, axes="tied")
-    layer = edo.select(supernet, per="layer")
+    """The less freedom, the larger the error; and no choice as narrow has a smaller one."""
+    errors, free = edo.errors(supernet), edo.select(supernet)
+    tied, layer = edo.select(supernet, axes="tied"), edo.select(supernet, per="layer")
     both = edo.select(supernet, per="layer", axes="tied")
-    for path, own in errors.items():
-        diagonal = own[:, np.arange(3), np.arange(3)]
-        assert tied[path] == [[d, d] for d in (diagonal.argmin(axis=1) + 1).tolist()]
-        place = np.unravel_index(own.sum(axis=0).argmin(), (3, 3))
-        assert layer[path] == [[int(d) + 1 for d in place]] * len(own)
-        assert both[path] == [[int(diagonal.sum(axis=0).argmin()) + 1] * 2] * len(own)
+    for path, of_filters in errors.items():
+
+        def total(pattern, of_filters=of_filters):
+            return sum(of_filters[number, d - 1, e - 1] for number, (d, e) in enumerate(pattern))
+
+        assert all(d == e for d, e in [*tied[path], *both[path]])
+        assert all(pattern[path] == [pattern[path][0]] * len(of_filters) for pattern in (layer, both))
+        assert total(free[path]) <= min(total(tied[path]), total(layer[path]))
+        assert max(total(tied[path]), total(layer[path])) <= total(both[path])
+        for d in (1, 2, 3):
+            assert total(both[path]) <= total([[d, d]] * len(of_filters))
 
 
 def test_expected_inputs_are_the_means_of_what_convolutions_see(supernet):

@@ -105,6 +105,7 @@ def network(x, state, kind):
     return dense(x.mean((1, 2)), state, "linear")
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("kind", ["dataset", pytest.param("pixel", marks=pytest.mark.slow)])
 def test_published_arrays_give_the_released_networks_logits(kind):
     model = small(kind)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from msconv_jax.models import BasicBlock, Bottleneck, ConvShortcut, Parts, SqueezeExcite
-from msconv_jax.models.layers import average_pool
+from msconv_jax.models.pooling import average_pool
 from msconv_jax.operators import GroupedConv
 
 

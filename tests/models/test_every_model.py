@@ -42,8 +42,14 @@ def kind_of_layers(name):
     return kind(name)[1:3], entry.builder.__name__, repr(sorted((k, layers_of(v)) for k, v in entry.config.items()))
 
 
+OPTIMISED = ("mobilenetv1", "oct_mobilenetv1", "sis_resnet50", "sis_res2net50")  # no test has recorded numbers of them
+
+
 def slow_but(names):
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    slow, optimised = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.optimised]
+    return [
+        name if name in QUICK else pytest.param(name, marks=optimised if name in OPTIMISED else slow) for name in names
+    ]
 
 
 TRAINED = {kind_of_layers(name): name for name in KINDS.values()}.values()

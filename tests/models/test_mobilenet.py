@@ -300,6 +300,7 @@ def test_weights_are_loaded_and_a_classifier_of_other_classes_is_kept():
         load_state_dict(model, other)
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [MobileNetV1, MobileNetV2, OctMobileNetV1, OctMobileNetV2])
 def test_folded_networks_of_odd_sizes_give_the_networks_logits(kind):

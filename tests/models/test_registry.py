@@ -134,7 +134,8 @@ def each_of(names):
 
 
 EACH = each_of(NAMES)
-SHALLOW = [name for name in EACH if isinstance(name, str)]  # the deep ones have the same blocks, more often
+# The deep networks have the same blocks, more often, and PSConv's those of their plain counterparts.
+SHALLOW = [name for name in EACH if isinstance(name, str) and not name.startswith("ps_res")]
 
 
 def param_sizes(model):

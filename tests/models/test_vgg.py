@@ -90,6 +90,7 @@ def windows(x, bins):
     return np.transpose(np.array(means), (2, 3, 0, 1)).reshape(len(x), -1)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("build", "size"), [(small, (8, 8)), (small, (5, 17)), (cifar, (7, 4))], ids=["even", "odd", "cifar"]
 )

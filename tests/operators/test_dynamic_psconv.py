@@ -29,6 +29,7 @@ def kronecker_mask(module):
     return mask
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 @pytest.mark.parametrize("dilations", [(1, 2), (3, 1)])
 def test_the_mask_chooses_the_dilation_of_every_kernel(dilations):

@@ -81,6 +81,7 @@ def test_layouts_are_equal_up_to_a_permutation():
     np.testing.assert_array_equal(block, literal[..., order])
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("layout", ["block", "lattice"])
 def test_unmasked_adds_a_pointwise_convolution_on_all_inputs(layout):
     module = HetConv(8, 12, (3, 3), 2, parts=4, layout=layout, masked=False, padding=1, rngs=nnx.Rngs(0))

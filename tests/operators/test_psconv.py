@@ -123,6 +123,7 @@ def test_every_dilation_gives_one_output_size(size):
         assert y.shape == (1, (size - 1) // 2 + 1, (size - 1) // 2 + 1, 4)
 
 
+@pytest.mark.optimised
 def test_a_pattern_of_one_dilation_is_the_dilated_convolution():
     x, kernel = whole((2, 9, 8, 4), 0), whole((3, 3, 4, 6), 1)
     expected = jax.lax.conv_general_dilated(

@@ -36,6 +36,7 @@ def naive_pyconv(x, kernels, groups, stride):
     return np.concatenate(levels, axis=-1)
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(
     ("sizes", "groups", "features", "stride"),
     [

@@ -88,6 +88,7 @@ def test_bfloat16_keeps_the_logits_in_float32():
     assert {y.dtype for y in logits} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.optimised
 @pytest.mark.slow
 def test_a_small_network_learns_where_a_square_lies():
     model = create_model(

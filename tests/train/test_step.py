@@ -11,7 +11,6 @@ from tests.train.helpers import normalised, run_python, start, tiny
 from tests.train.small_models import small
 from train.config import changed
 from train.data import load_source
-from train.engine import step
 from train.engine.loop import means
 from train.engine.network import split_model, split_shapes
 from train.engine.step import evaluated
@@ -69,15 +68,6 @@ def test_dropout_depends_on_seed_and_step_alone():
     state, train_step, (batch, _), *_ = start(config)
     second = state._replace(step=jax.device_put(jnp.int32(1), state.step.sharding))
     assert float(train_step(second, batch)[1]["loss"]) == losses[1]
-
-
-def test_keys_depend_on_seed_and_step_and_differ_between_targets_and_loss():
-    def key(seed, stream, number):
-        return tuple(jax.random.key_data(step._key(tiny(seed=seed), stream, jnp.int32(number))).tolist())
-
-    assert key(3, step._LOSS, 7) == key(3, step._LOSS, 7)
-    streams = (step._TARGETS, step._LOSS)
-    assert len({key(seed, stream, number) for seed in (3, 4) for stream in streams for number in (7, 8)}) == 8
 
 
 def test_batch_statistics_move_by_the_momentum_of_the_layer():
