@@ -19,7 +19,7 @@ from studies.compare_config import CompareConfig
 from studies.side_by_side import cores
 from train.config import check_workdir, parse_command_line
 from train.config.network import check_network
-from train.engine.folder import own
+from train.engine.folder import lock_folder
 from train.errors import UserError, program
 
 
@@ -46,5 +46,5 @@ def main(argv: list[str]) -> int:
     from studies.comparing import compare  # it takes seconds, for which an error of the command line does not wait
 
     command = f"{program('train.compare')} {shlex.join(argv[1:])}"
-    with own(workdir):
+    with lock_folder(workdir):
         return compare(config, workdir, command, processes=min(flag.processes, len(cores())), minutes=flag.minutes)

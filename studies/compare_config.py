@@ -8,7 +8,7 @@ import pydantic
 from pydantic import Field
 
 from studies.edo_config import SearchConfig, Seeds
-from train.config import Config, Settings, changed, checked, merged
+from train.config import Config, Settings, merge_changes, update_config, validate_config
 from train.errors import UserError, suggest
 
 _OTHER_FOLDERS = ("data", "compiled")
@@ -108,7 +108,7 @@ class CompareConfig(Settings):
         """
         entry = self.network(name)
         changes = {key: value for key, value in entry.items() if key not in ("name", "title", "search")}
-        return changed(self.training, {**changes, "seed": seed})
+        return update_config(self.training, {**changes, "seed": seed})
 
     def search_of(self, name: str, seed: int) -> SearchConfig | None:
         """Gives the search for a network's dilations, or None.
@@ -121,8 +121,8 @@ class CompareConfig(Settings):
         training = self.training_of(name, seed)
         search = {**_SEARCH, "epochs": training.epochs, **self.network(name)["search"]}
         plain = {"epochs": search.pop("epochs"), "model": {"conv": "", "conv_kwargs": {}, "convs": {}}}
-        values = {**search, "seeds": [seed], "training": merged(training.model_dump(), plain, Config)}
-        return checked(values, SearchConfig)
+        values = {**search, "seeds": [seed], "training": merge_changes(training.model_dump(), plain, Config)}
+        return validate_config(values, SearchConfig)
 
     def first_training(self, name: str) -> Config:
         """Gives what is trained first for a network with the first seed: the network, or the supernet of its search.
@@ -136,7 +136,7 @@ class CompareConfig(Settings):
 
     def with_data_in(self, workdir: Path) -> "CompareConfig":
         """Gives the same with the data in the folder of the comparison, unless the config says where they are."""
-        return changed(self, {"training.data.dir": str(workdir / "data")}) if self.prepares_data else self
+        return update_config(self, {"training.data.dir": str(workdir / "data")}) if self.prepares_data else self
 
     @property
     def prepares_data(self) -> bool:

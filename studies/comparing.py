@@ -13,7 +13,7 @@ from studies.comparison import draw, read_row, scales_of_test, table
 from studies.search import inception_convs, network_shapes, select_patterns
 from studies.side_by_side import Job, run_side_by_side
 from studies.step_time import step_times
-from train.config import changed, check_workdir, read_config, write_config, write_text
+from train.config import check_workdir, read_config, update_config, write_config, write_text
 from train.data import load_source
 from train.data.prepare import prepare_once
 from train.engine.loop import catch_signals, train
@@ -56,7 +56,7 @@ def compare(config: CompareConfig, workdir: Path, command: str, *, processes: in
     ]
     failed: list[str] = []
 
-    def ended(job: Job, status: int, seconds: float) -> None:
+    def on_end(job: Job, status: int, seconds: float) -> None:
         result = read_result(job.log.parent / "run") if status == 0 else None
         if result is None:
             failed.append(job.name)
@@ -65,7 +65,7 @@ def compare(config: CompareConfig, workdir: Path, command: str, *, processes: in
             print(f"{job.name}: test accuracy {result['test_accuracy']:.4f} ({seconds:.0f} s)", flush=True)
 
     with catch_signals() as stopped_by:
-        left = run_side_by_side(jobs, processes, until, stopped_by, ended)
+        left = run_side_by_side(jobs, processes, until, stopped_by, on_end)
     if stopped_by:
         print(f"stopped with {left} trainings left; go on with\n{command}")
         return 128 + stopped_by[0]
@@ -111,7 +111,7 @@ def train_one(config: CompareConfig, name: str, seed: int, workdir: Path, comman
         if status:
             return status
         patterns = select_patterns(search, folder)
-        training = changed(training, {"model.convs": inception_convs(supernet, patterns)})
+        training = update_config(training, {"model.convs": inception_convs(supernet, patterns)})
     return train(training, task_kind(training), folder / "run", command)
 
 

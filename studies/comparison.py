@@ -104,10 +104,10 @@ def accuracy_by(values: np.ndarray, right: np.ndarray, edges: Sequence[float]) -
     """
     shares = []
     for low, high in itertools.pairwise(edges):
-        own = (low <= values) & (values < high)
-        if not own.any():
+        is_inside = (low <= values) & (values < high)
+        if not is_inside.any():
             raise UserError(f"config.scale_edges has {low:g} and {high:g}, but no test image's scale is between them")
-        shares.append(float(right[own].mean()))
+        shares.append(float(right[is_inside].mean()))
     return shares
 
 
@@ -154,10 +154,10 @@ def draw(rows: Sequence[Row], baseline: int, edges: Sequence[float], path: Path)
     left = figure.subplots() if panels is None else panels[0, 0]
     plain = rows[baseline]
     for place, row in enumerate(rows):
-        own = 100 * np.array(row.accuracies)
-        left.plot(own, np.full(len(own), place), ".", color="tab:gray", markersize=5)
-        spread = own.std(ddof=1) if len(own) > 1 else 0.0
-        left.errorbar(own.mean(), place, xerr=spread, fmt="D", color="tab:blue", markersize=5, capsize=3)
+        values = 100 * np.array(row.accuracies)
+        left.plot(values, np.full(len(values), place), ".", color="tab:gray", markersize=5)
+        spread = values.std(ddof=1) if len(values) > 1 else 0.0
+        left.errorbar(values.mean(), place, xerr=spread, fmt="D", color="tab:blue", markersize=5, capsize=3)
     left.axvline(100 * mean(plain.accuracies), color="tab:gray", linewidth=1, linestyle="--")
     left.set(xlabel="test accuracy, per cent: each seed, their mean and standard deviation", yticks=range(len(rows)))
     left.set_yticklabels([row.title for row in rows])

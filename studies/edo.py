@@ -16,8 +16,8 @@ from absl import flags
 from studies.edo_config import SearchConfig
 from train.config import check_workdir, parse_command_line
 from train.config.network import check_network
-from train.engine.distributed import connect, define_flags, read_place
-from train.engine.folder import own
+from train.engine.distributed import connect, define_flags, read_process_info
+from train.engine.folder import lock_folder
 from train.errors import UserError, program
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     values = flags.FlagValues()
     define_flags(values)
     config, workdir = parse_command_line(argv, __doc__, SearchConfig, values)
-    place = read_place(values)
+    place = read_process_info(values)
     check_workdir(workdir, config)
     check_network(config.supernet(config.seeds[0]))
     connect(place)  # or each of several would take itself for the only one
@@ -37,5 +37,5 @@ def main(argv: list[str]) -> int:
         )
     from studies.search import search  # it takes seconds, for which an error of the command line does not wait
 
-    with own(workdir):
+    with lock_folder(workdir):
         return search(config, workdir, command=f"{program('train.edo')} {shlex.join(argv[1:])}")

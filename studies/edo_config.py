@@ -7,7 +7,7 @@ from pydantic import Field
 
 from msconv_jax import edo
 from msconv_jax.edo.selection import Axes, Per
-from train.config import Config, Settings, changed
+from train.config import Config, Settings, update_config
 
 
 def _different(seeds: list[int]) -> list[int]:
@@ -54,8 +54,10 @@ class SearchConfig(Settings):
 
     def plain(self, seed: int) -> Config:
         """Gives the training of the plain network."""
-        return changed(self.training, {"seed": seed})
+        return update_config(self.training, {"seed": seed})
 
     def supernet(self, seed: int) -> Config:
         """Gives the training of the supernet."""
-        return changed(self.plain(seed), {"model": {"conv": "SupernetConv", "conv_kwargs": {"d_max": self.d_max}}})
+        return update_config(
+            self.plain(seed), {"model": {"conv": "SupernetConv", "conv_kwargs": {"d_max": self.d_max}}}
+        )

@@ -12,7 +12,7 @@ from flax import nnx
 from msconv_jax import analysis, edo
 from msconv_jax.counting import count_parameters, layer_macs
 from studies.edo_config import SearchConfig
-from train.config import Config, changed, check_workdir, write_config, write_text
+from train.config import Config, check_workdir, update_config, write_config, write_text
 from train.data import load_source
 from train.engine.loop import train
 from train.engine.results import read_result
@@ -54,7 +54,7 @@ def search(config: SearchConfig, workdir: Path, command: str) -> int:
     for seed in config.seeds:
         folder = workdir / f"seed{seed}"
         plain = config.plain(seed)
-        longer = changed(plain, {"epochs": 2 * plain.epochs})
+        longer = update_config(plain, {"epochs": 2 * plain.epochs})
         large = config.supernet(seed)
         for name, training in (("supernet", large), ("plain", plain), ("plain_longer", longer)):
             print(f"--- seed {seed}: {ROWS[name]}")
@@ -62,7 +62,7 @@ def search(config: SearchConfig, workdir: Path, command: str) -> int:
             if status:
                 return status
         patterns = found[seed] = select_patterns(config, folder)
-        dilated = changed(plain, {"model": {"conv": "ICConv", "convs": inception_convs(large, patterns)}})
+        dilated = update_config(plain, {"model": {"conv": "ICConv", "convs": inception_convs(large, patterns)}})
         print(f"--- seed {seed}: {ROWS['ic']}")
         status = train(dilated, task_kind(dilated), folder / "ic", command)
         if status:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from train.errors import run_program
 
-_LOOK = 0.5  # seconds between looks at the clock and for signals
+_POLL_SECONDS = 0.5  # seconds between looks at the clock and for signals
 
 
 class Job(NamedTuple):
@@ -46,7 +46,7 @@ def run_side_by_side(
     processes: int,
     until: float,
     stopped_by: Sequence[int],
-    ended: Callable[[Job, int, float], None],
+    on_end: Callable[[Job, int, float], None],
 ) -> int:
     """Runs jobs, the first ones first.
 
@@ -55,7 +55,7 @@ def run_side_by_side(
         processes: how many at a time.
         until: when `time.monotonic` reaches this, those that run are told to stop and no other begins.
         stopped_by: as soon as there is something in it, likewise.
-        ended: called after each job that ended by itself with its exit status and seconds; a negative status is the
+        on_end: called after each job that ended by itself with its exit status and seconds; a negative status is the
             signal that killed it.
 
     Returns:
@@ -64,7 +64,7 @@ def run_side_by_side(
     context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
     waiting, free = deque(jobs), deque(cores()[:processes])
     running: dict[Any, tuple[Job, int, float]] = {}
-    stopping, cut_short = False, 0
+    stopping, interrupted = False, 0
     while running or (waiting and not stopping):
         if not stopping and (stopped_by or time.monotonic() >= until):
             stopping = True
@@ -75,16 +75,16 @@ def run_side_by_side(
             process = context.Process(target=_work, args=(job, core), name=job.name)
             process.start()
             running[process] = (job, core, time.monotonic())
-        multiprocessing.connection.wait([process.sentinel for process in running], timeout=_LOOK)
+        multiprocessing.connection.wait([process.sentinel for process in running], timeout=_POLL_SECONDS)
         for process in [process for process in running if not process.is_alive()]:
             process.join()
             job, core, began = running.pop(process)
             free.append(core)
             if process.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
-                cut_short += 1
+                interrupted += 1
             else:
-                ended(job, process.exitcode, time.monotonic() - began)
-    return cut_short + len(waiting)
+                on_end(job, process.exitcode, time.monotonic() - began)
+    return interrupted + len(waiting)
 
 
 def _work(job: Job, core: int) -> None:

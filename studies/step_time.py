@@ -9,7 +9,7 @@ import jax
 
 from train.config import Config
 from train.data import load_source, train_batches
-from train.engine.mesh import create_mesh, replicate, to_devices
+from train.engine.mesh import create_mesh, replicate, shard_batch
 from train.engine.network import split_model
 from train.engine.optim import create_optimiser
 from train.engine.step import create_state, create_train_step
@@ -48,13 +48,13 @@ class _Step:
         kind, mesh = task_kind(config), create_mesh()
         source = load_source(config, kind.needs)
         task = kind(config, source)
-        model, params, rest = split_model(task.create(), config.model.frozen)
+        model, params, other_state = split_model(task.create(), config.model.frozen)
         optimiser, _ = create_optimiser(config, steps_per_epoch=1)
-        state = create_state(params, rest, optimiser, task.terms, ema_decay=config.optimizer.ema_decay)
+        state = create_state(params, other_state, optimiser, task.terms, ema_decay=config.optimizer.ema_decay)
         self._state: Any = jax.device_put(state, replicate(mesh))
         self._step = create_train_step(model, task, optimiser, config, mesh)
         batches = train_batches(source, config, task.transform(training=True), 0, 1)
-        self._batch = to_devices(next(iter(batches)), mesh)
+        self._batch = shard_batch(next(iter(batches)), mesh)
         self.take()
 
     def take(self) -> None:

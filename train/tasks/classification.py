@@ -23,7 +23,7 @@ from train.data.source import Source
 from train.data.transforms import check_equal_sizes, create_augmentation
 from train.data.transforms.evaluation import create_evaluation
 from train.errors import UserError
-from train.page import figure_png, labels_of, thumbnail
+from train.page import axis_labels, figure_png, thumbnail
 from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row, Rows, Section, Terms
 from train.tasks.mixing import mix
 from train.tasks.network import create_network
@@ -31,9 +31,9 @@ from train.untrusted import escaped, shortened
 
 _TOP_5_FROM = 11  # classes, from which on the top-5 accuracy is worth a look
 _MISTAKES = 24  # shown in the report
-_MOST_NAMED = 30  # classes whose names fit beside the confusion matrix
-_MOST_DRAWN = 200  # classes in the confusion matrix; of more, the _MOST_NAMED that are confused most often
-_MOST_SAMPLES = 100  # classes
+_MAX_NAMED = 30  # classes whose names fit beside the confusion matrix
+_MAX_DRAWN = 200  # classes in the confusion matrix; of more, the _MOST_NAMED that are confused most often
+_MAX_SAMPLES = 100  # classes
 
 
 class Classification:
@@ -88,14 +88,14 @@ class Classification:
             assert rng is not None
             return {"image": self._augment(sample, rng).pixels, "label": np.asarray(sample.label, np.int32)}
 
-        def evaluated(sample: Sample, rng: Generator | None) -> Row:
+        def centred(sample: Sample, rng: Generator | None) -> Row:
             return {"image": self._evaluate(sample.image), "label": np.asarray(sample.label, np.int32)}
 
-        return augmented if training else evaluated
+        return augmented if training else centred
 
-    def evaluator(self, split: Split) -> "Answers":
+    def evaluator(self, split: Split) -> "ClassificationEvaluator":
         """Makes an evaluator of a split."""
-        return Answers(self.source, split)
+        return ClassificationEvaluator(self.source, split)
 
     def samples(self) -> dict[str, np.ndarray]:
         """Gives the first image of each class, of the first hundred classes found, by the name of the class."""
@@ -104,7 +104,7 @@ class Classification:
             label = int(np.asarray(sample.label))
             if label not in found:
                 found[label] = as_pixels(sample.image, self.source.image_shape[-1])
-            if len(found) == min(len(self.source.classes), _MOST_SAMPLES):
+            if len(found) == min(len(self.source.classes), _MAX_SAMPLES):
                 break
         return {self.source.classes[label]: image for label, image in found.items()}
 
@@ -196,7 +196,7 @@ def _crops_logits(network: Any, images: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(by_crop, axis=1) - jnp.log(images.shape[1])
 
 
-class Answers:
+class ClassificationEvaluator:
     """The evaluator of classification: predictions for the samples of a split.
 
     Args:
@@ -238,12 +238,12 @@ class Answers:
         pairs = confused_pairs(found["labels"], found["predicted"])
         shown = range(len(classes))
         text, caption = "", "confusion matrix"
-        if len(classes) > _MOST_DRAWN:
+        if len(classes) > _MAX_DRAWN:
             # Both classes of the first pairs, then of the next, until there are enough.
-            shown = sorted(list(dict.fromkeys(number for pair in pairs for number in pair[:2]))[:_MOST_NAMED])
+            shown = sorted(list(dict.fromkeys(number for pair in pairs for number in pair[:2]))[:_MAX_NAMED])
             text = f"There are {len(classes):,} classes; the picture shows those that are confused most often. "
             caption = f"confusion matrix of {len(shown)} classes; shares are of all images of a class"
-        labels, explanation = labels_of(classes, shown) if len(shown) <= _MOST_NAMED else ([], "")
+        labels, explanation = axis_labels(classes, shown) if len(shown) <= _MAX_NAMED else ([], "")
         yield Section(
             title="Confusion of the test images",
             text=(text + explanation).strip() if shown else "None.",

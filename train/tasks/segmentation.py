@@ -24,7 +24,7 @@ from train.data.sample import Generator, Sample
 from train.data.source import Source
 from train.data.transforms import RandomCrop, create_augmentation
 from train.errors import UserError
-from train.page import encode_png, figure_png, labels_of, squares
+from train.page import axis_labels, encode_png, figure_png, squares
 from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row, Rows, Section, Terms
 from train.tasks.miou import confusion, segmentation_metrics
 from train.tasks.network import create_network
@@ -33,9 +33,9 @@ from train.untrusted import escaped, shortened
 
 IGNORED = 255  # the label of pixels that do not count, in rows
 _SHOWN = 8  # test images in the report
-_MOST_DRAWN = 150  # classes whose names fit under the bars of their IoU
+_MAX_DRAWN = 150  # classes whose names fit under the bars of their IoU
 _BLENDED = 2**20  # pixels at once, to take little memory
-_MOST_VALUES = 2**28  # probabilities of an image, 1 GiB
+_MAX_VALUES = 2**28  # probabilities of an image, 1 GiB
 
 
 class Segmentation:
@@ -132,9 +132,9 @@ class Segmentation:
     def _row(self, sample: Sample) -> Row:
         return {"image": np.asarray(sample.image), "segmentation": np.asarray(sample.segmentation)}
 
-    def evaluator(self, split: Split) -> "Confusions":
+    def evaluator(self, split: Split) -> "SegmentationEvaluator":
         """Makes an evaluator of a split."""
-        return Confusions(self.names)
+        return SegmentationEvaluator(self.names)
 
     def samples(self) -> dict[str, np.ndarray]:
         """Gives for each class the first image that shows it, of the first hundred, by the name of the class."""
@@ -215,10 +215,10 @@ class Segmentation:
     def predict_image(self, predict: Callable[[np.ndarray], Predictions], image: np.ndarray) -> Predictions:
         """Gives "predicted", (height, width) uint8, by sliding windows."""
         height, width = image.shape[:2]
-        if height * width * len(self.names) > _MOST_VALUES:
+        if height * width * len(self.names) > _MAX_VALUES:
             raise UserError(
                 f"an image of {height} x {width} pixels has too many probabilities of {len(self.names)} classes; at "
-                f"most {_MOST_VALUES // len(self.names):,} pixels are predicted, so make it smaller"
+                f"most {_MAX_VALUES // len(self.names):,} pixels are predicted, so make it smaller"
             )
         probabilities = sliding_probabilities(
             image,
@@ -266,7 +266,7 @@ def _crop_size(config: Config, source: Source) -> tuple[int, int]:
     return crop[0], crop[1]
 
 
-class Confusions:
+class SegmentationEvaluator:
     """The evaluator of segmentation: the confusion of all pixels.
 
     Args:
@@ -365,8 +365,8 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _draw_ious(names: Sequence[str], ious: np.ndarray, mean: float) -> tuple[Picture, str]:
     """Draws the IoU of each class, or of those with the lowest; gives a text on its labels, too."""
-    shown = np.sort(np.argsort(ious, kind="stable")[:_MOST_DRAWN])
-    labels, text = labels_of(names, shown.tolist())
+    shown = np.sort(np.argsort(ious, kind="stable")[:_MAX_DRAWN])
+    labels, text = axis_labels(names, shown.tolist())
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()

@@ -12,7 +12,7 @@ import numpy as np
 from train.data.opencv import cv2
 from train.errors import UserError
 
-_MOST_CHANNELS = 64  # of an array that OpenCV resizes at once; it takes 128
+_MAX_CHANNELS = 64  # of an array that OpenCV resizes at once; it takes 128
 
 WindowProbabilities = Callable[[np.ndarray], np.ndarray]
 
@@ -86,8 +86,8 @@ def sliding_probabilities(
 def _resized(maps: np.ndarray, height: int, width: int) -> np.ndarray:
     """Interpolates (h, w, channels) linearly between pixels' centres, without smoothing."""
     parts = []
-    for first in range(0, maps.shape[-1], _MOST_CHANNELS):
-        part = np.ascontiguousarray(maps[..., first : first + _MOST_CHANNELS])
+    for first in range(0, maps.shape[-1], _MAX_CHANNELS):
+        part = np.ascontiguousarray(maps[..., first : first + _MAX_CHANNELS])
         resized = cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
         parts.append(resized.reshape(height, width, -1))  # OpenCV drops a single channel
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
