@@ -83,7 +83,7 @@ def list_names(names: Collection[str], limit: int = 5) -> str:
     """Lists at most `limit` names for a message, quoted, and the number of other names.
 
     Example:
-        >>> listed(["a", "b", "c"], limit=2)
+        >>> list_names(["a", "b", "c"], limit=2)
         "'a', 'b' and 1 more"
     """
     first = [quoted(name) for _, name in zip(range(limit), names, strict=False)]
