@@ -1,11 +1,11 @@
-"""Searches the dilations of a network (EDO), and trains the network it finds and its rivals.
+"""Searches the dilations of a network (EDO), and trains the found network and its baselines.
 
     python -m train.edo --config=configs/edo_digits.py --workdir=runs/edo_digits
 
-For each seed it trains the supernet, selects the dilations, trains the network of inception convolutions that have
-them, and two plain networks: one as long as that network, one as long as it and the supernet together. At the end the
-folder holds a table of all, summary.md, and a picture of the dilations by layer, dilations.png; each training has a
-folder of its own in the form of python -m train. Interrupted in whatever way, the same command goes on.
+For each seed it trains the supernet, selects the dilations, trains the network of inception convolutions with these
+dilations, and two plain networks: one as long as that network, one as long as it and the supernet together. At the end
+the folder holds a table, summary.md, and a picture of the dilations by layer, dilations.png; each training has a
+subfolder in the form of python -m train. The same command resumes after an interruption.
 """
 
 import shlex
@@ -29,13 +29,13 @@ def main(argv: list[str]) -> int:
     place = read_process_info(values)
     check_workdir(workdir, config)
     check_network(config.supernet(config.seeds[0]))
-    connect(place)  # or each of several would take itself for the only one
+    connect(place)  # to detect several processes
     if jax.process_count() > 1:
         raise UserError(
             f"the search runs in one process, but {jax.process_count()} were started together; start one, without "
             "srun, mpirun and the flags of several processes"
         )
-    from studies.search import search  # it takes seconds, for which an error of the command line does not wait
+    from studies.search import search  # a slow import, after the checks
 
     with lock_folder(workdir):
         return search(config, workdir, command=f"{program('train.edo')} {shlex.join(argv[1:])}")

@@ -109,7 +109,7 @@ def test_networks_that_cannot_be_built_are_refused_before_any_is_trained(tmp_pat
     ]
     with pytest.raises(UserError, match=r"the network 'odd' of config.networks: .*cannot be built"):
         compare(config(networks=networks), tmp_path, "again", processes=1)
-    with pytest.raises(UserError, match="the data do not say the scale"):
+    with pytest.raises(UserError, match="the data lack the scale"):
         compare(config(scale_edges=[1.0, 2.0]), tmp_path / "other", "again", processes=1)
 
 
