@@ -17,9 +17,9 @@ import jax
 
 from benchmarks.input_pipeline import SIDE, make_files
 from benchmarks.timing import machine
-from train.config import checked
+from train.config import validate_config
 from train.data import Sample, Source, train_batches
-from train.engine.mesh import create_mesh, replicate, to_devices
+from train.engine.mesh import create_mesh, replicate, shard_batch
 from train.engine.network import split_model
 from train.engine.optim import create_optimiser
 from train.engine.step import create_state, create_train_step
@@ -37,7 +37,7 @@ def waits(
     source = Source(
         {"train": samples}, classes, (side, side, 3), False, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
-    config = checked(
+    config = validate_config(
         {
             "data": {"source": "files", "augment": {"random_resized_crop": {}, "flip": {}}, "threads": threads},
             "model": {"name": model},
@@ -47,16 +47,16 @@ def waits(
         }
     )
     task = Classification(config, source)
-    split, params, rest = split_model(task.create())
+    split, params, other_state = split_model(task.create())
     optimiser, _ = create_optimiser(config, steps_per_epoch=steps)
     mesh = create_mesh()
-    state = jax.device_put(create_state(params, rest, optimiser, task.terms), replicate(mesh))
+    state = jax.device_put(create_state(params, other_state, optimiser, task.terms), replicate(mesh))
     train_step = create_train_step(split, task, optimiser, config, mesh)
     batches = iter(train_batches(source, config, task.transform(training=True), 0, steps + UNCOUNTED))
     found = []
     for _ in range(steps + UNCOUNTED):
         started = time.perf_counter()
-        batch = to_devices(next(batches), mesh)
+        batch = shard_batch(next(batches), mesh)
         ready = time.perf_counter()
         state, report = train_step(state, batch)
         jax.block_until_ready((state, report))

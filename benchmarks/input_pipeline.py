@@ -27,7 +27,7 @@ import simplejpeg
 from sklearn.datasets import load_sample_images
 
 from benchmarks.timing import host
-from train.config import checked
+from train.config import validate_config
 from train.data import Sample, Source, train_batches
 from train.data.resizing import resize
 from train.data.transforms.crops import RandomResizedCrop
@@ -72,7 +72,7 @@ def pipeline_run(files: Sequence[bytes], threads: int) -> Run:
     """The training pipeline: random resized crop and flip, to batches of bytes."""
     samples = [Sample(image=files[n % len(files)], label=0) for n in range(IMAGES)]
     source = Source({"train": samples}, ("a",), (SIDE, SIDE, 3), False, (0.0,) * 3, (1.0,) * 3)
-    config = checked(
+    config = validate_config(
         {
             "data": {"source": "files", "augment": {"random_resized_crop": {}, "flip": {}}, "threads": threads},
             "model": {"name": "none"},

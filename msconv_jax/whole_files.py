@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all."""
+"""Atomic writes: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import pathlib
 import secrets
 from collections.abc import Iterator
 
-__all__ = ["written_whole"]
+__all__ = ["atomic_write"]
 
 
 @contextlib.contextmanager
-def written_whole(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A path to write to, whose file takes the name of another one at the end, or goes if something fails.
+def atomic_write(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Gives a temporary path to write to; it is renamed to `file` at the end, or removed if something fails.
 
     Args:
-        file: the name at the end; a file of this name is replaced.
+        file: the final path; an existing file is replaced.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     target = pathlib.Path(folder) / "notes.txt"
-        ...     with written_whole(target) as part:
+        ...     with atomic_write(target) as part:
         ...         _ = part.write_text("all of it")
         ...     target.read_text()
         'all of it'
     """
     target = pathlib.Path(file)
-    # In the same folder, or the replacement would be a copy; not by tempfile, which hides the file from other users.
+    # The same folder makes the renaming atomic; tempfile would hide the file from other users.
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         yield part

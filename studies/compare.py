@@ -2,11 +2,10 @@
 
     python -m train.compare --config=configs/compare_scaled_digits.py --workdir=runs/compare [--minutes=30]
 
-As many trainings run beside each other as there are cores, one on each (--processes=N for fewer). At the end the folder
-holds a table, summary.md, its numbers, summary.json, and a picture, summary.png; each training has a folder of its own
-in the form of python -m train. Interrupted in whatever way, the same command goes on. When --minutes are over it stops
-with a table of what is done, and the same command goes on too. The data are prepared in the folder if
---config.training.data.dir does not name them.
+Trainings run in parallel, one on each core (--processes=N for fewer). At the end the folder holds a table, summary.md,
+its numbers, summary.json, and a picture, summary.png; each training has a subfolder in the form of python -m train. The
+same command resumes after an interruption. After --minutes it stops with a table of the finished trainings, and the
+same command resumes too. The data are prepared in the folder if --config.training.data.dir is not set.
 """
 
 import math
@@ -19,7 +18,7 @@ from studies.compare_config import CompareConfig
 from studies.side_by_side import cores
 from train.config import check_workdir, parse_command_line
 from train.config.network import check_network
-from train.engine.folder import own
+from train.engine.folder import lock_folder
 from train.errors import UserError, program
 
 
@@ -36,15 +35,15 @@ def main(argv: list[str]) -> int:
     config, workdir = parse_command_line(argv, __doc__, CompareConfig, values)
     flag: Any = values
     if math.isnan(flag.minutes):
-        raise UserError("--minutes=nan is no time; give a number of minutes, or leave it out")
+        raise UserError("--minutes=nan is not a time; give a number of minutes, or leave it out")
     check_workdir(workdir, config)
     for name in config.names:
         try:
             check_network(config.first_training(name))
         except UserError as error:
             raise UserError(f"the network {name!r} of config.networks: {error}") from error
-    from studies.comparing import compare  # it takes seconds, for which an error of the command line does not wait
+    from studies.comparing import compare  # a slow import, after the checks
 
     command = f"{program('train.compare')} {shlex.join(argv[1:])}"
-    with own(workdir):
+    with lock_folder(workdir):
         return compare(config, workdir, command, processes=min(flag.processes, len(cores())), minutes=flag.minutes)

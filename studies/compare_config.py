@@ -8,12 +8,12 @@ import pydantic
 from pydantic import Field
 
 from studies.edo_config import SearchConfig, Seeds
-from train.config import Config, Settings, changed, checked, merged
+from train.config import Config, Settings, merge_changes, update_config, validate_config
 from train.errors import UserError, suggest
 
 _OTHER_FOLDERS = ("data", "compiled")
 _SEARCH = {"d_max": 2, "objective": "sum", "per": "filter", "axes": "both"}
-_PREPARED = "scaled_digits"  # the data set that is made in the folder of a comparison
+_PREPARED = "scaled_digits"  # the data set that is prepared in the folder of a comparison
 
 
 def _named(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -32,10 +32,10 @@ def _rising(edges: list[float]) -> list[float]:
 class CompareConfig(Settings):
     """The settings of a comparison.
 
-    `training` holds the settings that all trainings share. A network of `networks` has a "name" for folders, may have a
-    "title" for the table, and has changes of the shared settings, nested as they are: {"model": {"conv": "PSConv"}}.
-    An "ICConv" whose dilations are to be found has a "search", a dictionary that may set "d_max", "objective", "per",
-    "axes" and "epochs", those of the supernet.
+    `training` holds the settings that all trainings share. A network of `networks` has a "name" for folders,
+    optionally a "title" for the table, and changes of the shared settings: {"model": {"conv": "PSConv"}}. A "search"
+    finds the dilations of an "ICConv": a dictionary that may set "d_max", "objective", "per", "axes", and the
+    supernet's "epochs".
     """
 
     file: ClassVar[str] = "compare.json"
@@ -93,25 +93,25 @@ class CompareConfig(Settings):
         return [network["name"] for network in self.networks]
 
     def network(self, name: str) -> dict[str, Any]:
-        """Gives the entry of a network."""
+        """Returns the entry of a network."""
         return next(network for network in self.networks if network["name"] == name)
 
     def title(self, name: str) -> str:
-        """Gives what the table calls a network."""
+        """Returns the title of a network in the table."""
         return str(self.network(name).get("title", name))
 
     def training_of(self, name: str, seed: int) -> Config:
-        """Gives the training of a network; of one with a search, without what that will find.
+        """Returns the training of a network, without the dilations that its search will find.
 
         Raises:
             UserError: if its settings are not those of a training.
         """
         entry = self.network(name)
         changes = {key: value for key, value in entry.items() if key not in ("name", "title", "search")}
-        return changed(self.training, {**changes, "seed": seed})
+        return update_config(self.training, {**changes, "seed": seed})
 
     def search_of(self, name: str, seed: int) -> SearchConfig | None:
-        """Gives the search for a network's dilations, or None.
+        """Returns the search for a network's dilations, or None.
 
         Raises:
             UserError: if its settings are not those of a search.
@@ -121,11 +121,11 @@ class CompareConfig(Settings):
         training = self.training_of(name, seed)
         search = {**_SEARCH, "epochs": training.epochs, **self.network(name)["search"]}
         plain = {"epochs": search.pop("epochs"), "model": {"conv": "", "conv_kwargs": {}, "convs": {}}}
-        values = {**search, "seeds": [seed], "training": merged(training.model_dump(), plain, Config)}
-        return checked(values, SearchConfig)
+        values = {**search, "seeds": [seed], "training": merge_changes(training.model_dump(), plain, Config)}
+        return validate_config(values, SearchConfig)
 
     def first_training(self, name: str) -> Config:
-        """Gives what is trained first for a network with the first seed: the network, or the supernet of its search.
+        """Returns the first training of a network with the first seed: the network, or the supernet of its search.
 
         Raises:
             UserError: if its settings are not those of a training.
@@ -135,10 +135,10 @@ class CompareConfig(Settings):
         return self.training_of(name, seed) if search is None else search.supernet(seed)
 
     def with_data_in(self, workdir: Path) -> "CompareConfig":
-        """Gives the same with the data in the folder of the comparison, unless the config says where they are."""
-        return changed(self, {"training.data.dir": str(workdir / "data")}) if self.prepares_data else self
+        """Returns the config with the data in the folder of the comparison, unless it sets their folder."""
+        return update_config(self, {"training.data.dir": str(workdir / "data")}) if self.prepares_data else self
 
     @property
     def prepares_data(self) -> bool:
-        """Whether the data are made in the folder of the comparison."""
+        """Whether the data are prepared in the folder of the comparison."""
         return self.training.data.source == _PREPARED and not self.training.data.dir

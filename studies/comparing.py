@@ -1,4 +1,4 @@
-"""The comparison of `studies.compare`: its trainings beside each other, and its table and picture."""
+"""The comparison of `studies.compare`: parallel trainings, a table and a picture."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from studies.comparison import draw, read_row, scales_of_test, table
 from studies.search import inception_convs, network_shapes, select_patterns
 from studies.side_by_side import Job, run_side_by_side
 from studies.step_time import step_times
-from train.config import changed, check_workdir, read_config, write_config, write_text
+from train.config import check_workdir, read_config, update_config, write_config, write_text
 from train.data import load_source
 from train.data.prepare import prepare_once
 from train.engine.loop import catch_signals, train
@@ -23,21 +23,21 @@ from train.tasks import task_kind
 
 
 def compare(config: CompareConfig, workdir: Path, command: str, *, processes: int, minutes: float = math.inf) -> int:
-    """Runs a comparison, from the start or from where an earlier process stopped.
+    """Runs a comparison, or resumes it.
 
     Args:
         config: a checked config.
         workdir: folder of the comparison.
-        command: the command line that goes on with it, for messages.
-        processes: how many trainings run beside each other, a core each.
-        minutes: after how many to stop.
+        command: the command line that resumes it, for messages.
+        processes: the number of parallel trainings, one on each core.
+        minutes: the time limit.
 
     Returns:
         The exit status: 0, also when the time was too short; 1 if a training failed; 128 + the number of the signal
         that stopped it.
 
     Raises:
-        UserError: if something does not fit together; the message says what to do.
+        UserError: if config, data and folder do not match; the message says what to do.
     """
     until = time.monotonic() + 60 * minutes
     check_workdir(workdir, config)
@@ -45,7 +45,7 @@ def compare(config: CompareConfig, workdir: Path, command: str, *, processes: in
     if config.prepares_data:
         prepare_once(config.training.data.source, str(workdir / "data"))
     check_networks(config, workdir)
-    # All networks with one seed before the next seed: a table that is not whole yet compares them all the same.
+    # All networks with one seed before the next seed, so that an incomplete table compares all networks.
     runs = [(name, seed) for seed in config.seeds for name in config.names]
     folders = {run: workdir / run[0] / f"seed{run[1]}" for run in runs}
     todo = [run for run in runs if read_result(folders[run] / "run") is None]
@@ -56,7 +56,7 @@ def compare(config: CompareConfig, workdir: Path, command: str, *, processes: in
     ]
     failed: list[str] = []
 
-    def ended(job: Job, status: int, seconds: float) -> None:
+    def on_end(job: Job, status: int, seconds: float) -> None:
         result = read_result(job.log.parent / "run") if status == 0 else None
         if result is None:
             failed.append(job.name)
@@ -65,7 +65,7 @@ def compare(config: CompareConfig, workdir: Path, command: str, *, processes: in
             print(f"{job.name}: test accuracy {result['test_accuracy']:.4f} ({seconds:.0f} s)", flush=True)
 
     with catch_signals() as stopped_by:
-        left = run_side_by_side(jobs, processes, until, stopped_by, ended)
+        left = run_side_by_side(jobs, processes, until, stopped_by, on_end)
     if stopped_by:
         print(f"stopped with {left} trainings left; go on with\n{command}")
         return 128 + stopped_by[0]
@@ -82,10 +82,10 @@ def compare(config: CompareConfig, workdir: Path, command: str, *, processes: in
 
 
 def check_networks(config: CompareConfig, workdir: Path) -> None:
-    """Builds every network, on shapes only, for what it says may be impossible.
+    """Builds every network by shapes, so that impossible settings are refused early.
 
     Raises:
-        UserError: if it is.
+        UserError: if a network cannot be built.
     """
     config = config.with_data_in(workdir)
     for name in config.names:
@@ -99,8 +99,8 @@ def check_networks(config: CompareConfig, workdir: Path) -> None:
 
 
 def train_one(config: CompareConfig, name: str, seed: int, workdir: Path, command: str) -> int:
-    """Trains a network with a seed, in a process of its own; before it, where asked for, the supernet of its search."""
-    # Seeds of one network are one program, and the folder of a comparison keeps it.
+    """Trains a network with a seed, in a separate process; before that, the supernet of its search, if there is one."""
+    # All seeds of a network compile the same program, which is cached in the folder of the comparison.
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     folder = workdir / name / f"seed{seed}"
     config = config.with_data_in(workdir)
@@ -111,12 +111,12 @@ def train_one(config: CompareConfig, name: str, seed: int, workdir: Path, comman
         if status:
             return status
         patterns = select_patterns(search, folder)
-        training = changed(training, {"model.convs": inception_convs(supernet, patterns)})
+        training = update_config(training, {"model.convs": inception_convs(supernet, patterns)})
     return train(training, task_kind(training), folder / "run", command)
 
 
 def _write_results(config: CompareConfig, workdir: Path, done: Mapping[str, Sequence[int]]) -> None:
-    """Writes summary.md, summary.json and summary.png of what is done."""
+    """Writes summary.md, summary.json and summary.png of the finished trainings."""
     print(f"timing a training step of each network, {config.timed_steps} times in turn ...", flush=True)
     jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     configs = {name: read_config(workdir / name / f"seed{seeds[0]}" / "run") for name, seeds in done.items()}

@@ -1,4 +1,4 @@
-"""What a comparison of networks found: its rows, its table and its picture."""
+"""The results of a comparison of networks: rows, table and picture."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ class Row(NamedTuple):
     """A network of a comparison.
 
     Attributes:
-        title: what it is called.
-        seeds: those of its trainings.
-        accuracies: of each training the test accuracy, 0..1.
-        by_scale: of each training the test accuracies between the edges of the scales, 0..1.
-        parameters: their number.
+        title: its name in the table.
+        seeds: the seeds of its trainings.
+        accuracies: the test accuracy of each training, 0..1.
+        by_scale: the test accuracies of each training between the edges of the scales, 0..1.
+        parameters: the number of parameters.
         macs: multiply-accumulates for one image.
-        step_seconds: how long a training step takes.
+        step_seconds: the time of a training step.
     """
 
     title: str
@@ -43,11 +43,11 @@ class Row(NamedTuple):
 
 
 def read_row(title: str, folder: Path, seeds: Sequence[int], edges: Sequence[float], step_seconds: float) -> Row:
-    """Gathers what the finished trainings of a network left, in ``seed0/run`` and so on.
+    """Reads the results of the finished trainings of a network, in ``seed0/run`` and so on.
 
     Raises:
-        UserError: if one is not finished or was trained on other data, or there are edges and the data do not say the
-            scale of each image, or no image has one between two of them.
+        UserError: if a training is not finished or had other data; with edges, also if the data lack the scale of each
+            image, or no image has a scale between two edges.
     """
     runs = [folder / f"seed{seed}" / "run" for seed in seeds]
     config = read_config(runs[0])
@@ -70,33 +70,33 @@ def read_row(title: str, folder: Path, seeds: Sequence[int], edges: Sequence[flo
 
 
 def scales_of_test(source: Source) -> np.ndarray:
-    """The scale of each test image.
+    """Returns the scale of each test image.
 
     Raises:
-        UserError: if the data do not say it.
+        UserError: if the data lack it.
     """
     samples = source.splits["test"]
     if "scale" not in samples[0].numbers:
         raise UserError(
-            "config.scale_edges is set but the data do not say the scale of an image; take "
+            "config.scale_edges is set but the data lack the scale of an image; take "
             "config.training.data.source='scaled_digits', or set config.scale_edges=()"
         )
     return np.array([sample.numbers["scale"] for sample in samples])
 
 
 def accuracy_by(values: np.ndarray, right: np.ndarray, edges: Sequence[float]) -> list[float]:
-    """The share of right answers among those whose value is from one edge to below the next.
+    """Returns the share of correct predictions among values from one edge to below the next.
 
     Args:
-        values: (n,) what is told apart, such as scales.
-        right: (n,) bool.
+        values: (n,), such as scales.
+        right: (n,) bool, whether each prediction is correct.
         edges: rising numbers.
 
     Returns:
-        A share between each two edges.
+        A share for each pair of neighbouring edges.
 
     Raises:
-        UserError: if there are no values between two.
+        UserError: if there are no values between two edges.
 
     Example:
         >>> accuracy_by(np.array([1.0, 1.5, 3.0]), np.array([True, False, True]), (1, 2, 4))
@@ -104,21 +104,21 @@ def accuracy_by(values: np.ndarray, right: np.ndarray, edges: Sequence[float]) -
     """
     shares = []
     for low, high in itertools.pairwise(edges):
-        own = (low <= values) & (values < high)
-        if not own.any():
+        is_inside = (low <= values) & (values < high)
+        if not is_inside.any():
             raise UserError(f"config.scale_edges has {low:g} and {high:g}, but no test image's scale is between them")
-        shares.append(float(right[own].mean()))
+        shares.append(float(right[is_inside].mean()))
     return shares
 
 
 def gains(row: Row, baseline: Row) -> list[float]:
-    """By how much each training is better than the baseline's of the same seed, 0..1."""
+    """Returns each training's accuracy less that of the baseline with the same seed, 0..1."""
     theirs = dict(zip(baseline.seeds, baseline.accuracies, strict=True))
     return [a - theirs[seed] for seed, a in zip(row.seeds, row.accuracies, strict=True) if seed in theirs]
 
 
 def table(rows: Sequence[Row], baseline: int, edges: Sequence[float]) -> str:
-    """The comparison in Markdown: accuracies in per cent, mean and standard deviation over the seeds."""
+    """Formats the comparison in Markdown: accuracies in per cent, mean and standard deviation over the seeds."""
     plain = rows[baseline]
     spans = [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
     heads = ["network", "seeds", "test accuracy", f"over {plain.title}", *spans]
@@ -135,7 +135,7 @@ def table(rows: Sequence[Row], baseline: int, edges: Sequence[float]) -> str:
 
 
 def with_spread(shares: Sequence[float], sign: str = "") -> str:
-    """Shares in per cent: their mean and, of several, their standard deviation.
+    """Formats shares in per cent: their mean and, for several, their standard deviation.
 
     Example:
         >>> with_spread([0.25, 0.26, 0.27]), with_spread([0.5], sign="+"), with_spread([])
@@ -148,16 +148,16 @@ def with_spread(shares: Sequence[float], sign: str = "") -> str:
 
 
 def draw(rows: Sequence[Row], baseline: int, edges: Sequence[float], path: Path) -> None:
-    """Draws accuracies with their spread, and by how much each network is better at each scale, as a PNG file."""
+    """Draws the accuracies with their spread, and the gain of each network at each scale, as a PNG file."""
     figure = Figure(figsize=(10 if edges else 7, 1.4 + 0.32 * len(rows)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2), squeeze=False) if edges else None
     left = figure.subplots() if panels is None else panels[0, 0]
     plain = rows[baseline]
     for place, row in enumerate(rows):
-        own = 100 * np.array(row.accuracies)
-        left.plot(own, np.full(len(own), place), ".", color="tab:gray", markersize=5)
-        spread = own.std(ddof=1) if len(own) > 1 else 0.0
-        left.errorbar(own.mean(), place, xerr=spread, fmt="D", color="tab:blue", markersize=5, capsize=3)
+        values = 100 * np.array(row.accuracies)
+        left.plot(values, np.full(len(values), place), ".", color="tab:gray", markersize=5)
+        spread = values.std(ddof=1) if len(values) > 1 else 0.0
+        left.errorbar(values.mean(), place, xerr=spread, fmt="D", color="tab:blue", markersize=5, capsize=3)
     left.axvline(100 * mean(plain.accuracies), color="tab:gray", linewidth=1, linestyle="--")
     left.set(xlabel="test accuracy, per cent: each seed, their mean and standard deviation", yticks=range(len(rows)))
     left.set_yticklabels([row.title for row in rows])
@@ -169,7 +169,7 @@ def draw(rows: Sequence[Row], baseline: int, edges: Sequence[float], path: Path)
 
 
 def _draw_gains(axes: Axes, rows: Sequence[Row], baseline: int, edges: Sequence[float]) -> None:
-    """For each network and each range of scales the points above the baseline."""
+    """Draws the gain over the baseline, in points, for each network and range of scales."""
     theirs = np.mean(rows[baseline].by_scale, axis=0)
     better = 100 * np.array([np.mean(row.by_scale, axis=0) - theirs for row in rows])
     largest = max(float(np.abs(better).max()), 1e-9)

@@ -1,10 +1,10 @@
-"""Says what a run costs: parameters, multiply-accumulates and about how long it takes on a well-known accelerator.
+"""Estimates what a run costs: parameters, multiply-accumulates and hours on an A100.
 
     python -m train.cost --config=configs/ps_imagenet.py
 
 Training on an image takes three times the multiply-accumulates of its forward pass. The hours are those of an A100 that
-does a fifth of its peak of 312e12 floating-point operations a second, two to a multiply-accumulate: what ResNet-50
-reaches in well-kept frameworks, some 2,500 images a second. Networks of many small convolutions reach less.
+runs at a fifth of its peak of 312e12 floating-point operations a second, two for each multiply-accumulate. ResNet-50
+achieves this in good frameworks, some 2,500 images a second. Networks of many small convolutions are slower.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from train.errors import UserError
 if TYPE_CHECKING:
     from train.data import Source
 
-# What is imported within functions takes seconds, for which an error of the command line does not wait.
+# Slow imports are inside functions, so that errors of the command line are reported at once.
 
 PEAK_FLOPS = 312e12
 UTILISATION = 0.2
 
-# Train images, classes and image shape of the recipes' data sets, so that costs are known before anything has been
-# downloaded.
+# Training images, classes and image shape of the recipes' data sets, so that costs need no download.
 KNOWN = {
     "imagenet2012": (1_281_167, 1000, (224, 224, 3)),
     "cifar10": (50_000, 10, (32, 32, 3)),
@@ -37,7 +36,7 @@ class Cost(NamedTuple):
     """What a run costs.
 
     Attributes:
-        parameters: of the network.
+        parameters: the number of parameters.
         macs: multiply-accumulates of the forward pass of one training image.
         images: images that the run trains on, repeated ones included.
     """
@@ -56,7 +55,7 @@ def cost(config: Config) -> Cost:
     """Counts what a config's run costs.
 
     Raises:
-        UserError: if its network cannot be built, or its source is not one of `KNOWN` and not at hand.
+        UserError: if its network cannot be built, or its source is not in `KNOWN` and not available.
     """
     from flax import nnx
 
@@ -72,12 +71,12 @@ def cost(config: Config) -> Cost:
 
 
 def training_data(config: Config) -> tuple[int, Source]:
-    """Gives the number of a config's training images, and what its network must know of them.
+    """Returns the number of a config's training images, and the source.
 
-    To classify the images of `KNOWN`, they need not be at hand, and the source given holds none.
+    The classification data of `KNOWN` need not be available; their source holds no samples.
 
     Raises:
-        UserError: if the source is another one and not at hand.
+        UserError: if another source is not available.
     """
     from train.data import Source, load_source
     from train.tasks import Classification, task_kind
@@ -93,7 +92,7 @@ def training_data(config: Config) -> tuple[int, Source]:
 
 
 def cost_line(found: Cost) -> str:
-    """Writes a cost as the header of a recipe states it."""
+    """Formats a cost for the header of a recipe."""
     return (
         f"{found.parameters / 1e6:.1f} M parameters, {found.macs / 1e9:.2f} G multiply-accumulates an image, "
         f"about {found.hours:.2g} hours of one A100 (python -m train.cost)."

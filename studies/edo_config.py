@@ -7,12 +7,12 @@ from pydantic import Field
 
 from msconv_jax import edo
 from msconv_jax.edo.selection import Axes, Per
-from train.config import Config, Settings, changed
+from train.config import Config, Settings, update_config
 
 
 def _different(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
-        raise ValueError("a seed is there twice")
+        raise ValueError("a seed occurs twice")
     return seeds
 
 
@@ -24,7 +24,7 @@ Seeds = Annotated[
 
 
 class SearchConfig(Settings):
-    """The settings of a search; `training` holds those of every training in it, for the plain network."""
+    """The settings of a search; `training` holds those of the plain network, which all trainings share."""
 
     file: ClassVar[str] = "search.json"
     changeable: ClassVar[tuple[str, ...]] = tuple(f"training.{name}" for name in Config.changeable)
@@ -42,7 +42,7 @@ class SearchConfig(Settings):
             if value := getattr(self.training.model, name):
                 raise ValueError(
                     f"config.training.model.{name} is {value!r} but must be {type(value)()!r}: the search replaces "
-                    "the convolutions of the network by its own"
+                    "the convolutions of the network"
                 )
         task = self.training.task.name
         if task != "classification":
@@ -53,9 +53,11 @@ class SearchConfig(Settings):
         return self
 
     def plain(self, seed: int) -> Config:
-        """Gives the training of the plain network."""
-        return changed(self.training, {"seed": seed})
+        """Returns the training of the plain network."""
+        return update_config(self.training, {"seed": seed})
 
     def supernet(self, seed: int) -> Config:
-        """Gives the training of the supernet."""
-        return changed(self.plain(seed), {"model": {"conv": "SupernetConv", "conv_kwargs": {"d_max": self.d_max}}})
+        """Returns the training of the supernet."""
+        return update_config(
+            self.plain(seed), {"model": {"conv": "SupernetConv", "conv_kwargs": {"d_max": self.d_max}}}
+        )

@@ -12,7 +12,7 @@ from flax import nnx
 from msconv_jax import analysis, edo
 from msconv_jax.counting import count_parameters, layer_macs
 from studies.edo_config import SearchConfig
-from train.config import Config, changed, check_workdir, write_config, write_text
+from train.config import Config, check_workdir, update_config, write_config, write_text
 from train.data import load_source
 from train.engine.loop import train
 from train.engine.results import read_result
@@ -34,27 +34,27 @@ ROWS = {
 
 
 def search(config: SearchConfig, workdir: Path, command: str) -> int:
-    """Runs a search, from the start or from where an earlier process stopped.
+    """Runs a search, or resumes it.
 
     Args:
         config: a checked config.
         workdir: folder of the search.
-        command: the command line that goes on with it, for messages.
+        command: the command line that resumes it, for messages.
 
     Returns:
         The exit status: 0, or 128 + the number of the signal that stopped a training.
 
     Raises:
-        UserError: if something does not fit together; the message says what to do.
+        UserError: if config, data and folder do not match; the message says what to do.
     """
     check_workdir(workdir, config)
-    network_shapes(config.supernet(config.seeds[0]))  # or it says why it cannot be
+    network_shapes(config.supernet(config.seeds[0]))  # refuses impossible settings early
     write_config(workdir, config)
     found: dict[int, Patterns] = {}
     for seed in config.seeds:
         folder = workdir / f"seed{seed}"
         plain = config.plain(seed)
-        longer = changed(plain, {"epochs": 2 * plain.epochs})
+        longer = update_config(plain, {"epochs": 2 * plain.epochs})
         large = config.supernet(seed)
         for name, training in (("supernet", large), ("plain", plain), ("plain_longer", longer)):
             print(f"--- seed {seed}: {ROWS[name]}")
@@ -62,7 +62,7 @@ def search(config: SearchConfig, workdir: Path, command: str) -> int:
             if status:
                 return status
         patterns = found[seed] = select_patterns(config, folder)
-        dilated = changed(plain, {"model": {"conv": "ICConv", "convs": inception_convs(large, patterns)}})
+        dilated = update_config(plain, {"model": {"conv": "ICConv", "convs": inception_convs(large, patterns)}})
         print(f"--- seed {seed}: {ROWS['ic']}")
         status = train(dilated, task_kind(dilated), folder / "ic", command)
         if status:
@@ -79,7 +79,7 @@ def search(config: SearchConfig, workdir: Path, command: str) -> int:
 
 
 def select_patterns(config: SearchConfig, folder: Path) -> Patterns:
-    """Selects the dilations of a seed from its supernet, or reads what was selected; ``patterns.json``.
+    """Selects the dilations of a seed from its supernet, or reads them from ``patterns.json``.
 
     Raises:
         UserError: if the file is damaged.
@@ -94,11 +94,11 @@ def select_patterns(config: SearchConfig, folder: Path) -> Patterns:
         patterns = load_json(path.read_bytes())
         return {name: [[int(d) for d in dilations] for dilations in pattern] for name, pattern in patterns.items()}
     except (ValueError, OverflowError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged; remove it, and the dilations are selected anew") from error
+        raise UserError(f"{path} is damaged; remove it to select the dilations again") from error
 
 
 def inception_convs(supernet: Config, patterns: Patterns) -> dict[str, Any]:
-    """Gives the arguments of each inception convolution: its dilations in order, and how many filters have each."""
+    """Returns the arguments of each inception convolution: its dilations in order, with their numbers of filters."""
     convs = edo.supernet_convs(network_shapes(supernet))
     groups = {path: conv.feature_group_count for path, conv in convs.items()}
     arguments = {}
@@ -113,14 +113,14 @@ def network_shapes(config: Config) -> nnx.Module:
     """Builds the network of a training with shapes in place of arrays.
 
     Raises:
-        UserError: if it cannot be built, or its data are not there.
+        UserError: if it cannot be built, or its data are missing.
     """
     source = load_source(config)
     return nnx.eval_shape(lambda: create_network(config, len(source.classes), source.image_shape[-1]))
 
 
 def results(config: SearchConfig, workdir: Path) -> list[dict[str, Any]]:
-    """For each row of the table its size and the test accuracy of each seed."""
+    """Returns the size and the test accuracy of each seed, for each row of the table."""
     rows = []
     for name, title in ROWS.items():
         accuracies = []
@@ -145,7 +145,7 @@ def results(config: SearchConfig, workdir: Path) -> list[dict[str, Any]]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]], config: SearchConfig) -> str:
-    """The table of a search in Markdown."""
+    """Formats the table of a search in Markdown."""
     seeds = ", ".join(map(str, config.seeds))
     lines = [
         f"| network | epochs | parameters | MACs | test accuracy, seeds {seeds} | mean | standard deviation |",

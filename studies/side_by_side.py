@@ -1,4 +1,4 @@
-"""Runs jobs beside each other, a process and a core for each, until they are done or time is up."""
+"""Runs jobs in parallel, each in a process on one core, until they are done or time is up."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -14,18 +14,18 @@ from typing import Any, NamedTuple
 
 from train.errors import run_program
 
-_LOOK = 0.5  # seconds between looks at the clock and for signals
+_POLL_SECONDS = 0.5  # between checks of the clock and of signals
 
 
 class Job(NamedTuple):
-    """What one process does.
+    """The job of one process.
 
     Attributes:
-        name: for people.
-        run: a function of a module, which gives the exit status: 0, or 128 + a signal's number after SIGTERM, upon
-            which it must end soon and can be run again later.
-        arguments: its arguments, which can be pickled.
-        log: file for what it prints, added to what is there.
+        name: for messages.
+        run: a module-level function that returns the exit status: 0, or 128 + a signal's number. It must end soon after
+            SIGTERM, and a later run resumes.
+        arguments: its arguments; they must be picklable.
+        log: the file to which its output is appended.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Job(NamedTuple):
 
 
 def cores() -> list[int]:
-    """The cores that this process may use; one each of those that the system counts, where it does not say which."""
+    """Returns the cores that this process may use; all cores if the system has no affinities."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
@@ -46,25 +46,25 @@ def run_side_by_side(
     processes: int,
     until: float,
     stopped_by: Sequence[int],
-    ended: Callable[[Job, int, float], None],
+    on_end: Callable[[Job, int, float], None],
 ) -> int:
     """Runs jobs, the first ones first.
 
     Args:
-        jobs: what is to be done.
-        processes: how many at a time.
-        until: when `time.monotonic` reaches this, those that run are told to stop and no other begins.
-        stopped_by: as soon as there is something in it, likewise.
-        ended: called after each job that ended by itself with its exit status and seconds; a negative status is the
+        jobs: the jobs.
+        processes: the number of parallel jobs.
+        until: at this `time.monotonic`, running jobs get SIGTERM and no other job starts.
+        stopped_by: likewise as soon as it is not empty.
+        on_end: called after each job that was not stopped, with its exit status and seconds; a negative status is the
             signal that killed it.
 
     Returns:
-        How many jobs have not ended, or have never begun.
+        The number of jobs that were stopped or have not started.
     """
     context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
     waiting, free = deque(jobs), deque(cores()[:processes])
     running: dict[Any, tuple[Job, int, float]] = {}
-    stopping, cut_short = False, 0
+    stopping, interrupted = False, 0
     while running or (waiting and not stopping):
         if not stopping and (stopped_by or time.monotonic() >= until):
             stopping = True
@@ -75,23 +75,23 @@ def run_side_by_side(
             process = context.Process(target=_work, args=(job, core), name=job.name)
             process.start()
             running[process] = (job, core, time.monotonic())
-        multiprocessing.connection.wait([process.sentinel for process in running], timeout=_LOOK)
+        multiprocessing.connection.wait([process.sentinel for process in running], timeout=_POLL_SECONDS)
         for process in [process for process in running if not process.is_alive()]:
             process.join()
             job, core, began = running.pop(process)
             free.append(core)
             if process.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT):
-                cut_short += 1
+                interrupted += 1
             else:
-                ended(job, process.exitcode, time.monotonic() - began)
-    return cut_short + len(waiting)
+                on_end(job, process.exitcode, time.monotonic() - began)
+    return interrupted + len(waiting)
 
 
 def _work(job: Job, core: int) -> None:
-    """The whole life of a process."""
+    """Runs a job on a core; the main function of a process."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
-    # Else two would train in one folder when the parent was killed and its command is given again.
+    # Otherwise two processes could train in one folder after the parent was killed and restarted.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     job.log.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

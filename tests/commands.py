@@ -13,7 +13,7 @@ from studies import compare
 from studies.compare_config import CompareConfig
 from studies.edo_config import SearchConfig
 from train.config import Config, parse_command_line
-from train.engine.distributed import define_flags, read_place
+from train.engine.distributed import define_flags, read_process_info
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -68,5 +68,5 @@ def parsed(command: str) -> Any:
     compare.define_flags(values)
     kind = {"train.edo": SearchConfig, "train.compare": CompareConfig}.get(module, Config)
     config, _ = parse_command_line([module, *arguments], None, kind, values, needs_workdir=False)
-    read_place(values)
+    read_process_info(values)
     return config

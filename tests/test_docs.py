@@ -20,7 +20,7 @@ from msconv_jax.models import model_entry
 from studies.cost import Cost, training_data
 from tests import reproduction
 from tests.commands import DOCUMENTS, ROOT, code, name
-from train.config import changed
+from train.config import update_config
 from train.tasks import Classification
 
 README = (ROOT / "README.md").read_text()
@@ -169,7 +169,7 @@ def test_other_networks_can_be_built_and_have_the_hours_of_their_rows(monkeypatc
         assert float(hours) == pytest.approx(estimate.hours, rel=0.12, abs=0.06), cells
         entry = model_entry(config.model.name)
         shallow = {"layers": [1] * len(entry.config["layers"])} if "layers" in entry.config else {}
-        config = changed(config, {f"model.kwargs.{name}": value for name, value in shallow.items()})
+        config = update_config(config, {f"model.kwargs.{name}": value for name, value in shallow.items()})
         key = (config.model.name, str(config.model.kwargs), config.model.conv, str(config.model.conv_kwargs))
         if key not in built:
             built.add(key)

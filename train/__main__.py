@@ -2,11 +2,11 @@
 
     python -m train --config=configs/ps_resnet_digits.py --workdir=runs/digits
 
-Any value of the config can be set on the command line: --config.seed=3. Interrupted in whatever way,
-the same command goes on where training stopped.
+Any value of the config can be set on the command line: --config.seed=3. After an interruption, the same command
+resumes training.
 
-On several hosts the same command runs on each, with a --workdir that all of them share. Slurm and TPU slices say
-by themselves which process is which; elsewhere the flags below do.
+On several hosts the same command runs on each, with a --workdir that all of them share. Slurm and TPU slices number
+their processes; elsewhere the flags below do.
 """
 
 import shlex
@@ -14,7 +14,7 @@ import shlex
 from absl import flags
 
 from train.config import check_workdir, parse_command_line
-from train.engine.distributed import connect, define_flags, ending_together, in_cluster, read_place
+from train.engine.distributed import abort_all_on_error, connect, define_flags, in_cluster, read_process_info
 from train.errors import program, run_program
 
 
@@ -23,18 +23,18 @@ def main(argv: list[str]) -> int:
     values = flags.FlagValues()
     define_flags(values)
     config, workdir = parse_command_line(argv, __doc__, values=values)
-    place = read_place(values)
-    if place is None and not in_cluster():  # of several processes, one looks, for all
+    process = read_process_info(values)
+    if process is None and not in_cluster():  # of several processes, process 0 checks later
         check_workdir(workdir, config)
-    # What takes seconds to import comes after the checks of the command line.
+    # Slow imports come after the checks of the command line.
     from train.config.network import check_network
 
     check_network(config)
     from train.engine.loop import train
     from train.tasks import task_kind
 
-    connect(place)
-    with ending_together():
+    connect(process)
+    with abort_all_on_error():
         return train(config, task_kind(config), workdir, command=f"{program('train')} {shlex.join(argv[1:])}")
 
 

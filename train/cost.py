@@ -1,4 +1,4 @@
-"""Says what a run costs: `studies.cost`, whose ``--help`` describes it."""
+"""Estimates what a run costs: `studies.cost`, whose ``--help`` describes it."""
 
 from studies.cost import main
 from train.errors import run_program

@@ -1,4 +1,4 @@
-"""Searches the dilations of a network (EDO) and trains what it finds: `studies.edo`, whose ``--help`` describes it."""
+"""Searches the dilations of a network (EDO) and trains the result: `studies.edo`, whose ``--help`` describes it."""
 
 from studies.edo import main
 from train.errors import run_program

@@ -1,4 +1,4 @@
-"""Errors a user can mend, and the one place where they become a sentence and an exit status."""
+"""Errors that a user can correct, and how programs report them: a sentence and an exit status."""
 
 import contextlib
 import difflib
@@ -12,18 +12,18 @@ from absl import flags
 
 from train.untrusted import escaped, shortened
 
-_LONGEST = 4000  # characters of a message
+_MAX_CHARACTERS = 4000  # characters of a message
 
 
 class UserError(Exception):
-    """Something outside the code is wrong: a flag, a config value, a file, a full disk.
+    """An error outside the code: a flag, a config value, a file, a full disk.
 
-    The message is one sentence for the user: the value, the rule it breaks and a way out. It may quote files: what
-    acts on a terminal is escaped, and the middle of more than 4,000 characters is left out.
+    The message is one sentence for the user: the value, the rule it breaks and a way out. It may quote files: control
+    characters are escaped, and the middle of a message of more than 4,000 characters is omitted.
     """
 
     def __init__(self, message: str):
-        super().__init__(shortened(escaped(message, keep="\n"), _LONGEST))
+        super().__init__(shortened(escaped(message, keep="\n"), _MAX_CHARACTERS))
 
 
 def program(module: str) -> str:
@@ -37,7 +37,7 @@ def program(module: str) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Says which known names are meant by an unknown one: ``"did you mean 'x'?"``, or ``"known are: ..."``."""
+    """Suggests known names for an unknown one: ``"did you mean 'x'?"``, or ``"known are: ..."``."""
     known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
@@ -46,7 +46,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 class _PathParser(flags.ArgumentParser[str]):
-    """Reads a flag whose value is the path of a file or folder."""
+    """Parses a flag whose value is the path of a file or folder."""
 
     syntactic_help = "a path"
 
@@ -55,12 +55,12 @@ class _PathParser(flags.ArgumentParser[str]):
 
 
 def define_path(values: flags.FlagValues, name: str, description: str) -> None:
-    """Defines a flag for a path, None unless it is given; its value goes through `expand_user`."""
+    """Defines a flag for a path, by default None; `expand_user` is applied to its value."""
     flags.DEFINE(_PathParser(), name, None, description, flag_values=values, serializer=flags.ArgumentSerializer())
 
 
 def expand_user(path: str) -> str:
-    """Replaces a leading ``~`` or ``~name`` by the home folder, which shells leave alone behind ``=`` and in quotes.
+    """Replaces a leading ``~`` or ``~name`` by the home folder: shells do not after ``=`` and in quotes.
 
     Raises:
         UserError: if there is no such home folder.
@@ -69,16 +69,16 @@ def expand_user(path: str) -> str:
     if expanded.startswith("~"):
         raise UserError(
             f"{path}: there is no home folder for {path.partition('/')[0]!r}; write the whole path, or ./{path} for a "
-            "name that begins so"
+            "file of this name"
         )
     return expanded
 
 
 def parse_flags(values: flags.FlagValues, argv: Sequence[str], description: str | None) -> list[str]:
-    """Parses a command line, the program's name first, with absl, and gives the arguments that are not flags.
+    """Parses a command line, whose first entry is the program's name, with absl; returns the arguments besides flags.
 
     ``--help`` prints the description and the flags, and ends the program. Raises a `UserError` for unknown flags and
-    values that cannot be read.
+    invalid values.
     """
     flags.DEFINE_boolean("help", False, "show this help", flag_values=values)
     values.set_gnu_getopt(True)  # flags may follow the positional arguments
@@ -94,7 +94,7 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str], description: str 
 
 
 def required(values: flags.FlagValues, name: str, example: str) -> str:
-    """Gives a flag's value; raises a `UserError` if it was not given or is empty."""
+    """Returns a flag's value; raises a `UserError` if it is missing or empty."""
     value = values[name].value
     if not value:
         raise UserError(f"the flag --{name} is missing; give it, for example --{name}={example}")
@@ -102,7 +102,7 @@ def required(values: flags.FlagValues, name: str, example: str) -> str:
 
 
 def explain(error: BaseException) -> str | None:
-    """Puts a `UserError`, or an `OSError` of a file or the disk, into a sentence; any other error is a bug: None."""
+    """Describes a `UserError`, or an `OSError` of a file or disk, in a sentence; None for bugs, all other errors."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror is not None:
@@ -116,11 +116,10 @@ def explain(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def decorating(what: str) -> Iterator[None]:
-    """Turns an exception within the block into a note on stderr, for pictures of a run whose numbers are safe.
+def warn_on_failure(what: str) -> Iterator[None]:
+    """Turns an exception in the block into a note on stderr, for pictures of a run whose numbers are saved.
 
-    The note names the exception, which is a bug or a picture that cannot be drawn. Files are written after the block:
-    a full disk is an error here too.
+    Write files after the block, not in it: a full disk is an error.
     """
     try:
         yield
@@ -130,7 +129,7 @@ def decorating(what: str) -> Iterator[None]:
 
 
 def escape_unencodable() -> None:
-    """Makes stdout and stderr escape characters that their encoding lacks, such as Cyrillic ones of Latin-1."""
+    """Makes stdout and stderr escape characters that their encoding lacks, such as Cyrillic letters in Latin-1."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -139,8 +138,8 @@ def escape_unencodable() -> None:
 def run_program(main: Callable[[list[str]], int]) -> None:
     """Runs a program and ends the process with its exit status.
 
-    An error that `explain` knows is printed as one sentence on stderr and gives status 1. Any other exception is a bug
-    and keeps its traceback. Both streams escape what their encoding lacks.
+    An error that `explain` describes is printed on stderr and gives status 1. Any other exception is a bug and keeps
+    its traceback. Both streams escape characters that their encoding lacks.
     """
     escape_unencodable()
     try:

@@ -2,15 +2,15 @@
 
     python -m train.evaluate --workdir=runs/digits
 
-prints the line that training printed at its end, computed anew from the checkpoint.
+computes the last line of training again from the checkpoint.
 
     python -m train.evaluate --config=configs/pyconv_imagenet.py --weights=pyconvresnet50.pth --config.data.dir=data
 
-evaluates the network of a config, whatever --config.model.name and --config.data.source are, with the weights of a
-PyTorch or safetensors file, or of the best checkpoint of a run whose folder --weights names. The settings of
---config.task, such as eval_size, eval_resize and eval_crops, change how images are cropped.
+evaluates the network of a config, with any --config.model.name and --config.data.source. --weights names a PyTorch or
+safetensors file, or the folder of a run, whose best checkpoint is used. The settings of --config.task, such as
+eval_size, eval_resize and eval_crops, determine the crops.
 
-Either takes another split by --split=validation or --split=train.
+Both evaluate another split with --split=validation or --split=train.
 """
 
 from pathlib import Path
@@ -25,9 +25,9 @@ from train.errors import UserError, define_path, parse_flags, required, run_prog
 def main(argv: list[str]) -> int:
     """Runs the program; see the top of this file."""
     values = flags.FlagValues()
-    given: Any = values
+    flag: Any = values
     define_path(values, "weights", "file of weights, or folder of a run; with --config")
-    flags.DEFINE_enum("split", "test", get_args(Split), "the images to take", flag_values=values)
+    flags.DEFINE_enum("split", "test", get_args(Split), "the split to evaluate", flag_values=values)
     if any(argument.split("=")[0] in ("--config", "-config") for argument in argv):
         config, _ = parse_command_line(argv, __doc__, values=values, needs_workdir=False)
         if values["workdir"].present:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         weights = Path(required(values, "weights", "resnet50.pth"))
         if not weights.exists():
             raise UserError(f"--weights={weights}: there is no such file; name a .pth or .safetensors file")
-        return _evaluate_weights(config, weights, given["split"].value)
+        return _evaluate_weights(config, weights, flag["split"].value)
     define_path(values, "workdir", "folder of the run")
     if arguments := parse_flags(values, argv, __doc__):
         raise UserError(f"unexpected argument {arguments[0]!r}; only --workdir is taken, or --config with --weights")
@@ -43,23 +43,23 @@ def main(argv: list[str]) -> int:
         raise UserError("--weights goes with --config; a run of --workdir has weights, its best checkpoint")
     workdir = Path(required(values, "workdir", "runs/digits"))
     read_config(workdir)
-    return _evaluate_run(workdir, given["split"].value)
+    return _evaluate_run(workdir, flag["split"].value)
 
 
-# What is imported within functions takes seconds, for which an error of the command line does not wait.
+# Slow imports are inside functions, so that errors of the command line are reported at once.
 
 
 def _evaluate_run(workdir: Path, split: Split) -> int:
     import jax
 
     from train.engine.checks import check_batch_size
-    from train.engine.results import result_line, result_of
+    from train.engine.results import make_result, result_line
     from train.engine.trained import load_best, load_data, score
     from train.tasks import task_kind
 
     trained = load_best(workdir, task_kind, load_data(workdir, task_kind))
     check_batch_size(trained.config, len(trained.source.splits["train"]), jax.device_count())
-    print(result_line(result_of(score(trained, split), trained.step), trained.task, split))
+    print(result_line(make_result(score(trained, split), trained.step), trained.task, split))
     return 0
 
 

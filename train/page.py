@@ -1,7 +1,6 @@
 """The report of a run on one page, ``report.html``: result, curves, sections of the task, speed, settings, versions.
 
-The page is complete in itself: pictures are inside it and nothing is loaded from elsewhere. ``page.html.j2`` is its
-template.
+The page contains its pictures and loads nothing. ``page.html.j2`` is its template.
 """
 
 import base64
@@ -29,22 +28,22 @@ _MAX_SIDE = 2**14  # pixels of an enlarged image
 
 
 class Page(NamedTuple):
-    """What the page of a run shows."""
+    """The content of the page of a run."""
 
     title: str
     result: str  # the line that training prints last
     curves: bytes | None  # a PNG file, or None if no epoch has ended
     sections: Sequence[Section]
     speeds: Sequence[Mapping[str, float]]  # "epoch", "images_per_second", and "waiting", a share of the time
-    notes: str  # lines on the data, such as what was left out
+    notes: str  # lines on the data, such as files that were left out
     config: Mapping[str, Any]  # the settings, flat
 
 
 def page_html(page: Page) -> str:
-    """Gives the page of a run as HTML; texts are shown as they are, and what acts on a reader's page is escaped."""
+    """Renders the page of a run as HTML; markup and unprintable characters in texts are escaped."""
     template = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_visible
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_escaped
     )
     environment.filters |= {"base64": lambda data: base64.b64encode(data).decode(), "repr": repr}
     speed = ""
@@ -63,18 +62,18 @@ def write_page(path: Path, page: Page) -> None:
     write_text(path, page_html(page))
 
 
-def _visible(value: Any) -> Any:
-    """Escapes what a page must not hold, such as characters that turn the direction of the text after them."""
+def _escaped(value: Any) -> Any:
+    """Escapes unprintable characters, such as those that change the direction of text."""
     return escaped(value, keep="\n") if isinstance(value, str) else value
 
 
 def versions() -> dict[str, str]:
-    """Gives the versions of what computed, and the devices."""
+    """Returns the versions of Python and the packages, and the devices."""
     found = {"Python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # another build of it, under another name
+        except metadata.PackageNotFoundError:  # another build, under another name
             found[package] = "unknown"
     device, count = jax.devices()[0], jax.device_count()
     found["devices"] = f"{count} {device.device_kind} ({device.platform}), {jax.process_count()} process(es)"
@@ -82,14 +81,12 @@ def versions() -> dict[str, str]:
 
 
 def figure_png(size: tuple[float, float], draw: Callable[[Figure], None], dpi: int = 100) -> bytes:
-    """Gives a figure as the bytes of a PNG file.
-
-    Texts are drawn as they are: dollars begin no formula.
+    """Draws a figure as the bytes of a PNG file; texts are not parsed as formulas.
 
     Args:
-        size: its width and height in inches.
-        draw: draws it.
-        dpi: pixels an inch.
+        size: width and height in inches.
+        draw: draws on the figure.
+        dpi: pixels per inch.
     """
     buffer = io.BytesIO()
     with matplotlib.rc_context({"text.parse_math": False, "text.usetex": False}):
@@ -99,15 +96,15 @@ def figure_png(size: tuple[float, float], draw: Callable[[Figure], None], dpi: i
     return buffer.getvalue()
 
 
-def labels_of(names: Sequence[str], shown: Iterable[int]) -> tuple[list[str], str]:
-    """Gives short labels for a figure, of the names at the positions `shown`, and a text that explains them.
+def axis_labels(names: Sequence[str], positions: Iterable[int]) -> tuple[list[str], str]:
+    """Returns short labels for the names at some positions, and a text that explains them.
 
-    The label of a name with characters that the figure's font lacks is "number N", its position; the text has those
-    names, or is "".
+    If the figure's font lacks a character of a name, its label is "number N", the position. The text lists these names;
+    it may be empty.
     """
     font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     labels, explained = [], []
-    for number in shown:
+    for number in positions:
         name = names[number]
         if name.isprintable() and all(font.get_char_index(ord(c)) for c in name):
             labels.append(shortened(name, 20))
@@ -118,20 +115,20 @@ def labels_of(names: Sequence[str], shown: Iterable[int]) -> tuple[list[str], st
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Gives an image, (height, width, 1 or 3 channels) uint8, as the bytes of a PNG file."""
-    _, png = cv2.imencode(".png", image[..., ::-1])  # OpenCV's colours are blue, green, red
+    """Encodes an image, (height, width, 1 or 3 channels) uint8, as the bytes of a PNG file."""
+    _, png = cv2.imencode(".png", image[..., ::-1])  # OpenCV expects blue, green, red
     return png.tobytes()
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """Makes every pixel a square, so that the shorter side has at least `side` pixels, as `squares` allows."""
+    """Makes every pixel a square, so that the shorter side has at least `side` pixels if `squares` allows."""
     return squares(image, -(-side // min(image.shape[:2])))
 
 
 def squares(image: np.ndarray, factor: int) -> np.ndarray:
-    """Makes every pixel a square of `factor` pixels, or fewer if a side would have more than 16,384.
+    """Makes every pixel a square of `factor` pixels a side, or less: no side of the result exceeds 16,384 pixels.
 
-    Of an image that is larger itself, rows and columns are left out evenly.
+    If the image is larger, every n-th row and column is taken.
     """
     longer = max(image.shape[:2])
     step, factor = -(-longer // _MAX_SIDE), max(1, min(factor, _MAX_SIDE // longer))
@@ -139,10 +136,10 @@ def squares(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def thumbnail(image: np.ndarray) -> bytes:
-    """Gives an image, resized so that its longer side has 96 pixels, as the bytes of a PNG file."""
+    """Resizes an image to 96 pixels on its longer side, and encodes it as the bytes of a PNG file."""
     height, width = image.shape[:2]
     factor = 96 / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    # Small images are shown by their pixels.
+    # The pixels of small images stay visible.
     resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_NEAREST)
     return encode_png(resized.reshape(size[1], size[0], -1))

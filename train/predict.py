@@ -2,15 +2,14 @@
 
     python -m train.predict --workdir=runs/digits [--top=3] [--out=FOLDER] IMAGE ...
 
-prints a line an image, and reads nothing of the data on which the network was trained. For a classification network
-the line names the most probable classes and their probabilities. For a segmentation network it names the classes that
-cover most of the image, and a picture with the classes in colours is written into --out, by default the folder
-"predictions" of the run.
+prints a line for each image; the training data are not needed. For a classification network the line names the most
+probable classes and their probabilities. For a segmentation network it names the classes that cover most of the image,
+and a picture with the classes in colours is written into --out, by default the folder "predictions" of the run.
 
-An image is turned into grey or colour as the network needs it, and cropped as in the evaluation. Where all images of
-the data set have one size, it is first resized to it, without regard to proportions, so it should show what the network
-was trained on: for the digits, one white digit filling a black square. The exit status is 1 if an image could not be
-read; the others are predicted all the same.
+An image is converted to grey or colour for the network, and cropped as in the evaluation. If all images of the data set
+have one size, the image is first resized to it, whatever its proportions. So it should look like the training images:
+for the digits, one white digit that fills a black square. The exit status is 1 if an image cannot be read; the other
+images are predicted.
 """
 
 import functools
@@ -69,7 +68,7 @@ def main(argv: list[str]) -> int:
         raise UserError(
             "--out is for the pictures of a segmentation; this run classifies, and only prints; leave it out"
         )
-    # They take seconds, for which an error of the command line does not wait.
+    # Slow imports come after the checks of the command line.
     from train.engine.trained import load_best
     from train.page import encode_png
     from train.tasks import task_kind
@@ -79,7 +78,7 @@ def main(argv: list[str]) -> int:
     if top is not None and not 1 <= top <= len(task.names):
         raise UserError(f"--top is {top} but must be from 1 to the {len(task.names)} classes")
     out = Path(values["out"].value or workdir / "predictions")
-    predict = functools.partial(trained.scorer().predict, trained.params, trained.rest)
+    predict = functools.partial(trained.scorer().predict, trained.params, trained.other_state)
 
     status, used = 0, set()
     for path in paths:

@@ -3,12 +3,12 @@
     python -m train.prepare --dataset=cifar100 [--data_dir=FOLDER]
     python -m train.prepare --dataset=imagenet2012 --manual_dir=FOLDER_OF_THE_ARCHIVES [--data_dir=FOLDER]
 
-downloads what may be downloaded, writes array_record files and reads every record of them again. Given once more, the
-command checks the files that are there. It takes TensorFlow: pip install 'msconv_jax[prepare]'.
+downloads the data set if its licence allows it, writes array_record files and reads every record again. A second call
+checks the existing files. This needs TensorFlow: pip install 'msconv_jax[prepare]'.
 
     python -m train.prepare --dataset=scaled_digits [--data_dir=FOLDER]
 
-makes the data set of train/data/readers/scaled_digits.py in seconds, without TensorFlow and without a network.
+creates the data set of train/data/readers/scaled_digits.py in seconds, without TensorFlow or downloads.
 """
 
 import signal
@@ -20,7 +20,7 @@ from train.errors import UserError, define_path, parse_flags, required, run_prog
 
 def main(argv: list[str]) -> int:
     """Runs the program; see the top of this file."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # tidies up as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up like Ctrl-C
     values = flags.FlagValues()
     flags.DEFINE_string("dataset", None, "name of the data set, as tfds writes it", flag_values=values)
     define_path(values, "data_dir", "folder of prepared data sets, tfds's own by default")
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     if arguments := parse_flags(values, argv, __doc__):
         raise UserError(f"unexpected argument {arguments[0]!r}; the data set is named by --dataset")
     name = required(values, "dataset", "imagenet2012")
-    # It takes seconds, for which an error of the command line does not wait.
+    # Slow imports come after the checks of the command line.
     from train.data.prepare import prepare_and_verify
 
     prepare_and_verify(name, values["data_dir"].value or "", values["manual_dir"].value or "")

@@ -1,7 +1,8 @@
-"""What a run asks of a task.
+# pyright: strict
+"""The interface between a run and its task.
 
-A run knows steps, devices and checkpoints. A task knows what a sample means: what is computed, lost and measured. It
-is one object, made from the config and the source of a run; `train.tasks` has them by name.
+A run knows steps, devices and checkpoints. A task knows the meaning of a sample: network, loss and metrics. It is one
+object, made from the config and the source of a run; `train.tasks` lists the tasks by name.
 """
 # The methods of a protocol have no bodies.
 # pyright: reportReturnType=false
@@ -19,10 +20,10 @@ from train.data.batches import Row
 from train.data.sample import Generator, Sample
 from train.data.source import Source
 
-Batch = dict[str, jax.Array]  # rows under each other
+Batch = dict[str, jax.Array]  # stacked rows
 Terms = dict[str, tuple[jax.Array, jax.Array]]  # name -> (total, weight), () float32; the mean is total / weight
-Rows = dict[str, np.ndarray]  # what an evaluator needs of some samples, (n, ...) arrays
-Predictions = dict[str, Any]  # arrays, (n, ...) of a batch, without n of one image
+Rows = dict[str, np.ndarray]  # the input of an evaluator for n samples, (n, ...) arrays
+Predictions = dict[str, Any]  # arrays, (n, ...) for a batch, (...) for one image
 Result = dict[str, float]
 
 
@@ -33,21 +34,21 @@ class Metric(NamedTuple):
     larger_is_better: bool = True
 
     def sign(self, value: float) -> float:
-        """Gives a number that grows as the network gets better."""
+        """Returns the value with a sign such that larger is better."""
         return value if self.larger_is_better else -value
 
 
 class Pixels(NamedTuple):
-    """How pixels become the input of a network."""
+    """The normalization of pixels for a network."""
 
-    mean: tuple[float, ...]  # of each channel, pixels scaled to 0..1
-    std: tuple[float, ...]  # standard deviation of each channel likewise
-    is_bgr: bool = False  # the network and the two above take blue, green, red; images are red, green, blue
+    mean: tuple[float, ...]  # of each channel, for pixels scaled to 0..1
+    std: tuple[float, ...]  # standard deviation of each channel, likewise
+    is_bgr: bool = False  # network, mean and std have the order blue, green, red; images are red, green, blue
 
     def normalized(self, images: jax.Array) -> jax.Array:
-        """Maps (..., channels) values of 0..255 to the network's input, float32 whatever it computes in.
+        """Maps (..., channels) values of 0..255 to the network's float32 input.
 
-        This happens on the device because the host has little time and bytes are quicker to move.
+        This runs on the device, because bytes are quicker to transfer and the host is busy.
         """
         scaled = (images[..., ::-1] if self.is_bgr else images).astype(jnp.float32) / 255
         axes = range(scaled.ndim - 1)
@@ -59,12 +60,12 @@ class Picture(NamedTuple):
     """A picture of the report."""
 
     png: bytes  # a PNG file
-    caption: str  # a line of text under it; it describes the picture
-    is_small: bool = False  # whether several stand side by side
+    caption: str  # the line of text below it
+    is_small: bool = False  # small pictures stand side by side
 
 
 class Section(NamedTuple):
-    """A part of the report page: a heading, and a paragraph, a table and pictures if they are given."""
+    """A section of the report page: a heading, and optionally a paragraph, a table and pictures."""
 
     title: str
     text: str = ""
@@ -74,82 +75,81 @@ class Section(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """Gathers what `Task.score` gives for the samples of a split, on the host."""
+    """Collects the rows of `Task.score` for the samples of a split, on the host."""
 
     def add(self, rows: Rows) -> None:
-        """Takes the rows of some samples, in the order of the split; padding has been removed."""
+        """Adds the rows of some samples, in the order of the split and without padding."""
 
     def result(self) -> Result:
-        """Gives the numbers under the names that metrics.jsonl and result.json have them under, all finite."""
+        """Returns finite numbers by their names in metrics.jsonl and result.json."""
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Gives what is kept of every sample of the test split, in test_answers.npz."""
+        """Returns the arrays of test_answers.npz, for the samples of the test split."""
 
     def sections(self) -> Iterable[Section]:
-        """Gives the sections of the report on this split."""
+        """Returns the sections of the report on this split."""
 
 
 class Task(Protocol):
     """A kind of training.
 
-    The device functions are pure and are traced. `targets` sees the whole batch; it divides the weights of the rows by
-    the normaliser of that batch, so that the loss is a plain sum over rows and its gradients add up over parts of a
-    batch and over devices.
+    The device functions are pure and traced. `targets` gets the global batch and divides the weights of its rows by the
+    normaliser of this batch. So the loss is a sum over rows, whose gradients add up over parts of a batch and devices.
     """
 
-    needs: ClassVar[frozenset[str]]  # the fields of `Sample` that a source must have
-    best: ClassVar[Metric]  # the number of the validation split by which checkpoints are kept
-    terms: ClassVar[tuple[str, ...]]  # the names of the terms of the loss, as they are shown; the first is "loss"
-    names: Sequence[str]  # of the things that a prediction tells apart
-    pixels: Pixels  # how images are normalized; published weights may ask for another way than the source's
+    needs: ClassVar[frozenset[str]]  # the fields of `Sample` that the task requires of a source
+    best: ClassVar[Metric]  # the metric of the validation split that selects checkpoints
+    terms: ClassVar[tuple[str, ...]]  # the names of the loss's terms in logs; the first is "loss"
+    names: Sequence[str]  # of the classes of a prediction
+    pixels: Pixels  # the normalization of images; published weights may replace the source's
 
     def __init__(self, config: Config, source: Source): ...
 
     @staticmethod
     def line(result: Mapping[str, float]) -> str:
-        """Writes the important numbers of a result in a few words."""
+        """Formats the important numbers of a result."""
 
     def create(self) -> nnx.Module:
-        """Builds the network with fresh parameters, which the seed of the config determines."""
+        """Builds the network with initial parameters from the seed of the config."""
 
     # On the host.
 
     def transform(self, *, training: bool) -> Callable[[Sample, Generator | None], Row]:
-        """Makes the function from samples to rows; in evaluation it draws no random numbers and gets no generator."""
+        """Returns the function from samples to rows; in evaluation it gets no random generator."""
 
     def evaluator(self, split: Split) -> Evaluator:
-        """Makes an evaluator without any samples yet."""
+        """Returns an empty evaluator."""
 
     def samples(self) -> Mapping[str, np.ndarray]:
-        """Gives a few images of the validation split to try `train.predict` on, by names for files."""
+        """Returns a few images of the validation split for `train.predict`, by names for files."""
 
     # On devices.
 
     def targets(self, batch: Batch, key: jax.Array) -> Batch:
-        """Turns a global batch into what the loss needs: normalises, mixes, matches, weights. `key` is the step's."""
+        """Prepares a global batch for the loss: normalises, mixes, matches, weights. `key` is that of the step."""
 
     def loss(self, network: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Terms]:
-        """Gives the loss of rows of `targets`, a sum over them, and its terms; the network is in training mode."""
+        """Returns the loss, a sum over rows of `targets`, and its terms; the network is in training mode."""
 
     def score(self, network: Any, batch: Batch) -> Batch:
-        """Gives what the evaluator needs of each row of an evaluation batch; the network is in evaluation mode."""
+        """Returns the evaluator's input for each row of an evaluation batch; the network is in evaluation mode."""
 
     def predict(self, network: Any, images: jax.Array) -> Predictions:
-        """Gives the predictions for (n, height, width, channels) pixels of 0..255, prepared as `predict_image` does."""
+        """Predicts for (n, height, width, channels) pixels of 0..255, which `predict_image` has prepared."""
 
     # Whole images, of any size.
 
     def scores_images(self, split: Split) -> bool:
-        """Says whether a split is scored image by image by `predict_image`, in place of batches."""
+        """Whether a split is scored image by image with `predict_image`, not in batches."""
 
     def predict_image(self, predict: Callable[[np.ndarray], Predictions], image: np.ndarray) -> Predictions:
-        """Gives the predictions for an image, (height, width, channels) uint8 of any size.
+        """Predicts for an image, (height, width, channels) uint8 of any size.
 
-        `predict` maps any number of prepared images to the predictions of `Task.predict` on the host.
+        `predict` maps any number of prepared images to host arrays of `Task.predict`.
         """
 
     def score_image(self, sample: Sample, prediction: Predictions) -> Rows:
-        """Gives the rows, of length 1, that the evaluator needs of a decoded sample; see `scores_images`."""
+        """Returns the evaluator's input, rows of length 1, for a decoded sample; see `scores_images`."""
 
     def show(self, image: np.ndarray, prediction: Predictions, limit: int | None) -> tuple[str, np.ndarray | None]:
-        """Describes a prediction: a line that names at most `limit` of `names`, and a picture or None."""
+        """Describes a prediction: a line with at most `limit` of `names`, and a picture or None."""

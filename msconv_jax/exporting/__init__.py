@@ -17,7 +17,7 @@ from msconv_jax.convolution import planning_for
 from msconv_jax.exporting.onnx_graph import Graph
 from msconv_jax.exporting.onnx_operations import add_program
 from msconv_jax.signatures import check_module, explains_arguments
-from msconv_jax.whole_files import written_whole
+from msconv_jax.whole_files import atomic_write
 
 __all__ = ["PLATFORMS", "export_onnx", "export_stablehlo"]
 
@@ -72,7 +72,7 @@ def export_stablehlo(
     with planning_for(platforms[0]):
         exported = jax.export.export(jax.jit(_evaluated(model)), platforms=tuple(platforms))(images)
     if file is not None:
-        with written_whole(file) as path:
+        with atomic_write(file) as path:
             path.write_bytes(exported.serialize())
     return exported
 
@@ -115,7 +115,7 @@ def export_onnx(
         program = jax.make_jaxpr(function)(images)
     graph = Graph(images.shape, np.dtype(images.dtype))
     outputs = add_program(graph, program, [graph.input])
-    with written_whole(file) as path:
+    with atomic_write(file) as path:
         path.write_bytes(graph.model(outputs, type(model).__name__).SerializeToString())
 
 

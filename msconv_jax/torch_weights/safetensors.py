@@ -24,7 +24,7 @@ from msconv_jax.torch_weights.records import (
     shown,
     to_arrays,
 )
-from msconv_jax.whole_files import written_whole
+from msconv_jax.whole_files import atomic_write
 
 _MAX_HEADER = 1 << 23  # some 80,000 tensors; parsed, a header may take twenty times its bytes
 _METADATA = "__metadata__"
@@ -152,7 +152,7 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     if len(text) > _MAX_HEADER:
         raise ValueError(f"{os.fspath(path)}: the header has {len(text)} bytes, over {_MAX_HEADER}; shorten the names.")
-    with written_whole(path) as part, part.open("xb") as file:
+    with atomic_write(path) as part, part.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             little = arrays[name].astype(DTYPES[arrays[name].dtype.name].newbyteorder("<"), order="C", copy=False)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from train.config import checked
+from train.config import validate_config
 from train.data import load_source
 
 
@@ -34,7 +34,7 @@ def load(tmp_path):
             "epochs": 1,
             "batch_size": 1,
         }
-        return load_source(checked(values))
+        return load_source(validate_config(values))
 
     return read
 

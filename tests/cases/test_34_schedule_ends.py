@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from train.config import checked
+from train.config import validate_config
 from train.engine.optim import learning_rate
 
 
@@ -14,7 +14,7 @@ def rates(per_epoch, epochs=4, **optimizer):
         "epochs": epochs,
         "batch_size": 1,
     }
-    config = checked(values)
+    config = validate_config(values)
     rate = learning_rate(config.optimizer, config.epochs, per_epoch)
     return np.array([float(rate(step)) for step in range(epochs * per_epoch)])
 

@@ -49,7 +49,7 @@ def test_training_batches_do_not_depend_on_processes_and_resuming(count, batch_s
     whole = images(0)
     halves = [images(0, process_index=index, process_count=2) for index in range(2)]
     assert len(whole) == 4
-    for joined, *parts in zip(whole, *halves, strict=True):
-        np.testing.assert_array_equal(joined, np.concatenate(parts))
+    for join_path, *parts in zip(whole, *halves, strict=True):
+        np.testing.assert_array_equal(join_path, np.concatenate(parts))
     for resumed, expected in zip(images(2), whole[2:], strict=True):
         np.testing.assert_array_equal(resumed, expected)

@@ -5,7 +5,7 @@ import pytest
 from tests.train.helpers import ROOT
 from train import __main__ as program
 from train import evaluate, predict, prepare
-from train.config import checked, parse_command_line, write_config
+from train.config import parse_command_line, validate_config, write_config
 from train.errors import UserError, expand_user
 
 CONFIG = f"--config={ROOT}/configs/ps_resnet_digits.py"
@@ -32,7 +32,7 @@ def test_a_run_is_in_the_home_folder(home):
 def test_the_folder_of_the_data_is_in_the_home_folder(home):
     config, _ = parse_command_line(["train", CONFIG, "--workdir=w", "--config.data.dir=~/photos"], "")
     assert config.data.dir == f"{home}/photos"
-    assert checked({**VALUES, "data": {"source": "folder", "dir": "~"}}).data.dir == str(home)
+    assert validate_config({**VALUES, "data": {"source": "folder", "dir": "~"}}).data.dir == str(home)
 
 
 def test_configs_weights_and_pictures_are_in_the_home_folder(home):

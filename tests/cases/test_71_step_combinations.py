@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from tests.train.helpers import run_python
-from train.config import checked
+from train.config import validate_config
 from train.data.source import Source
-from train.engine.mesh import create_mesh, state_shardings, to_devices, to_mesh
+from train.engine.mesh import create_mesh, shard_arrays, shard_batch, state_shardings
 from train.engine.network import split_model
 from train.engine.optim import create_optimiser
 from train.engine.step import create_state, create_train_step
@@ -31,23 +31,23 @@ SETTINGS = {
 
 def two_steps(**compute):
     """The state after two steps, and the report of the second, on the host."""
-    config = checked({**SETTINGS, "compute": {"remat": True, **compute}})
+    config = validate_config({**SETTINGS, "compute": {"remat": True, **compute}})
     task = Classification(config, Source({}, ("a", "b", "c"), (8, 8, 3), True, (0.5,) * 3, (0.25,) * 3))
-    model, params, rest = split_model(task.create())
+    model, params, other_state = split_model(task.create())
     optimiser, _ = create_optimiser(config, 10)
     mesh = create_mesh(config.compute.shards)
 
-    def create(params, rest):
-        return create_state(params, rest, optimiser, task.terms, ema_decay=config.optimizer.ema_decay)
+    def create(params, other_state):
+        return create_state(params, other_state, optimiser, task.terms, ema_decay=config.optimizer.ema_decay)
 
-    shardings = state_shardings(jax.eval_shape(create, params, rest), mesh)
-    state = jax.jit(create, out_shardings=shardings)(*to_mesh((params, rest), mesh))
+    shardings = state_shardings(jax.eval_shape(create, params, other_state), mesh)
+    state = jax.jit(create, out_shardings=shardings)(*shard_arrays((params, other_state), mesh))
     step = create_train_step(model, task, optimiser, config, mesh, shardings)
     rng = np.random.default_rng(0)
     for _ in range(2):
         images = rng.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
         labels = rng.integers(0, 3, 16).astype(np.int32)
-        state, report = step(state, to_devices({"image": images, "label": labels}, mesh))
+        state, report = step(state, shard_batch({"image": images, "label": labels}, mesh))
     return jax.device_get(state), jax.device_get(report)
 
 

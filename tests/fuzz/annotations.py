@@ -15,7 +15,7 @@ from PIL import Image
 from tests.fuzz.driver import Fuzzer, main, mutated
 from tests.train.rows import data_config
 from train.data import load_source
-from train.data.record import compare, read_record, record_of, write_record
+from train.data.record import compare, make_record, read_record, write_record
 from train.errors import UserError
 
 # An input is a byte that chooses the source, one that chooses its settings, and the files: of each its kind, the
@@ -175,7 +175,7 @@ def check(data: bytes) -> None:
                 sample.decoded(3)
                 assert sample.file.isprintable()
         write_record(Path(folder), source)
-        assert compare(read_record(Path(folder)), record_of(source)) == []
+        assert compare(read_record(Path(folder)), make_record(source)) == []
 
 
 SEEDS = [pack(source, 0, _tree(source, np.random.default_rng(seed))) for source in (0, 1) for seed in range(2)]

@@ -13,11 +13,11 @@ import numpy as np
 
 from tests.fuzz.driver import Fuzzer, edited, main, mutated
 from tests.train.rows import data_config
-from train.config import changed, check_workdir, read_config
+from train.config import check_workdir, read_config, update_config
 from train.config.network import check_network
 from train.data.record import DataRecord, compare, read_record
-from train.engine.checkpoint import Checkpoint, best_of, intact_checkpoints
-from train.engine.log import SPEEDS, cleaned, read_metrics
+from train.engine.checkpoint import Checkpoint, best_checkpoint, intact_checkpoints
+from train.engine.log import SPEEDS, read_metrics, repair_records
 from train.engine.results import read_result
 from train.errors import UserError
 from train.task import Metric
@@ -25,7 +25,7 @@ from train.tasks.classification import Classification
 from train.untrusted import escaped
 
 _NEEDED = {"metrics.jsonl": ("validation_accuracy",), "speeds.jsonl": SPEEDS}
-_CONFIG = changed(
+_CONFIG = update_config(
     data_config("folder", dir="pictures", splits={"train": "train"}, augment={"flip": {}}),
     {
         "model": {
@@ -38,7 +38,7 @@ _CONFIG = changed(
         "optimizer": {"multipliers": {"layer1": 0.5}, "schedule": "steps", "schedule_epochs": [1]},
     },
 )
-_SEGMENTATION = changed(_CONFIG, {"task": {"name": "segmentation", "crop": [8, 8]}, "model.kwargs": {}})
+_SEGMENTATION = update_config(_CONFIG, {"task": {"name": "segmentation", "crop": [8, 8]}, "model.kwargs": {}})
 _RECORD = DataRecord(
     classes=("cat", "café"),
     segmentation_classes=("sky", "road"),
@@ -140,7 +140,7 @@ def _lines(workdir: Path, path: Path) -> None:
     needed = _NEEDED[path.name]
     try:
         records = read_metrics(path, 16, needed).records
-        assert cleaned(path, 16, needed) == records
+        assert repair_records(path, 16, needed) == records
         assert read_metrics(path, 16, needed) == (records, [], 0)
         assert all(0 < record["step"] <= 16 for record in records)
     except UserError as error:
@@ -179,7 +179,7 @@ def read_checkpoint(path: Path) -> list[Checkpoint]:
         (folder / "meta" / "metadata").write_text(json.dumps(_META))
     intact, damaged = intact_checkpoints(folder.parent)
     assert [*(checkpoint.folder for checkpoint in intact), *damaged] == [folder]
-    best_of(intact, Metric("accuracy"))
+    best_checkpoint(intact, Metric("accuracy"))
     assert all(checkpoint.step == 7 for checkpoint in intact)
     return intact
 

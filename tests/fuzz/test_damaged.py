@@ -8,7 +8,7 @@ from tests.fuzz import annotations, metrics, weights
 from tests.fuzz.annotations import pack
 from tests.fuzz.driver import failures
 from tests.train.rows import data_config
-from train.config import checked
+from train.config import validate_config
 from train.data.formats import check_png
 from train.data.images import ImageError
 from train.data.indexed_png import read_indices
@@ -57,7 +57,7 @@ def test_names_of_settings_that_are_not_unicode(section):
     inside["\udcff"] = 3
     place = ".".join(["config", *section])
     with pytest.raises(UserError, match=f"^{place} has a name that is not valid Unicode; change it$"):
-        checked(values)
+        validate_config(values)
 
 
 @pytest.mark.parametrize("step", [b"1e999", b"7.0", b'"7"', b"true", b"[7]"])

@@ -12,7 +12,7 @@ from studies.compare_config import CompareConfig
 from studies.comparing import compare
 from studies.comparison import Row, accuracy_by, draw, gains, table
 from tests.train.helpers import ROOT, tiny_values
-from train.config import Config, checked, merged, parse_command_line
+from train.config import Config, merge_changes, parse_command_line, validate_config
 from train.engine.results import read_arrays, read_result
 from train.errors import UserError
 
@@ -34,7 +34,7 @@ VALUES = {
 
 
 def config(**changes):
-    return checked({**VALUES, **changes}, CompareConfig)
+    return validate_config({**VALUES, **changes}, CompareConfig)
 
 
 def test_a_network_is_trained_as_all_but_for_what_is_its_own():
@@ -60,9 +60,9 @@ def test_a_search_trains_a_supernet_of_the_shared_settings():
 
 def test_data_are_in_the_folder_of_the_comparison_unless_the_config_says_where(tmp_path):
     assert config().with_data_in(tmp_path) == config()
-    scaled = config(training=merged(TRAINING, {"data": {"source": "scaled_digits"}}, Config))
+    scaled = config(training=merge_changes(TRAINING, {"data": {"source": "scaled_digits"}}, Config))
     assert scaled.with_data_in(tmp_path).training.data.dir == str(tmp_path / "data")
-    elsewhere = config(training=merged(TRAINING, {"data": {"source": "scaled_digits", "dir": "here"}}, Config))
+    elsewhere = config(training=merge_changes(TRAINING, {"data": {"source": "scaled_digits", "dir": "here"}}, Config))
     assert elsewhere.with_data_in(tmp_path).training.data.dir == "here"
 
 
@@ -109,7 +109,7 @@ def test_networks_that_cannot_be_built_are_refused_before_any_is_trained(tmp_pat
     ]
     with pytest.raises(UserError, match=r"the network 'odd' of config.networks: .*cannot be built"):
         compare(config(networks=networks), tmp_path, "again", processes=1)
-    with pytest.raises(UserError, match="the data do not say the scale"):
+    with pytest.raises(UserError, match="the data lack the scale"):
         compare(config(scale_edges=[1.0, 2.0]), tmp_path / "other", "again", processes=1)
 
 

@@ -7,7 +7,7 @@ from msconv_jax.counting import count_parameters, layer_macs
 from studies import cost as program
 from studies.cost import cost, training_data
 from tests.train.helpers import ROOT
-from train.config import changed, checked, parse_command_line
+from train.config import parse_command_line, update_config, validate_config
 from train.data import Sample, Source
 from train.tasks.network import create_network
 
@@ -51,12 +51,12 @@ def test_a_segmentation_is_counted_on_its_crops(monkeypatch):
     )
     needed = []
     monkeypatch.setattr("train.data.load_source", lambda config, needs: needed.append(needs) or source)
-    config = checked(SEGMENTATION)
+    config = validate_config(SEGMENTATION)
     found = cost(config)
     network = create_network(config, 2, 3)
     assert (found.parameters, found.images) == (count_parameters(network), 7 * 3)
     assert found.macs == sum(layer_macs(network, (33, 65, 3)).values())
     assert needed == [{"segmentation"}]
     # Nothing is known of the segmentations of a data set that is only known by its labels.
-    training_data(changed(config, {"data.source": "cifar10"}))
+    training_data(update_config(config, {"data.source": "cifar10"}))
     assert len(needed) == 2

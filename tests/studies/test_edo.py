@@ -14,8 +14,8 @@ from studies import search as searching
 from studies.edo_config import SearchConfig
 from studies.search import inception_convs, network_shapes, search, summary
 from tests.train.helpers import ROOT, TINY_ENTRY, run_python, tiny, tiny_values
-from train.config import Config, checked, merged, parse_command_line
-from train.engine.distributed import Place
+from train.config import Config, merge_changes, parse_command_line, validate_config
+from train.engine.distributed import ProcessInfo
 from train.engine.trained import load_best
 from train.errors import UserError
 from train.tasks import task_kind
@@ -33,11 +33,11 @@ VALUES = {
 
 
 def config(**changes):
-    return checked({**VALUES, **changes}, SearchConfig)
+    return validate_config({**VALUES, **changes}, SearchConfig)
 
 
 def training(**changes):
-    return merged(TRAINING, changes, Config)
+    return merge_changes(TRAINING, changes, Config)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_several_processes_are_refused_before_anything_is_written(tmp_path, monk
     arguments = [f"--config={ROOT / 'configs' / 'edo_digits.py'}", f"--workdir={tmp_path / 'run'}"]
     with pytest.raises(UserError, match="the search runs in one process, but 2 were started together; start one"):
         edo.main(["edo", *arguments, "--coordinator=h:1", "--num_processes=2", "--process_id=1"])
-    assert met == [Place("h:1", 2, 1)]
+    assert met == [ProcessInfo("h:1", 2, 1)]
     assert not (tmp_path / "run").exists()
 
 
@@ -172,7 +172,7 @@ def test_a_network_that_cannot_be_searched_is_refused_before_anything_is_written
 def test_a_config_may_name_convolutions_by_their_paths():
     convs = ConfigDict({"layer1.0.conv1": {"pattern": ((1, 2, 4),)}}, allow_dotted_keys=True)
     settings = ConfigDict({**TRAINING, "model": {"name": "resnet8", "conv": "ICConv", "convs": convs}})
-    assert checked(settings.to_dict()).model.convs == {"layer1.0.conv1": {"pattern": [[1, 2, 4]]}}
+    assert validate_config(settings.to_dict()).model.convs == {"layer1.0.conv1": {"pattern": [[1, 2, 4]]}}
 
 
 def test_the_kept_table_is_of_the_shipped_config():

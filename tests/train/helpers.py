@@ -16,10 +16,10 @@ import pytest
 from flax import nnx
 
 from msconv_jax.models.registry import ModelEntry, register_model
-from train.config import Config, checked, merged
+from train.config import Config, merge_changes, validate_config
 from train.data import Source, load_source, train_batches
 from train.engine.checkpoint import intact_checkpoints, restore
-from train.engine.mesh import create_mesh, replicate, state_shardings, to_devices, to_mesh
+from train.engine.mesh import create_mesh, replicate, shard_arrays, shard_batch, state_shardings
 from train.engine.network import SplitModel, split_model, split_shapes
 from train.engine.optim import create_optimiser
 from train.engine.step import TrainState, create_state, create_train_step
@@ -115,7 +115,7 @@ TINY: dict[str, Any] = {
 
 def tiny_values(changes: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     """The values of `tiny`, nested and unchecked, for what a config file would hold."""
-    return merged(TINY, {**(changes or {}), **more}, Config)
+    return merge_changes(TINY, {**(changes or {}), **more}, Config)
 
 
 def tiny(changes: Mapping[str, Any] | None = None, **more: Any) -> Config:
@@ -127,7 +127,7 @@ def tiny(changes: Mapping[str, Any] | None = None, **more: Any) -> Config:
     whole value of a setting: `tiny({"model.kwargs": {}})` has no width. `tiny(task={"name": "segmentation"})` leaves
     the settings of classification out.
     """
-    return checked(tiny_values(changes, **more))
+    return validate_config(tiny_values(changes, **more))
 
 
 def normalised(images: np.ndarray, source: Source) -> np.ndarray:
@@ -149,16 +149,16 @@ def start(config: Config, kind: type[Task] = Classification, steps: int = 2) -> 
     """Builds all that the first steps of a run need, on the devices of this process; an epoch has 5 steps."""
     source, mesh = load_source(config, kind.needs), create_mesh(config.compute.shards)
     task = kind(config, source)
-    model, params, rest = split_model(task.create(), config.model.frozen)
+    model, params, other_state = split_model(task.create(), config.model.frozen)
     optimiser, _ = create_optimiser(config, steps_per_epoch=5)
     create = functools.partial(
         create_state, optimiser=optimiser, terms=task.terms, ema_decay=config.optimizer.ema_decay
     )
-    shardings = state_shardings(jax.eval_shape(create, params, rest), mesh)
-    state = jax.jit(create, out_shardings=shardings)(*to_mesh((params, rest), mesh))
+    shardings = state_shardings(jax.eval_shape(create, params, other_state), mesh)
+    state = jax.jit(create, out_shardings=shardings)(*shard_arrays((params, other_state), mesh))
     rows = train_batches(source, config, task.transform(training=True), 0, steps)
     train_step = create_train_step(model, task, optimiser, config, mesh, shardings)
-    return Start(state, train_step, [to_devices(batch, mesh) for batch in rows], model, task)
+    return Start(state, train_step, [shard_batch(batch, mesh) for batch in rows], model, task)
 
 
 def run_python(*arguments: str, limit: int = 300, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -238,8 +238,8 @@ def stored_arrays(workdir: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of the latest checkpoint of a tiny run."""
     task = Classification(tiny(), load_source(tiny()))
     optimiser, _ = create_optimiser(tiny(), steps_per_epoch=5)
-    _, params, rest = split_shapes(task.create)
-    template = jax.eval_shape(lambda p, r: create_state(p, r, optimiser, task.terms), params, rest)
+    _, params, other_state = split_shapes(task.create)
+    template = jax.eval_shape(lambda p, r: create_state(p, r, optimiser, task.terms), params, other_state)
     intact, _ = intact_checkpoints(workdir / "checkpoints")
     state = restore(intact[-1], template, replicate(create_mesh()))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}

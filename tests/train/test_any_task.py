@@ -155,7 +155,7 @@ def test_a_task_of_its_own_trains_goes_on_and_reports(tmp_path, monkeypatch, cap
     errors = np.abs(outputs - images.mean(axis=(1, 2, 3)) / 255)
     np.testing.assert_allclose(read_arrays(whole)["errors"], errors, rtol=1e-3, atol=1e-5)
     assert abs(result["test_error"] - errors.mean()) < 1e-5
-    found = best.scorer().predict(best.params, best.rest, images[:3])
+    found = best.scorer().predict(best.params, best.other_state, images[:3])
     np.testing.assert_allclose(found["brightness"], outputs[:3], rtol=1e-4, atol=1e-5)
 
     page = (whole / "report.html").read_text(encoding="utf-8")

@@ -10,10 +10,10 @@ import pytest
 from tests.train.helpers import run_python
 from train.engine.checkpoint import (
     CheckpointWriter,
-    best_of,
+    best_checkpoint,
     choose_checkpoint,
     intact_checkpoints,
-    latest_of,
+    latest_checkpoint,
     restore,
 )
 from train.engine.mesh import create_mesh, replicate
@@ -24,7 +24,7 @@ SHARDING = replicate(create_mesh())
 BEST = Metric("accuracy")
 
 
-def state_of(step):
+def folder_state(step):
     return {
         "params": {"layers": {0: {"kernel": jnp.full((30, 20), step, jnp.float32)}}},
         "step": jnp.int32(step),
@@ -40,7 +40,7 @@ def write(directory, scores, best=BEST):
     """Writes a checkpoint for each score, at steps 10, 20, ..."""
     writer = CheckpointWriter(directory, best, resume="again")
     for number, score in enumerate(scores, start=1):
-        writer.save(10 * number, state_of(10 * number), None if score is None else result(score))
+        writer.save(10 * number, folder_state(10 * number), None if score is None else result(score))
     writer.wait()
     writer.close()
 
@@ -62,8 +62,8 @@ def test_arrays_come_back_from_latest_and_best(three):
     assert not damaged
     assert read(three) == [(10, 0.9), (20, 0.5), (30, None)]
     assert intact[0].metrics == result(0.9)
-    assert best_of(intact, BEST).step == 10
-    template = jax.eval_shape(lambda: state_of(0))
+    assert best_checkpoint(intact, BEST).step == 10
+    template = jax.eval_shape(lambda: folder_state(0))
     for checkpoint in intact:
         state = restore(checkpoint, template, SHARDING)
         assert jax.tree.structure(state) == jax.tree.structure(template)
@@ -85,7 +85,7 @@ def test_the_best_and_the_two_latest_are_kept(tmp_path, scores, kept, best):
     write(tmp_path, scores)
     intact, _ = intact_checkpoints(tmp_path)
     assert [checkpoint.step for checkpoint in intact] == kept
-    found = best_of(intact, BEST)
+    found = best_checkpoint(intact, BEST)
     assert (found.step if found else None) == best
 
 
@@ -94,9 +94,9 @@ def test_the_best_is_the_smallest_where_the_metric_says_so(tmp_path):
     write(tmp_path, [0.9, 0.1, 0.1, 0.3, None, 0.5], error)
     intact, _ = intact_checkpoints(tmp_path)
     assert [checkpoint.step for checkpoint in intact] == [30, 50, 60]  # of equals, the later
-    assert best_of(intact, error).step == 30
-    assert best_of(intact, BEST).step == 60
-    assert best_of(intact, Metric("another")) is None
+    assert best_checkpoint(intact, error).step == 30
+    assert best_checkpoint(intact, BEST).step == 60
+    assert best_checkpoint(intact, Metric("another")) is None
 
 
 def test_a_saved_state_may_be_used_up_at_once(tmp_path):
@@ -147,10 +147,10 @@ def test_orbaxs_own_notes_do_not_matter(three, tmp_path):
     for name in ("_CHECKPOINT_METADATA", "commit_success.txt"):
         (copy / "30" / name).write_bytes(b"\x00\xff")
     intact, _ = intact_checkpoints(copy)
-    state = restore(intact[-1], jax.eval_shape(lambda: state_of(0)), SHARDING)
+    state = restore(intact[-1], jax.eval_shape(lambda: folder_state(0)), SHARDING)
     assert int(state["step"]) == 30
     writer = CheckpointWriter(copy, BEST, resume="again")
-    writer.save(40, state_of(40), None)
+    writer.save(40, folder_state(40), None)
     writer.wait()
     writer.close()
     assert [step for step, _ in read(copy)] == [10, 30, 40]
@@ -188,16 +188,16 @@ def test_the_choice_is_made_among_the_intact(three, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(three, copy)
     (copy / "30" / "manifest.json").unlink()
-    assert choose_checkpoint(copy, latest_of).step == 20
+    assert choose_checkpoint(copy, latest_checkpoint).step == 20
     assert (copy / "30").exists()
-    assert choose_checkpoint(copy, lambda found: best_of(found, BEST), repair=True).step == 10
+    assert choose_checkpoint(copy, lambda found: best_checkpoint(found, BEST), repair=True).step == 10
     assert not (copy / "30").exists()
     assert "ANEW" not in capsys.readouterr().err
     for step in ("10", "20"):
         (copy / step / "manifest.json").write_text("{}")
-    assert choose_checkpoint(copy, latest_of, repair=True) is None
+    assert choose_checkpoint(copy, latest_checkpoint, repair=True) is None
     assert f"no intact checkpoint is left in {copy}: training starts ANEW, from step 0" in capsys.readouterr().err
-    assert choose_checkpoint(copy, latest_of, repair=True) is None
+    assert choose_checkpoint(copy, latest_checkpoint, repair=True) is None
     assert capsys.readouterr().err == ""
 
 
@@ -253,7 +253,7 @@ def test_temporary_folders_of_a_killed_save_are_removed(three, tmp_path):
     shutil.copytree(three, copy)
     (copy / "40.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     writer = CheckpointWriter(copy, BEST, resume="again")
-    writer.save(40, state_of(40), result(0.1))
+    writer.save(40, folder_state(40), result(0.1))
     writer.wait()
     writer.close()
     assert sorted(path.name for path in copy.iterdir()) == ["10", "30", "40"]
@@ -314,6 +314,6 @@ def test_a_disk_without_space_for_the_manifest(tmp_path, monkeypatch):
     monkeypatch.setattr("train.engine.checkpoint._digests", no_space)
     writer = CheckpointWriter(tmp_path, BEST, resume="again")
     with pytest.raises(UserError, match=r"step 1 cannot be written.*No space left"):
-        writer.save(1, state_of(1), result(0.5))  # the first is read back at once
+        writer.save(1, folder_state(1), result(0.5))  # the first is read back at once
     writer.close()
     assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ from train.engine.step import create_predict_step, create_score_step
 from train.engine.trained import Scorer
 from train.task import Pixels
 from train.tasks import Classification
-from train.tasks.classification import Answers, confusion_matrix
+from train.tasks.classification import ClassificationEvaluator, confusion_matrix
 from train.tasks.mixing import mix
 
 # --- on devices
@@ -59,8 +59,8 @@ def test_evaluation_does_not_depend_on_the_batch_size(batch_size):
     source, mesh = load_source(config), create_mesh()
     task = Classification(config, source)
     network = task.create()
-    model, params, rest = split_model(network)
-    evaluator = Scorer(config, source, task, mesh, model).score(params, rest, "test")
+    model, params, other_state = split_model(network)
+    evaluator = Scorer(config, source, task, mesh, model).score(params, other_state, "test")
     network.eval()
     samples = list(source.splits["test"])
     logits = np.asarray(network(normalised(np.stack([sample.pixels for sample in samples]), source)))
@@ -143,7 +143,7 @@ def answers(labels, predicted, losses, ranks=None, classes=("cat", "dog", "fish"
     """An evaluator that was given its samples in two lots."""
     samples = [Sample(image=image, label=0) for image in images or [np.zeros((8, 4, 3), np.uint8)] * len(labels)]
     source = load_source(tiny())._replace(classes=tuple(classes), image_shape=(8, 8, 3), splits={"test": samples})
-    found = Answers(source, "test")
+    found = ClassificationEvaluator(source, "test")
     ranks = [0] * len(labels) if ranks is None else ranks
     values = {"label": labels, "predicted": predicted, "loss": np.float32(losses), "rank": ranks}
     for lot in (slice(0, 1), slice(1, None)):

@@ -12,14 +12,14 @@ from train import __main__ as program
 from train.config import (
     Config,
     Settings,
-    changed,
     check_workdir,
-    checked,
+    extends_run,
     flatten,
-    is_longer,
-    merged,
+    merge_changes,
     parse_command_line,
     read_config,
+    update_config,
+    validate_config,
     write_config,
 )
 from train.config.checking import OLD_NAMES, fields
@@ -83,7 +83,7 @@ REQUIRED = {
 
 
 def test_defaults_are_those_recorded_runs_had():
-    found = flatten(checked(REQUIRED).model_dump())
+    found = flatten(validate_config(REQUIRED).model_dump())
     old = {OLD_NAMES.get(name, name): value for name, value in DEFAULTS.items()}
     assert found | old | flatten(REQUIRED) == found
     added = {"model.frozen": [], "optimizer.multipliers": {}, "optimizer.schedule_power": 0.9}
@@ -99,8 +99,8 @@ def test_what_has_no_default_may_come_from_the_command_line_alone(name, config_f
     with pytest.raises(UserError, match=f"the config lacks the key '{name}': set it to "):
         parse(flag, "--workdir=w")
     with pytest.raises(UserError, match=f"the config lacks the key '{name}': set it to "):
-        checked(values)
-    assert parse(flag, "--workdir=w", f"--config.{name}={value}")[0] == checked(REQUIRED)
+        validate_config(values)
+    assert parse(flag, "--workdir=w", f"--config.{name}={value}")[0] == validate_config(REQUIRED)
 
 
 def test_overrides_reach_the_config_in_both_spellings():
@@ -167,7 +167,7 @@ def test_the_task_is_chosen_on_the_command_line_or_in_the_file(config_file):
 def test_a_training_within_a_study_has_the_same_names(config_file):
     flag = config_file({"seeds": (0,), "training": REQUIRED})
     config, _ = parse(flag, "--workdir=w", "--config.training.optimizer.learning_rate=2", kind=Study)
-    assert config.training == changed(checked(REQUIRED), {"optimizer.learning_rate": 2})
+    assert config.training == update_config(validate_config(REQUIRED), {"optimizer.learning_rate": 2})
     config, _ = parse(flag, "--workdir=w", "--config.training.task.name=segmentation", kind=Study)
     assert config.training.task.name == "segmentation"
     for override, message in (
@@ -195,7 +195,7 @@ def test_names_without_sections_are_refused_with_the_new_name(old, new, config_f
     value = DEFAULTS.get(old, "x")
     values = {key: value for key, value in REQUIRED.items() if key != old}
     with pytest.raises(UserError, match=message):
-        checked({**values, old: value})
+        validate_config({**values, old: value})
     with pytest.raises(UserError, match=message):
         parse(config_file({**values, old: value}), "--workdir=w")
     assert new in fields(Config)
@@ -361,15 +361,15 @@ def test_the_first_of_several_errors_is_shown_and_unknown_keys_before_others():
     with pytest.raises(
         UserError, match=r"unknown key 'optimizer.lerning_rate'; did you mean 'optimizer.learning_rate'"
     ):
-        checked({**TINY, "optimizer": {"lerning_rate": 1}})
+        validate_config({**TINY, "optimizer": {"lerning_rate": 1}})
 
 
 def test_missing_unknown_and_unwritable_values():
     incomplete = {key: value for key, value in TINY.items() if key != "epochs"}
     with pytest.raises(UserError, match="lacks the key 'epochs'"):
-        checked(incomplete)
+        validate_config(incomplete)
     with pytest.raises(UserError, match=r"lacks the key 'data.source': set it to the name of a data source"):
-        checked({})
+        validate_config({})
     for key, suggested in (("data.augmnt", "data.augment"), ("epoch", "epochs"), ("task.mixup", "task.mixup_alpha")):
         with pytest.raises(UserError) as caught:
             tiny({key: 1})
@@ -410,18 +410,18 @@ def test_tuples_are_what_json_makes_of_them():
 
 
 def test_changes_go_into_sections_and_replace_settings():
-    config = changed(tiny(), {"model": {"conv": "PSConv", "kwargs": {"depth": 1}}, "optimizer.momentum": 0.5})
+    config = update_config(tiny(), {"model": {"conv": "PSConv", "kwargs": {"depth": 1}}, "optimizer.momentum": 0.5})
     assert (config.model.name, config.model.conv, config.model.kwargs) == ("tiny_for_tests", "PSConv", {"depth": 1})
     assert (config.optimizer.momentum, config.optimizer.learning_rate) == (0.5, 0.1)
-    assert changed(config, {"model.kwargs.width": 3}).model.kwargs == {"depth": 1, "width": 3}
-    assert changed(config, {"task": {"name": "segmentation", "base_size": 8}}).task.base_size == 8
-    assert changed(config, {"task.name": "classification"}).task.label_smoothing == 0.1
+    assert update_config(config, {"model.kwargs.width": 3}).model.kwargs == {"depth": 1, "width": 3}
+    assert update_config(config, {"task": {"name": "segmentation", "base_size": 8}}).task.base_size == 8
+    assert update_config(config, {"task.name": "classification"}).task.label_smoothing == 0.1
     with pytest.raises(UserError, match=r"config.conv is now config.model.conv"):
-        changed(config, {"conv": "PSConv"})
+        update_config(config, {"conv": "PSConv"})
     with pytest.raises(UserError, match=r"config.epochs is {'x': 1} but must be a whole number"):
-        changed(config, {"epochs.x": 1})
+        update_config(config, {"epochs.x": 1})
     values = {"epochs": 3, "data": {"splits": {"train": "a"}}}
-    assert merged(values, {"data": {"splits": {"test": "b"}}}, Config)["data"] == {"splits": {"test": "b"}}
+    assert merge_changes(values, {"data": {"splits": {"test": "b"}}}, Config)["data"] == {"splits": {"test": "b"}}
     assert values == {"epochs": 3, "data": {"splits": {"train": "a"}}}
 
 
@@ -486,14 +486,14 @@ def test_what_changes_no_result_may_change_and_a_run_may_become_longer(tmp_path)
     harmless = {"data.threads": 7, "data.dir": "elsewhere", "data.strict_images": True}
     check_workdir(tmp_path, tiny(harmless, epochs=4, checkpoint_every=3, profile=True))
     check_workdir(tmp_path, tiny(epochs=5))
-    assert is_longer(tmp_path, tiny(epochs=5))
-    assert not is_longer(tmp_path, tiny(epochs=4))
+    assert extends_run(tmp_path, tiny(epochs=5))
+    assert not extends_run(tmp_path, tiny(epochs=4))
     with pytest.raises(UserError, match=r"differs in epochs \(4 there, 3 now\)"):
         check_workdir(tmp_path, tiny(epochs=3))
 
 
 def test_kinds_of_configs_have_files_of_their_own(tmp_path):
-    study = checked({"seeds": [1], "training": REQUIRED}, Study)
+    study = validate_config({"seeds": [1], "training": REQUIRED}, Study)
     write_config(tmp_path, study)
     assert (tmp_path / "study.json").is_file()
     assert read_config(tmp_path, Study) == study
@@ -506,7 +506,7 @@ def test_a_folder_from_before_there_were_sections_is_refused(tmp_path):
     flat = {**DEFAULTS, "source": "digits", "model": "resnet8", "epochs": 3, "batch_size": 8, "learning_rate": 0.1}
     (tmp_path / "config.json").write_text(json.dumps(flat, sort_keys=True))
     with pytest.raises(UserError, match=r"config\.json does not fit this version: config.accumulation_steps is now "):
-        check_workdir(tmp_path, checked(REQUIRED))
+        check_workdir(tmp_path, validate_config(REQUIRED))
     with pytest.raises(UserError, match=r"config\.json does not fit this version: config.accumulation_steps is now "):
         read_config(tmp_path)
 

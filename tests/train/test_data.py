@@ -211,7 +211,7 @@ def test_batches_of_varying_images_have_one_size():
     assert batch["image"].dtype == np.uint8
 
 
-def evaluated(image, is_sized=False, shape=(224, 224, 3), **changes):
+def evaluate(image, is_sized=False, shape=(224, 224, 3), **changes):
     source = Source({}, ("a",), shape, is_sized, (0.0,) * 3, (1.0,) * 3)
     return create_evaluation(source, **changes)(image)
 
@@ -221,7 +221,7 @@ def test_the_centre_of_a_resized_image_is_evaluated(changes, shorter, side):
     """A picture whose red and green say where it is from."""
     y, x = np.mgrid[:300, :500]
     image = np.dstack([x / 499, y / 299, 0 * x]) * 255
-    crop = evaluated(np.rint(image).astype(np.uint8), **changes).astype(float) / 255
+    crop = evaluate(np.rint(image).astype(np.uint8), **changes).astype(float) / 255
     assert crop.shape == (side, side, 3)
     scale = shorter / 300
     # The rows from the middle: (row + 0.5) / shorter of the height; the columns likewise of shorter * 5 / 3.
@@ -234,15 +234,15 @@ def test_the_centre_of_a_resized_image_is_evaluated(changes, shorter, side):
 
 def test_ten_crops_are_corners_centre_and_mirrors():
     image = np.arange(8 * 10 * 3, dtype=np.uint8).reshape(8, 10, 3)
-    crops = evaluated(image, shape=(4, 4, 3), eval_resize=8, eval_crops=10)
+    crops = evaluate(image, shape=(4, 4, 3), eval_resize=8, eval_crops=10)
     expected = [image[:4, :4], image[:4, 6:], image[4:, :4], image[4:, 6:], image[2:6, 3:7]]
     np.testing.assert_array_equal(crops, expected + [part[:, ::-1] for part in expected])
 
 
 def test_sized_images_are_evaluated_as_they_are_unless_a_size_is_set():
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    np.testing.assert_array_equal(evaluated(image, is_sized=True, shape=(32, 32, 3)), image)
-    enlarged = evaluated(image, is_sized=True, shape=(32, 32, 3), eval_size=64)
+    np.testing.assert_array_equal(evaluate(image, is_sized=True, shape=(32, 32, 3)), image)
+    enlarged = evaluate(image, is_sized=True, shape=(32, 32, 3), eval_size=64)
     assert enlarged.shape == (64, 64, 3)
     assert np.abs(enlarged.astype(int).mean((0, 1)) - image.mean((0, 1))).max() < 2
 
@@ -251,7 +251,7 @@ def test_a_crop_larger_than_its_image_is_refused():
     with pytest.raises(
         UserError, match=r"config\.task\.eval_resize is 200 but .* 224 x 224 pixels; set it to at least 224"
     ):
-        evaluated(np.zeros((9, 9, 3), np.uint8), eval_resize=200)
+        evaluate(np.zeros((9, 9, 3), np.uint8), eval_resize=200)
     with pytest.raises(UserError, match=r"config\.data\.image_size is 64 but the images of 'digits' have 8 pixels"):
         load_source(data_config(image_size=64))
 
@@ -288,15 +288,17 @@ def test_a_row_of_another_shape_is_named(source, threads):
 def test_probabilities_are_averaged_over_crops():
     """Against the steps on the crops one by one."""
     task, mesh = Classification(tiny(), load_source(tiny())), create_mesh()
-    model, params, rest = split_model(task.create())
+    model, params, other_state = split_model(task.create())
     images = np.random.default_rng(0).integers(0, 256, (4, 10, 8, 8, 1), np.uint8)
     labels, weights = np.array([3, 1, 4, 1]), np.array([1.0, 1.0, 1.0, 0.0], np.float32)
     predict = create_predict_step(model, task, mesh)
-    single = np.stack([predict(params, rest, images[:, crop])["probabilities"] for crop in range(10)])
+    single = np.stack([predict(params, other_state, images[:, crop])["probabilities"] for crop in range(10)])
     probabilities = single.mean(0)
-    np.testing.assert_allclose(predict(params, rest, images)["probabilities"], probabilities, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        predict(params, other_state, images)["probabilities"], probabilities, rtol=1e-5, atol=1e-7
+    )
     batch = {"image": images, "label": labels, "weight": weights}
-    scores = create_score_step(model, task, mesh)(params, rest, {k: jnp.asarray(v) for k, v in batch.items()})
+    scores = create_score_step(model, task, mesh)(params, other_state, {k: jnp.asarray(v) for k, v in batch.items()})
     losses = -np.log(probabilities[np.arange(4), labels])
     np.testing.assert_allclose(scores["loss"], losses, rtol=1e-5)
     np.testing.assert_array_equal(scores["predicted"], probabilities.argmax(1))

@@ -11,7 +11,7 @@ from absl import flags
 from tests.train.helpers import TINY_CONFIG, endings, free_port, processes, run_python
 from train import __main__ as program
 from train.config import parse_command_line
-from train.engine.distributed import Place, define_flags, from_main, in_cluster, read_place
+from train.engine.distributed import ProcessInfo, broadcast_from_main, define_flags, in_cluster, read_process_info
 from train.errors import UserError
 
 
@@ -19,17 +19,19 @@ def place_of(*arguments, **environment):
     values = flags.FlagValues()
     define_flags(values)
     values(["train", *arguments])
-    return read_place(values, environment)
+    return read_process_info(values, environment)
 
 
 def test_the_place_comes_from_flags_or_from_jaxs_variables():
-    expected = Place("10.0.0.1:8476", 4, 3)
+    expected = ProcessInfo("10.0.0.1:8476", 4, 3)
     variables = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
     arguments = ("--coordinator=10.0.0.1:8476", "--num_processes=4", "--process_id=3")
     assert place_of(*arguments) == expected
     assert place_of(**variables) == expected
     assert place_of(*arguments, JAX_COORDINATOR_ADDRESS="h:1", JAX_NUM_PROCESSES="9", JAX_PROCESS_ID="8") == expected
-    assert place_of("--coordinator=[fe80::1]:80", "--num_processes=1", "--process_id=0") == Place("[fe80::1]:80", 1, 0)
+    assert place_of("--coordinator=[fe80::1]:80", "--num_processes=1", "--process_id=0") == ProcessInfo(
+        "[fe80::1]:80", 1, 0
+    )
     assert place_of() is None
     assert place_of(JAX_COORDINATOR_ADDRESS="h:1") is None  # for a cluster that says the rest
 
@@ -92,7 +94,7 @@ def test_a_tpu_machine_is_asked(monkeypatch):
 
 def test_a_process_on_its_own_decides_alone():
     assert not jax.distributed.is_initialized()
-    assert [from_main(value) for value in (-1, 0, 2**31 - 1)] == [-1, 0, 2**31 - 1]
+    assert [broadcast_from_main(value) for value in (-1, 0, 2**31 - 1)] == [-1, 0, 2**31 - 1]
 
 
 def test_the_flags_are_read_beside_the_config_and_shown_by_help(tmp_path, capsys):
@@ -109,11 +111,11 @@ def test_the_flags_are_read_beside_the_config_and_shown_by_help(tmp_path, capsys
 
 CONNECT = """
 import sys
-from train.engine.distributed import Place, connect
+from train.engine.distributed import ProcessInfo, connect
 from train.errors import run_program
 
 def main(argv):
-    connect(Place(argv[1], 2, int(argv[2])), timeout_seconds=2)
+    connect(ProcessInfo(argv[1], 2, int(argv[2])), timeout_seconds=2)
     return 0
 
 run_program(main)
@@ -187,11 +189,11 @@ def test_every_topology_trains_alike_and_goes_on_with_what_another_began(finishe
     # One run on all of them in turn: each does a step or two and is stopped.
     workdir, topologies = tmp_path / "in turn", [(4, 1), (1, 4), (2, 2)]
     for number, (count, devices) in enumerate(topologies):
-        stop = "import os, signal; from train.engine import loop; original, calls = loop.to_devices, []\n"
+        stop = "import os, signal; from train.engine import loop; original, calls = loop.shard_batch, []\n"
         stop += "def stopping(*a):\n calls.append(1)\n"
         stop += " if len(calls) == 2 and jax.process_index() == jax.process_count() - 1:\n"
         stop += "  os.kill(os.getpid(), signal.SIGTERM)\n return original(*a)\n"
-        stop = "import jax\n" + stop + "loop.to_devices = stopping\n" if number < 2 else ""
+        stop = "import jax\n" + stop + "loop.shard_batch = stopping\n" if number < 2 else ""
         with processes(workdir, count, devices, "--config.compute.shards=2", before=stop) as started:
             ended = endings(started)
         assert {status for status, _ in ended} <= {0, 143}, ended
@@ -204,13 +206,13 @@ FAILING = """
 import jax
 from train.engine import loop
 from train.errors import UserError
-original, calls = loop.to_devices, []
+original, calls = loop.shard_batch, []
 def failing(*arguments):
     calls.append(1)
     if len(calls) == 3 and jax.process_index() == 1:
         raise {error}
     return original(*arguments)
-loop.to_devices = failing
+loop.shard_batch = failing
 """
 
 

@@ -9,7 +9,7 @@ import msconv_jax
 from msconv_jax.models.registry import model_entry
 from tests.train.helpers import ROOT, TINY_CONFIG, normalised, tiny
 from train import evaluate
-from train.config import changed
+from train.config import update_config
 from train.data import load_source
 from train.engine.trained import load_weights, score
 from train.errors import UserError
@@ -127,7 +127,7 @@ def test_images_are_normalised_as_published_weights_ask_for(tmp_path):
         ({}, entry.mean, entry.std),
         ({"data.pixel_mean": [0.5] * 3, "data.pixel_std": [0.25] * 3}, (0.5,) * 3, (0.25,) * 3),
     ):
-        trained = load_weights(changed(config, changes), path, task_kind)
+        trained = load_weights(update_config(config, changes), path, task_kind)
         logits = np.asarray(network(normalised(images, source._replace(mean=mean, std=std))))
         found = score(trained, "test").arrays()
         np.testing.assert_array_equal(found["predicted"], logits.argmax(axis=1))

@@ -15,10 +15,10 @@ from tests.train.record_floor import STEPS, digest, steps_of_rates
 from train.config import parse_command_line
 from train.data import evaluation_batches, load_source, train_batches
 from train.data.prepare import prepare_once
-from train.engine.mesh import create_mesh, to_devices, to_mesh
+from train.engine.mesh import create_mesh, shard_arrays, shard_batch
 from train.engine.network import split_model
 from train.engine.optim import create_optimiser, weight_decay
-from train.engine.step import create_score_step, create_state, create_train_step, evaluated, zero_terms
+from train.engine.step import create_score_step, create_state, create_train_step, eval_variables, zero_terms
 from train.tasks import task_kind
 
 FLOOR = json.loads((ROOT / "tests" / "data" / "floor.json").read_text(encoding="utf-8"))
@@ -50,24 +50,24 @@ def start(config):
     source = load_source(config, kind.needs)
     task = kind(config, source)
     steps_per_epoch = round(len(source.splits["train"]) / config.batch_size)
-    model, params, rest = split_model(task.create(), config.model.frozen)
+    model, params, other_state = split_model(task.create(), config.model.frozen)
     optimiser, _ = create_optimiser(config, steps_per_epoch)
     mesh = create_mesh()
-    fresh = create_state(params, rest, optimiser, task.terms, ema_decay=config.optimizer.ema_decay)
-    state = to_mesh(fresh, mesh)
+    fresh = create_state(params, other_state, optimiser, task.terms, ema_decay=config.optimizer.ema_decay)
+    state = shard_arrays(fresh, mesh)
     train_step = create_train_step(model, task, optimiser, config, mesh)
     batches, losses, accuracies, norms = [], [], [], []
     for batch in train_batches(source, config, task.transform(training=True), 0, STEPS):
         batches.append(digest(batch["image"], batch["label"]))
-        state, report = train_step(state, to_devices(batch, mesh))
+        state, report = train_step(state, shard_batch(batch, mesh))
         total, weight = state.terms["accuracy"]
-        state = state._replace(terms=to_mesh(zero_terms(task.terms), mesh))
+        state = state._replace(terms=shard_arrays(zero_terms(task.terms), mesh))
         losses.append(report["loss"])
         accuracies.append(total / weight)
         norms.append(report["gradient_norm"])
     batches_of_split = evaluation_batches(source, "validation", config, task.transform(training=False))
     (validation,) = itertools.islice(batches_of_split, 1)
-    scores = create_score_step(model, task, mesh)(*evaluated(state), to_devices(validation, mesh))
+    scores = create_score_step(model, task, mesh)(*eval_variables(state), shard_batch(validation, mesh))
     return types.SimpleNamespace(
         steps_per_epoch=steps_per_epoch,
         train_batches=batches,

@@ -18,7 +18,7 @@ from tests.train.rows import data_config, evaluation_rows, training_rows
 from train.data import evaluation_batches, load_source, train_batches
 from train.data.images import decode
 from train.data.readers.division import divide, number_contents
-from train.data.readers.files import visible
+from train.data.readers.files import printable_name
 from train.engine.loop import train
 from train.errors import UserError
 from train.tasks import Classification
@@ -61,12 +61,12 @@ def test_folders_of_splits(pictures):
         assert [record.label for record in records] == 12 * [0] + 12 * [1]
         assert records[12].image == (pictures / folder / "dog" / "000.jpg").read_bytes()
         assert records[-1].file == str(pictures / folder / "dog" / "011.jpg")
-    first, *rest = source.report.splitlines()
+    first, *others = source.report.splitlines()
     assert (
         first
         == f"{pictures}: 24 train, 24 validation, 24 test images of 2 classes; 0 entries left out, 0 of them damaged"
     )
-    assert "  dog: 12, 12, 12" in rest
+    assert "  dog: 12, 12, 12" in others
 
 
 def test_the_config_names_the_splits(pictures):
@@ -215,7 +215,7 @@ def test_names_that_look_alike_stay_different_classes(tmp_path):
     names = ["a\nb", r"a\nb", r"a\\nb", "a b", "a b ", " a b", r"a b\x20", "A B", "a\u200bb", r"a\b", "a\\", "a" * 255]
     fill(tmp_path, classes=names, count=3)
     source = load(tmp_path)
-    shown = [visible(name) for name in sorted(names)]
+    shown = [printable_name(name) for name in sorted(names)]
     assert list(source.classes) == shown
     assert len(set(shown)) == len(names)
     assert {r"a\nb", r"a\\nb", r"a b\x20", r"\x20a b", r"a\b", r"a\u200bb"} <= set(shown)
@@ -467,11 +467,11 @@ def test_the_folder_must_be_named():
 
 
 def test_escaped():
-    assert visible("é 猫") == "é 猫"
-    assert visible("a\nb\udcff") == "a\\nb\\udcff"
+    assert printable_name("é 猫") == "é 猫"
+    assert printable_name("a\nb\udcff") == "a\\nb\\udcff"
     rng = np.random.default_rng(0)
     names = {"".join(rng.choice(list("\\ nx\n20"), rng.integers(1, 6))) for _ in range(3000)}
-    assert len({visible(name) for name in names}) == len(names)
+    assert len({printable_name(name) for name in names}) == len(names)
 
 
 def test_a_path_that_is_too_long():

@@ -78,11 +78,11 @@ def test_folders_of_splits(pictures):
             assert sample.segmentation.dtype == np.uint8
             assert sample.image == (pictures / name / "images" / f"{seed:03}.jpg").read_bytes()
             assert sample.file == str(pictures / name / "images" / f"{seed:03}.jpg")
-    first, *rest = source.report.splitlines()
+    first, *others = source.report.splitlines()
     assert (
         first == f"{pictures}: 6 train, 6 validation, 6 test images of 3 classes; 0 entries left out, 0 of them damaged"
     )
-    assert "  1: 6, 6, 6" in rest
+    assert "  1: 6, 6, 6" in others
 
 
 def test_without_folders_of_splits_a_tenth_is_kept(tmp_path):

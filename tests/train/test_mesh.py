@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from tests.train.helpers import run_python
-from train.engine.mesh import create_mesh, replicate, state_shardings, to_mesh
+from train.engine.mesh import create_mesh, replicate, shard_arrays, state_shardings
 from train.errors import UserError
 
 
@@ -16,7 +16,7 @@ def test_one_device_holds_everything():
     assert mesh.shape == {"data": jax.device_count(), "fsdp": 1}
     tree = {"kernel": np.ones((64, 64), np.float32), "step": np.int32(3)}
     assert state_shardings(tree, mesh) == {"kernel": replicate(mesh), "step": replicate(mesh)}
-    placed = to_mesh(tree, mesh)
+    placed = shard_arrays(tree, mesh)
     assert int(placed["step"]) == 3
     assert placed["kernel"].sharding == replicate(mesh)
 
@@ -124,8 +124,8 @@ def test_devices_exchange_parameters_and_sums_but_no_images():
     assert run.returncode == 0, run.stderr
     answer = json.loads(run.stdout)
     assert len(answer["divided"]) > 5
-    collected = [shape for kind, shape in answer["moved"] if kind == "all-gather"]
-    assert sorted(collected) == sorted(answer["divided"])  # each once a step, not once a part of the batch
+    gather = [shape for kind, shape in answer["moved"] if kind == "all-gather"]
+    assert sorted(gather) == sorted(answer["divided"])  # each once a step, not once a part of the batch
     gradients = [sorted(shape) for shape in answer["shapes"]]  # XLA may compute them transposed
     for kind, shape in answer["moved"]:
         if kind != "all-gather":

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from train.engine.log import MetricsLog, ProgressReport, cleaned, draw_curves, read_metrics
+from train.engine.log import MetricsLog, ProgressReport, draw_curves, read_metrics, repair_records
 from train.task import Metric
 
 BEST = Metric("accuracy")
@@ -49,18 +49,18 @@ DAMAGED = [
     (b"", "it is not JSON"),
     (b"[" * 30_000, "it is not JSON"),
     (b'{"step": 9, "epoch": ' + b"1" * 5000 + b"}", "it is not JSON"),
-    (b"[1]", "it is no JSON object"),
+    (b"[1]", "it is not a JSON object"),
     (b"{}", "it has no 'step'"),
     (b'{"step": 9, "epoch": 1}', "it has no 'validation_accuracy'"),
-    (b'{"step": 9, "epoch": 1, "validation_accuracy": NaN}', "is nan, which is no finite number"),
-    (b'{"step": 9, "epoch": 1, "validation_accuracy": 1e999}', "is inf, which is no finite number"),
-    (b'{"step": 9, "epoch": 1, "validation_accuracy": 1' + b"0" * 400 + b"}", "which is no finite number"),
-    (b'{"step": 9, "epoch": 1, "validation_accuracy": true}', "is True, which is no finite number"),
-    (b'{"step": 9, "epoch": 1, "validation_accuracy": "\\u001b[31m"}', "is '\\x1b[31m', which is no finite number"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": NaN}', "is nan, which is not a finite number"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": 1e999}', "is inf, which is not a finite number"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": 1' + b"0" * 400 + b"}", "which is not a finite number"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": true}', "is True, which is not a finite number"),
+    (b'{"step": 9, "epoch": 1, "validation_accuracy": "\\u001b[31m"}', "is '\\x1b[31m', which is not a finite number"),
     (b'{"step": 9, "epoch": 1, "validation_accuracy": 1, "\\u202e": 1}', "it has the name"),
-    (b'{"step": 9.5, "epoch": 1, "validation_accuracy": 1}', "'step' is 9.5, which is no whole number"),
-    (b'{"step": 9, "epoch": 0, "validation_accuracy": 1}', "'epoch' is 0, which is no whole number above 0"),
-    (b'{"step": 5, "epoch": 1, "validation_accuracy": 1}', "its step 5 is there before"),
+    (b'{"step": 9.5, "epoch": 1, "validation_accuracy": 1}', "'step' is 9.5, which is not a whole number"),
+    (b'{"step": 9, "epoch": 0, "validation_accuracy": 1}', "'epoch' is 0, which is not a whole number above 0"),
+    (b'{"step": 5, "epoch": 1, "validation_accuracy": 1}', "its step 5 is in an earlier line"),
     (b'{"step": 9, "epoch": 1, "x": "' + b"y" * 100_000 + b'"}', "it has more than 65,536 bytes"),
 ]
 
@@ -72,7 +72,7 @@ def test_a_damaged_line_is_skipped_alone_and_the_file_is_kept(tmp_path, capsys):
     for number, (line, reason) in enumerate(DAMAGED, start=1):
         content = good[0] + line + b"\n" + good[1] + good[2]
         path.write_bytes(content)
-        assert cleaned(path, 100, ["validation_accuracy"]) == [record(step) for step in (5, 10, 15)], line
+        assert repair_records(path, 100, ["validation_accuracy"]) == [record(step) for step in (5, 10, 15)], line
         assert path.read_bytes() == b"".join(good), line
         kept = tmp_path / f"metrics.jsonl.damaged{number if number > 1 else ''}"
         assert kept.read_bytes() == content

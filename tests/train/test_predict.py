@@ -177,19 +177,19 @@ def scorer(config):
     """A scorer of a fresh tiny network, and the network's arrays."""
     source = load_source(config)
     task = Classification(config, source)
-    model, params, rest = split_model(task.create())
-    return Scorer(config, source, task, create_mesh(), model), params, rest
+    model, params, other_state = split_model(task.create())
+    return Scorer(config, source, task, create_mesh(), model), params, other_state
 
 
 def check_padding():
     """Predictions for some images are those for each by itself, whatever the batch is padded to."""
     images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1)).astype(np.uint8)
-    one, params, rest = scorer(tiny(batch_size=4))  # so that 5 and 9 images are several batches
-    alone = [one.predict(params, rest, image[None])["probabilities"] for image in images]
+    one, params, other_state = scorer(tiny(batch_size=4))  # so that 5 and 9 images are several batches
+    alone = [one.predict(params, other_state, image[None])["probabilities"] for image in images]
     assert {values.shape for values in alone} == {(1, 10)}
     assert len({values.tobytes() for values in alone}) == len(images)
     for count in (1, 2, 3, 5, 9):
-        found = one.predict(params, rest, images[:count])["probabilities"]
+        found = one.predict(params, other_state, images[:count])["probabilities"]
         np.testing.assert_allclose(found, np.concatenate(alone[:count]), rtol=1e-5, atol=1e-7)
     return jax.device_count()
 

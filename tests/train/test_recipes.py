@@ -6,7 +6,7 @@ from studies.cost import main as cost_main
 from studies.edo_config import SearchConfig
 from tests.train.helpers import ROOT, TINY_CONFIG
 from train import __main__ as program
-from train.config import changed, parse_command_line
+from train.config import parse_command_line, update_config
 from train.engine.optim import create_optimiser
 from train.errors import UserError
 
@@ -77,7 +77,7 @@ def test_smoke_keeps_what_a_recipe_is_about(path):
     kept |= {"model.kwargs": whole.model.kwargs, "optimizer": whole.optimizer.model_dump()}
     kept |= {"task": whole.task.model_dump()}
     kept |= {name: getattr(whole, name) for name in ("epochs", "batch_size", "checkpoint_every")}
-    assert changed(small, kept) == whole
+    assert update_config(small, kept) == whole
 
 
 def test_smoke_makes_a_recipe_small_in_the_way_of_recorded_runs():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from train.data.opencv import cv2
-from train.page import Page, encode_png, enlarged, labels_of, thumbnail, versions, write_page
+from train.page import Page, axis_labels, encode_png, enlarged, thumbnail, versions, write_page
 from train.task import Picture, Section
 
 PNG = encode_png(np.zeros((4, 4, 1), np.uint8))
@@ -106,10 +106,10 @@ def test_what_turns_or_breaks_a_page_is_escaped(tmp_path):
 
 def test_labels_of_figures(tmp_path):
     names = ["$x_$", "\u732b", "a" * 40, "a\u202eb", "\u043a\u043e\u0442", "\\frac{"]
-    labels, text = labels_of(names, [5, 0, 1, 2, 3, 4])
+    labels, text = axis_labels(names, [5, 0, 1, 2, 3, 4])
     assert labels == ["\\frac{", "$x_$", "number 1", "aaaaaaaaa ... aaaaaa", "number 3", "\u043a\u043e\u0442"]
     assert text == "In the picture number 1 is \u732b, number 3 is a\u202eb."
-    assert labels_of(["cat"], [0]) == (["cat"], "")
+    assert axis_labels(["cat"], [0]) == (["cat"], "")
 
 
 def test_nothing_measured_and_no_epoch(tmp_path):

@@ -22,7 +22,7 @@ from tests.train.helpers import (
 )
 from train import __main__ as program
 from train import evaluate
-from train.config import changed, write_config
+from train.config import update_config, write_config
 from train.data import load_source
 from train.data.record import write_record
 from train.engine import loop, trained
@@ -106,9 +106,9 @@ def test_the_test_split_is_looked_at_once_and_at_the_end(tmp_path, monkeypatch):
     looked = []
     original = trained.evaluation_batches
 
-    def watch(source, split, *rest, **named):
+    def watch(source, split, *others, **named):
         looked.append(split)
-        return original(source, split, *rest, **named)
+        return original(source, split, *others, **named)
 
     monkeypatch.setattr(trained, "evaluation_batches", watch)
     train(tiny(checkpoint_every=0), Classification, tmp_path / "run", command="again")
@@ -161,7 +161,7 @@ from train.engine import checkpoint, loop
 from train.tasks import Classification
 register_tiny()
 where, count, workdir = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-module, name = {"save": (checkpoint, "_digests"), "step": (loop, "to_devices")}[where]
+module, name = {"save": (checkpoint, "_digests"), "step": (loop, "shard_batch")}[where]
 original = getattr(module, name)
 calls = []
 def deadly(*arguments):
@@ -236,13 +236,13 @@ def live(workdir, steps=0, seconds=0.0):
     import jax
     # The first life leaves its compiled programs to the others, which write none that a kill could spoil.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 60.0 if steps else 0.0)
-    original, calls = loop.to_devices, []
+    original, calls = loop.shard_batch, []
     def deadly(*arguments):
         calls.append(1)
         if len(calls) == steps:  # within this step, or what is saved after the one before
             threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
         return original(*arguments)
-    loop.to_devices = deadly
+    loop.shard_batch = deadly
     try:
         return loop.train(tiny(epochs=16, checkpoint_every=1), Classification, workdir, command="again")
     except UserError as error:
@@ -473,7 +473,7 @@ def assert_finite_checkpoints(workdir, steps):
 def test_a_diverging_run_says_so(checkpoint_every, tmp_path):
     config = tiny(optimizer={"learning_rate": 1e30, "warmup_epochs": 0.0}, checkpoint_every=checkpoint_every)
     message = (
-        r"training loss is .* gradient \S+ at step 2, so training cannot go on; lower config.optimizer.learning_rate"
+        r"training loss is .* gradient \S+ at step 2, so training cannot continue; lower config.optimizer.learning_rate"
     )
     with pytest.raises(UserError, match=message):
         train(config, Classification, tmp_path, command="again")
@@ -489,7 +489,7 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
 
 @pytest.mark.parametrize("bad_step", [3, 4])  # saves are due at steps 2 and 4
 def test_an_image_that_is_not_finite_stops_the_run(bad_step, tmp_path, monkeypatch):
-    original, calls = loop.to_devices, []
+    original, calls = loop.shard_batch, []
 
     def spoil(batch, mesh):
         calls.append(1)
@@ -499,7 +499,7 @@ def test_an_image_that_is_not_finite_stops_the_run(bad_step, tmp_path, monkeypat
         return original(batch, mesh)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "to_devices", spoil)
+        patch.setattr(loop, "shard_batch", spoil)
         with pytest.raises(UserError, match=rf"training loss is nan .* at step {bad_step}, .* images that are damaged"):
             train(tiny(), Classification, tmp_path, command="again")
     assert len(calls) <= bad_step + 1
@@ -511,16 +511,16 @@ def test_averages_are_what_is_evaluated_and_kept(tmp_path, monkeypatch):
     seen = []
     original = Scorer.score
 
-    def watch(self, params, rest, split):
-        seen.append((split, jax.tree.map(np.array, (params, rest))))
-        return original(self, params, rest, split)
+    def watch(self, params, other_state, split):
+        seen.append((split, jax.tree.map(np.array, (params, other_state))))
+        return original(self, params, other_state, split)
 
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "score", watch)
         assert train(config, Classification, tmp_path, command="again") == 0
     assert [split for split, _ in seen] == ["validation", "test"]
     best = load_best(tmp_path, task_kind, load_data(tmp_path, task_kind))
-    jax.tree.map(np.testing.assert_array_equal, (best.params, best.rest), seen[0][1])
+    jax.tree.map(np.testing.assert_array_equal, (best.params, best.other_state), seen[0][1])
     (checkpoint,) = intact_checkpoints(tmp_path / "checkpoints")[0]
     assert {"params.head.kernel", "average.params.head.kernel", "average.rest.norm.mean"} <= checkpoint.arrays.keys()
     assert {"terms.loss.0", "terms.loss.1", "terms.accuracy.0"} <= checkpoint.arrays.keys()
@@ -539,10 +539,10 @@ def test_what_is_frozen_goes_through_a_run(tmp_path):
     best = load_best(tmp_path, task_kind, load_data(tmp_path, task_kind))
     fresh = Classification(config, best.source).create()
     np.testing.assert_array_equal(best.params["conv"]["kernel"], fresh.conv.kernel[...])
-    np.testing.assert_array_equal(best.rest["norm"]["mean"], np.zeros(8))
+    np.testing.assert_array_equal(best.other_state["norm"]["mean"], np.zeros(8))
     assert not np.array_equal(best.params["head"]["kernel"], fresh.head.kernel[...])
     with pytest.raises(UserError, match=r"differs in model\.frozen"):
-        train(changed(config, {"model.frozen": []}), Classification, tmp_path, command="again")
+        train(update_config(config, {"model.frozen": []}), Classification, tmp_path, command="again")
 
 
 @pytest.mark.slow

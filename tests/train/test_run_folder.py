@@ -21,7 +21,7 @@ from train.data import load_source
 from train.data.record import check_data, read_record, write_record
 from train.engine import loop
 from train.engine.checkpoint import CheckpointWriter
-from train.engine.folder import check_name, own
+from train.engine.folder import check_name, lock_folder
 from train.engine.loop import train
 from train.errors import UserError
 from train.task import Metric
@@ -215,7 +215,7 @@ with own(Path(sys.argv[1])):
         _, errors = fail(program.main, monkeypatch, capsys, *arguments)
         other.kill()
         other.wait()
-        with own(workdir) as folder:
+        with lock_folder(workdir) as folder:
             folder.check()
         os.kill(child, signal.SIGKILL)
     assert f"--workdir={workdir} is in use by process {other.pid} on host {os.uname().nodename}; wait" in errors
@@ -224,7 +224,7 @@ with own(Path(sys.argv[1])):
 
 def test_a_folder_that_was_removed_or_replaced_is_noticed(tmp_path):
     for again in (False, True):
-        with own(tmp_path / "run") as folder:
+        with lock_folder(tmp_path / "run") as folder:
             shutil.rmtree(tmp_path / "run")
             if again:
                 (tmp_path / "run").mkdir()
@@ -308,7 +308,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_leaves_its_folder_free(tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "to_devices", stop)
+        patch.setattr(loop, "shard_batch", stop)
         with pytest.raises(KeyboardInterrupt):
             train(tiny(seed=1), Classification, tmp_path / "run", command="again")
     assert (tmp_path / "run" / "config.json").exists()

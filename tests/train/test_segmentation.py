@@ -10,13 +10,13 @@ import pytest
 
 from tests.train.helpers import ROOT, endings, processes, run_python
 from train import evaluate, predict
-from train.config import changed, parse_command_line
+from train.config import parse_command_line, update_config
 from train.data import load_source, train_batches
 from train.data.sample import Sample
 from train.data.source import Source
 from train.engine import loop
 from train.errors import UserError
-from train.tasks.segmentation import IGNORED, Confusions, Segmentation, overlay, palette
+from train.tasks.segmentation import IGNORED, Segmentation, SegmentationEvaluator, overlay, palette
 from train.untrusted import shortened
 
 CONFIG = Path(__file__).with_name("masks_config.py")
@@ -150,7 +150,7 @@ def test_scores_count_pixels_by_class_and_prediction(masks):
             expected[place[0], labels[place], logits[place].argmax()] += 1
     np.testing.assert_array_equal(rows["confusion"], expected)
     np.testing.assert_allclose(rows["loss"], cross_entropies(logits, labels).sum((1, 2)), rtol=1e-5)
-    evaluator = Confusions(NAMES)
+    evaluator = SegmentationEvaluator(NAMES)
     for number in range(3):
         evaluator.add({name: value[number : number + 1] for name, value in rows.items()})
     total = expected.sum(0)
@@ -164,9 +164,9 @@ def test_scores_count_pixels_by_class_and_prediction(masks):
 def test_networks_that_do_not_fit_the_crops_are_refused_before_training(masks):
     network = {"model.name": "seg_baseline_ps_resnet8", "model.kwargs": {"zoom": 1}, "task.crop": [17, 25]}
     with pytest.raises(UserError, match=r"gives 5 x 7 logits for crops of 17 x 25 pixels.*'zoom': 8"):
-        task_of(changed(config_of(masks), network))
+        task_of(update_config(config_of(masks), network))
     with pytest.raises(UserError, match=r"config.task.crop is \[16, 24\] but the network refuses it: .*17 x 25"):
-        task_of(changed(config_of(masks), {**network, "task.crop": [16, 24]}))
+        task_of(update_config(config_of(masks), {**network, "task.crop": [16, 24]}))
 
 
 def test_predictions_are_enlarged_to_the_windows(masks):
@@ -233,7 +233,7 @@ def test_the_worst_of_many_classes_are_drawn_whatever_their_names():
     names = ["$x_$", "a$", "\u732b" * 85, "\\frac{", "\u202e", *(f"class {n}" for n in range(250))]
     counts = np.diag(np.arange(1, 256))
     counts[:, 254] += 1  # the IoU grows with the number
-    evaluator = Confusions(names)
+    evaluator = SegmentationEvaluator(names)
     evaluator.add({"confusion": counts[None]})
     by_class, _ = evaluator.sections()
     assert by_class.pictures[0].caption == "IoU of the 150 worst classes; the line is the mean of all"
@@ -281,7 +281,7 @@ def test_predict_writes_the_classes_in_colours(finished, masks, tmp_path, capsys
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(finished, masks, tmp_path, monkeypatch):
-    original, calls = loop.to_devices, []
+    original, calls = loop.shard_batch, []
 
     def stopping(*arguments):
         calls.append(1)
@@ -290,7 +290,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(finished, masks, tmp_path, monkey
         return original(*arguments)
 
     workdir = tmp_path / "run"
-    monkeypatch.setattr(loop, "to_devices", stopping)
+    monkeypatch.setattr(loop, "shard_batch", stopping)
     assert loop.train(config_of(masks), Segmentation, workdir, command="again") == 128 + 15
     assert loop.train(config_of(masks), Segmentation, workdir, command="again") == 0
     assert lines_of(workdir) == lines_of(finished)

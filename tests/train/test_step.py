@@ -9,11 +9,11 @@ from flax import nnx
 
 from tests.train.helpers import normalised, run_python, start, tiny
 from tests.train.small_models import small
-from train.config import changed
+from train.config import update_config
 from train.data import load_source
 from train.engine.loop import means
 from train.engine.network import split_model, split_shapes
-from train.engine.step import evaluated
+from train.engine.step import eval_variables
 from train.tasks import Classification
 
 pytestmark = pytest.mark.usefixtures("small_models")
@@ -92,13 +92,13 @@ def test_terms_add_up_over_the_epoch_and_their_means_are_those_over_the_rows():
 
 def test_shapes_are_those_of_the_network():
     task = Classification(tiny(), load_source(tiny()))
-    _, params, rest = split_model(task.create())
+    _, params, other_state = split_model(task.create())
     _, param_shapes, rest_shapes = split_shapes(task.create)
 
     def describe(tree):
         return jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), tree)
 
-    assert describe((params, rest)) == describe((param_shapes, rest_shapes))
+    assert describe((params, other_state)) == describe((param_shapes, rest_shapes))
 
 
 def first_step(config):
@@ -139,7 +139,7 @@ def test_the_loss_is_a_plain_sum_so_parts_add_up():
     config = small("Plain", {**GRADIENT, "task.label_smoothing": 0.0})
     source = load_source(config)
     before, whole, report, batch = first_step(config)
-    _, halves, halves_report, _ = first_step(changed(config, {"optimizer.accumulation_steps": 2}))
+    _, halves, halves_report, _ = first_step(update_config(config, {"optimizer.accumulation_steps": 2}))
     images, labels = normalised(batch["image"], source), np.asarray(batch["label"])
     graph, params = nnx.split(Classification(config, source).create())
 
@@ -158,7 +158,7 @@ def test_the_loss_is_a_plain_sum_so_parts_add_up():
 def test_accumulating_parts_equals_one_pass(parts):
     config = small("Plain", {"task.mixup_alpha": 1.0})
     _, whole, whole_report, _ = first_step(config)
-    _, in_parts, report, _ = first_step(changed(config, {"optimizer.accumulation_steps": parts}))
+    _, in_parts, report, _ = first_step(update_config(config, {"optimizer.accumulation_steps": parts}))
     assert_close(in_parts, whole)
     assert_close(report, whole_report)
 
@@ -187,7 +187,7 @@ def test_accumulation_passes_batch_statistics_from_part_to_part():
 def test_computing_activations_again_changes_nothing_and_keeps_only_convolutions():
     config = small("Normalised")
     state, train_step, (batch, _), *_ = start(config)
-    again = start(changed(config, {"compute.remat": True})).train_step
+    again = start(update_config(config, {"compute.remat": True})).train_step
     counts = []
     for function in (train_step, again):
         text = str(function.trace(state, batch).jaxpr)
@@ -224,15 +224,15 @@ def test_averages_of_parameters_and_statistics():
         new = {"params": state.params, "rest": state.rest}
         average = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * np.asarray(b), average, new)
     assert_close(state.average, average)
-    params, rest = evaluated(state)
+    params, other_state = eval_variables(state)
     assert_close(params, average["params"])
-    assert_close(rest, average["rest"])
+    assert_close(other_state, average["rest"])
 
 
 def test_without_averages_the_state_holds_nothing_more():
     state = start(small("Plain")).state
     assert state.average == {}
-    assert evaluated(state) == (state.params, state.rest)
+    assert eval_variables(state) == (state.params, state.rest)
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf])

@@ -12,7 +12,7 @@ from train import predict
 from train.data.opencv import cv2
 from train.errors import UserError, run_program
 from train.predict import picture_name
-from train.untrusted import escaped, file_name, finite, listed, load_json, quoted, shortened
+from train.untrusted import escaped, file_name, finite, list_names, load_json, quoted, shortened
 
 NAMES = ["C#", "C++", "a b", "a_b", "A b", "", "..", "/etc/passwd", "\u732b" * 85, "x" * 255, "x" * 256, "$x$", "\\"]
 NAMES += ["e\u0301", "\u00e9", "\ufb01n", "fin", "stra\u00dfe", "STRASSE", "\udcff", "\u202e", "a\0b\nc", "_2", "_"]
@@ -37,17 +37,17 @@ def test_pictures_of_images_with_long_names_can_be_written(tmp_path):
 
 def test_texts_in_messages_are_escaped_and_shortened():
     wild = "\x1b]0;x\x07\u202e\udcff" + "y" * 10**6
-    for text in (str(UserError(wild)), quoted(wild), listed([wild] * 100), shortened(escaped(wild))):
+    for text in (str(UserError(wild)), quoted(wild), list_names([wild] * 100), shortened(escaped(wild))):
         assert text.isprintable()
         assert len(text) <= 4000
-    assert listed([wild] * 100).endswith(" and 95 more")
+    assert list_names([wild] * 100).endswith(" and 95 more")
     assert str(UserError(f"{wild} must be shorter")).endswith("must be shorter")
     assert str(UserError("two\nlines of \u043a\u043e\u0442")) == "two\nlines of \u043a\u043e\u0442"
     deep = []
     for _ in range(10**5):
         deep = [deep]
-    assert quoted(deep) == "something too large to be shown"
-    assert quoted(10**5000) == "something too large to be shown"
+    assert quoted(deep) == "a value that is too large to print"
+    assert quoted(10**5000) == "a value that is too large to print"
     while deep:  # or Python's own removal of it might go too deep
         deep = deep[0]
 

@@ -1,11 +1,11 @@
-"""The settings of a run: their schema, and how they are read from files, the command line and the folder of a run."""
+"""The settings of a run: their schema, and their reading from files, the command line and the folder of a run."""
 
-from train.config.checking import changed, checked, flatten, merged
+from train.config.checking import flatten, merge_changes, update_config, validate_config
 from train.config.command_line import parse_command_line
 from train.config.schema import Config, Settings, Split
 from train.config.stored import (
     check_workdir,
-    is_longer,
+    extends_run,
     read_config,
     sync_folder,
     write_bytes,
@@ -13,5 +13,6 @@ from train.config.stored import (
     write_text,
 )
 
-__all__ = ["Config", "Settings", "Split", "changed", "check_workdir", "checked", "flatten", "is_longer"]
-__all__ += ["merged", "parse_command_line", "read_config", "sync_folder", "write_bytes", "write_config", "write_text"]
+__all__ = ["Config", "Settings", "Split", "check_workdir", "extends_run", "flatten", "merge_changes"]
+__all__ += ["parse_command_line", "read_config", "sync_folder", "update_config", "validate_config"]
+__all__ += ["write_bytes", "write_config", "write_text"]

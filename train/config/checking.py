@@ -1,4 +1,4 @@
-"""Values of a config, nested dictionaries: checked against their schema, changed, and compared by dotted names."""
+"""Validation and changes of config values, which are nested dictionaries or have dotted names."""
 
 import difflib
 import functools
@@ -17,7 +17,7 @@ C = TypeVar("C", bound=Settings)
 
 @functools.cache
 def fields(kind: type[Settings]) -> dict[str, FieldInfo]:
-    """Gives all single settings of a kind of config by their dotted names, those of every task included."""
+    """Returns all single settings of a kind of config by their dotted names, including those of every task."""
 
     def walk(kind: type[Settings], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
         for name, field in kind.model_fields.items():
@@ -37,7 +37,7 @@ def _groups(annotation: Any) -> Iterator[type[Settings]]:
         yield from _groups(argument)
 
 
-# Names of settings when there were no sections, and their names now.
+# From the names of settings before there were sections to their present names.
 OLD_NAMES = {name.rpartition(".")[2]: name for name in fields(Config) if "." in name and not name.endswith(".name")} | {
     "data_dir": "data.dir",
     "data_threads": "data.threads",
@@ -50,7 +50,7 @@ _TASKS = {group.model_fields["name"].default: group for group in _groups(Config.
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Writes nested dictionaries as one with dotted keys.
+    """Flattens nested dictionaries to one with dotted keys.
 
     Example:
         >>> flatten({"model": {"name": "resnet8", "kwargs": {}}, "epochs": 3})
@@ -63,8 +63,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def checked(values: Mapping[str, Any], kind: type[C] = Config) -> C:
-    """Checks nested values against their schema; what is not set has its default.
+def validate_config(values: Mapping[str, Any], kind: type[C] = Config) -> C:
+    """Validates nested values against their schema and adds the defaults.
 
     The values pass through JSON, so that a run and its stored config cannot differ.
 
@@ -97,11 +97,11 @@ def _refuse_old_names(values: Mapping[str, Any], prefix: str) -> None:
 
 
 def _sentence(error: pydantic.ValidationError, values: Any, kind: type[Settings]) -> str:
-    """Puts the first of pydantic's errors into words; unknown keys come first, they may be misspelt missing ones."""
+    """Describes the first of pydantic's errors; unknown keys come first, because they may be misspelt required ones."""
     first: Any = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     path, task = [], None
     for part in first["loc"]:
-        if path[-1:] == ["task"] and part in _TASKS:  # which task it is, and no key
+        if path[-1:] == ["task"] and part in _TASKS:  # the name of the task is not a key
             task = _TASKS[part]
         else:
             path.append(part)
@@ -111,12 +111,12 @@ def _sentence(error: pydantic.ValidationError, values: Any, kind: type[Settings]
     if first["type"] == "value_error" and str(first["ctx"]["error"]).startswith("config."):
         prefix = "" if kind is Config or path[:1] != ["training"] else "training."
         return str(first["ctx"]["error"]).replace("config.", f"config.{prefix}")
-    if first["type"] == "string_unicode":  # of a name; pydantic does not say which
+    if first["type"] == "string_unicode":  # pydantic does not say which name
         return f"{'.'.join(['config', *map(str, path)])} has a name that is not valid Unicode; change it"
     if first["type"] == "union_tag_invalid":
         path.append("name")
     names = [".".join(map(str, path[: count + 1])) for count in range(len(path))]
-    name = next((name for name in names if name in known), names[-1])  # the rest is a part of a list or dictionary
+    name = next((name for name in names if name in known), names[-1])  # further parts are inside a list or dictionary
     path = path[: names.index(name) + 1]
     words = known[name].description if name in known else "a dictionary of settings"
     if first["type"] == "union_tag_invalid":
@@ -128,47 +128,47 @@ def _sentence(error: pydantic.ValidationError, values: Any, kind: type[Settings]
 
 
 def _suggest(path: list[str], task: type[Settings] | None, known: Mapping[str, Any]) -> str:
-    """Says which settings are meant: with a like name, in the same section if there are any."""
+    """Suggests settings with similar names, in the same section if possible."""
     *section, last = path
-    beside = [name for name in known if name.split(".")[:-1] == section]
-    beside = [name for name in beside if task is None or name.rpartition(".")[2] in task.model_fields]
-    for names in (beside, [] if task else known):
+    siblings = [name for name in known if name.split(".")[:-1] == section]
+    siblings = [name for name in siblings if task is None or name.rpartition(".")[2] in task.model_fields]
+    for names in (siblings, [] if task else known):
         by_last = {name.rpartition(".")[2]: name for name in names}
         near = [repr(by_last[like]) for like in difflib.get_close_matches(last, by_last)]
         if near:
             return f"did you mean {' or '.join(near)}?"
-    return "known are: " + ", ".join(beside or known)
+    return "known are: " + ", ".join(siblings or known)
 
 
-def changed(config: C, changes: Mapping[str, Any]) -> C:
-    """Gives a checked copy of a config with other values.
+def update_config(config: C, changes: Mapping[str, Any]) -> C:
+    """Returns a validated copy of a config with changes.
 
-    Changes are values by dotted names, ``{"model.conv": "ICConv"}``, or nested as the config is. A dictionary changes
-    some settings of a section, but is the whole value of a single setting.
+    Changes are values by dotted names, ``{"model.conv": "ICConv"}``, or nested like the config. A dictionary changes
+    some settings of a section, and replaces the value of a single setting.
 
     Raises:
-        UserError: as `checked` does.
+        UserError: like `validate_config`.
     """
-    return checked(merged(config.model_dump(), changes, type(config)), type(config))
+    return validate_config(merge_changes(config.model_dump(), changes, type(config)), type(config))
 
 
-def merged(values: Any, changes: Mapping[str, Any], kind: type[Settings], prefix: str = "") -> dict[str, Any]:
-    """Gives nested values with changes, see `changed`, unchecked. The settings of another task go.
+def merge_changes(values: Any, changes: Mapping[str, Any], kind: type[Settings], prefix: str = "") -> dict[str, Any]:
+    """Merges changes into nested values like `update_config`, without validation; a new task drops the old settings.
 
     Example:
-        >>> merged({"epochs": 3, "model": {"name": "a", "kwargs": {"width": 8}}}, {"model": {"kwargs": {}}}, Config)
-        {'epochs': 3, 'model': {'name': 'a', 'kwargs': {}}}
+        >>> merge_changes({"model": {"name": "a", "kwargs": {"width": 8}}}, {"model": {"kwargs": {}}}, Config)
+        {'model': {'name': 'a', 'kwargs': {}}}
     """
     result = dict(values) if isinstance(values, Mapping) else {}
     for name, change in changes.items():
-        head, dot, rest = name.partition(".")
-        inner = {rest: change} if dot else change
+        head, dot, tail = name.partition(".")
+        inner = {tail: change} if dot else change
         is_section = any(known.startswith(f"{prefix}{head}.") for known in fields(kind))
         if dot or (is_section and isinstance(inner, Mapping)):
-            held = result.get(head)
-            if head == "task" and isinstance(held, Mapping) and inner.get("name", held.get("name")) != held.get("name"):
-                held = None
-            result[head] = merged(held, inner, kind, f"{prefix}{head}.")
+            old = result.get(head)
+            if head == "task" and isinstance(old, Mapping) and inner.get("name", old.get("name")) != old.get("name"):
+                old = None
+            result[head] = merge_changes(old, inner, kind, f"{prefix}{head}.")
         else:
             result[head] = change
     return result

@@ -1,6 +1,6 @@
 """The command line of a program: a config file, settings that override it, and the folder of the run.
 
-A config file gives an `ml_collections.ConfigDict`; what it does not set has the default of `train.config.schema`.
+A config file returns an `ml_collections.ConfigDict`; `train.config.schema` has the defaults of other settings.
 """
 
 import ast
@@ -14,13 +14,13 @@ from typing import Any, TypeVar, get_origin
 from absl import flags
 from ml_collections import ConfigDict
 
-from train.config.checking import checked, fields
+from train.config.checking import fields, validate_config
 from train.config.schema import Config, Settings
 from train.errors import UserError, define_path, parse_flags, required, suggest
 
 C = TypeVar("C", bound=Settings)
 
-BESIDE = Path(__file__).parents[2]  # the folder of train, where configs is too
+ROOT = Path(__file__).parents[2]  # the folder of train and configs
 _EXAMPLE = "configs/ps_resnet_digits.py"
 _SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 
@@ -36,8 +36,8 @@ def parse_command_line(
     """Reads ``--config=FILE --config.section.key=value --workdir=FOLDER``.
 
     The program's name comes first in `argv`; `description` is the text of ``--help``, `kind` the schema of the config.
-    `values` holds further flags of the program, which are read along. Without `needs_workdir` the work folder may be
-    missing and is then the present one.
+    `values` holds further flags of the program, which are parsed too. Without `needs_workdir` the flag may be missing;
+    the folder is then the current one.
 
     Raises:
         UserError: for missing or unknown flags, a missing config file, and unknown or old keys, wrong
@@ -55,13 +55,13 @@ def parse_command_line(
     with config.unlocked(), config.ignore_type():  # types are checked below
         for name, text in settings:
             _override(config, name, text, kind)
-    config = checked(config.to_dict(), kind)
+    config = validate_config(config.to_dict(), kind)
     workdir = required(values, "workdir", "runs/digits") if needs_workdir else values["workdir"].value or ""
     return config, Path(workdir)
 
 
 def _take_settings(argv: Sequence[str], kind: type[Settings]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Takes ``--config.key=value``, ``--config.key value``, ``--config.switch`` and ``--noconfig.switch`` out."""
+    """Extracts ``--config.key=value``, ``--config.key value``, ``--config.switch`` and ``--noconfig.switch``."""
     found, others, arguments = [], [], iter(argv)
     for argument in arguments:
         match = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
@@ -79,16 +79,16 @@ def _take_settings(argv: Sequence[str], kind: type[Settings]) -> tuple[list[tupl
 
 
 def _override(config: ConfigDict, name: str, text: str, kind: type[Settings]) -> None:
-    place: Any = config
+    section: Any = config
     *sections, key = name.split(".")
-    for section in sections:
-        if not isinstance(place.get(section), ConfigDict):
-            place[section] = ConfigDict()
-        place = place[section]
+    for name_of_section in sections:
+        if not isinstance(section.get(name_of_section), ConfigDict):
+            section[name_of_section] = ConfigDict()
+        section = section[name_of_section]
     field = fields(kind).get(name)
-    value = _value(text, field.annotation if field else type(place.get(key)))
+    value = _value(text, field.annotation if field else type(section.get(key)))
     # Keys of a setting's dictionary may be paths, such as "layer1.0".
-    place[key] = ConfigDict(value, allow_dotted_keys=True) if _is_plain(value) else value
+    section[key] = ConfigDict(value, allow_dotted_keys=True) if _is_plain(value) else value
 
 
 def _is_plain(value: Any) -> bool:
@@ -96,7 +96,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _value(text: str, annotation: Any) -> Any:
-    """Reads a value as the setting needs it: text as it is, all else as Python writes it."""
+    """Parses a value for a setting: text is taken literally, other values are Python literals."""
     if annotation is str:
         return text
     if annotation is bool and text.lower() in _SWITCHES:
@@ -109,9 +109,9 @@ def _value(text: str, annotation: Any) -> Any:
 
 
 def load_config(name: str) -> ConfigDict:
-    """Reads a config file, ``FILE.py`` or ``FILE.py:smoke`` for what `configs.base.smoke` makes of it.
+    """Loads a config file, ``FILE.py``, or ``FILE.py:smoke`` for its variant of `configs.base.smoke`.
 
-    A relative path that is not in the present folder is looked for beside the programs.
+    If a relative path does not exist in the current folder, it is looked up beside the programs.
 
     Raises:
         UserError: if there is no such file or variant, or the file lacks a usable ``get_config``.
@@ -131,15 +131,15 @@ def load_config(name: str) -> ConfigDict:
 
 
 def load_config_file(path: Path) -> ConfigDict:
-    """Runs a config file and returns what its ``get_config()`` gives.
+    """Runs a config file and returns the result of its ``get_config()``.
 
     Raises:
         UserError: if there is no such file, it is not a Python file, it raises an exception, or it lacks a usable
             ``get_config``.
     """
-    found = next((place for place in (path, BESIDE / path) if place.is_file()), None)
+    found = next((place for place in (path, ROOT / path) if place.is_file()), None)
     if found is None:
-        folder = path.parent if path.parent.is_dir() else (BESIDE / path).parent
+        folder = path.parent if path.parent.is_dir() else (ROOT / path).parent
         others = [str(path.parent / other.name) for other in folder.glob("*.py")]
         hint = suggest(str(path), others) if others else "give the path of a Python file"
         raise UserError(f"there is no config file {str(path)!r}; {hint}")
@@ -156,7 +156,7 @@ def load_config_file(path: Path) -> ConfigDict:
 
 
 def _line_of(error: BaseException, path: Path) -> str:
-    """Names the last line of a file that an exception passed through."""
+    """Names the last line of a file in the traceback of an exception."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename == str(path):
         lines.append(error.lineno)

@@ -1,6 +1,6 @@
-"""The names in the settings of a network, checked without data or devices: mistakes are found within a second or two.
+"""Checks of the settings of a network, without data or devices, so that errors are found within seconds.
 
-Not part of the package's public names, because it takes the library, which other settings do not wait for.
+The package does not re-export this module, because it imports the library, which takes time.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from msconv_jax.models.registry import model_entry
 from train.config.schema import Config
 from train.errors import UserError, suggest
 
-# What a network gives each of its convolutions; a config that sets one of these would be without effect.
+# Arguments that a network sets for each of its convolutions; a config must not set them.
 _SET_BY_NETWORK = {"in_features", "out_features", "kernel_size", "strides", "padding", "kernel_dilation", "rngs"} | {
     *("feature_group_count", "use_bias", "kernel_init", "dtype", "param_dtype")
 }
@@ -41,7 +41,7 @@ def check_network(config: Config) -> None:
         )
     for name in _SET_BY_DATA:
         if name in settings.kwargs:
-            raise UserError(f"config.model.kwargs sets {name}, which is that of the data; leave it out")
+            raise UserError(f"config.model.kwargs sets {name}, which the data determine; leave it out")
     if "conv" in settings.kwargs:
         raise UserError(
             "config.model.kwargs sets conv, but config.model.conv names the operator, such as config.model.conv="
@@ -52,7 +52,7 @@ def check_network(config: Config) -> None:
 
 
 def operator(name: str) -> Callable[..., nnx.Module]:
-    """Gives the operator that `config.model.conv` names; raises a `UserError` if there is none of that name."""
+    """Returns the operator that `config.model.conv` names; raises a `UserError` if it does not exist."""
     operators: dict[str, Callable[..., nnx.Module]] = {"Conv": nnx.Conv, "SupernetConv": edo.SupernetConv}
     for public in msconv_jax.__all__:
         value = getattr(msconv_jax, public)
@@ -94,7 +94,7 @@ def _check_operator(config: Config) -> None:
 
 
 def _argument_names(factory: Callable[..., nnx.Module]) -> set[str]:
-    # A class is asked for its __init__: Flax's metaclass hides the signature.
+    # Flax's metaclass hides the signature of a class.
     function = factory.__init__ if inspect.isclass(factory) else factory
     return set(inspect.signature(function).parameters) - {"self"}
 

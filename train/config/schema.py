@@ -1,6 +1,6 @@
-"""The settings of a run: each field has its type, its range, its default and its meaning in words.
+"""The settings of a run: each field has its type, range, default and description.
 
-The words finish the sentence "config.x.y is ... but must be", so they state the range first.
+A description completes the error message "config.x.y is ... but must be", so it states the range first.
 """
 
 import itertools
@@ -24,17 +24,17 @@ Path = Annotated[str, Field(min_length=1)]  # of a module, such as "layer1.0"
 
 
 class Settings(pydantic.BaseModel):
-    """A group of settings: strict about types, without unknown keys, and never changed after it was checked."""
+    """A group of settings: strictly typed, without unknown keys, and immutable."""
 
-    file: ClassVar[str]  # the name of the file in the folder of a run that holds all settings of a program
-    changeable: ClassVar[tuple[str, ...]] = ()  # settings that may change between a stop and going on
-    raisable: ClassVar[tuple[str, ...]] = ()  # settings that may become larger, which makes a run longer
+    file: ClassVar[str]  # the file of a program's settings in the folder of a run
+    changeable: ClassVar[tuple[str, ...]] = ()  # settings that may change when a run resumes
+    raisable: ClassVar[tuple[str, ...]] = ()  # settings that may grow when a run resumes, which makes it longer
 
     model_config = pydantic.ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Settings):
-    """What is read, and how training images are augmented."""
+    """The data, and the augmentation of training images."""
 
     source: str = Field(min_length=1, description="the name of a data source")
     dir: Folder = Field(default="", description="the folder of the data, also in a bucket, or '' for the usual place")
@@ -63,7 +63,7 @@ class Model(Settings):
 
 
 class Optimizer(Settings):
-    """How gradients change parameters."""
+    """The optimiser and its schedules."""
 
     name: Literal["sgd", "lamb", "adamw"] = Field(default="sgd", description="one of 'sgd', 'lamb', 'adamw'")
     learning_rate: float = Field(gt=0, description="a number above 0: the rate at its peak")
@@ -73,7 +73,7 @@ class Optimizer(Settings):
     beta1: Fraction = 0.9
     beta2: Fraction = 0.999
     epsilon: Positive = 1e-8
-    warmup_epochs: AtLeast0 = 0.0  # in which the rate rises
+    warmup_epochs: AtLeast0 = 0.0  # with a linearly rising rate
     schedule: Literal["cosine", "steps", "poly", "constant"] = Field(
         default="cosine", description="one of 'cosine', 'steps', 'poly', 'constant'"
     )
@@ -81,12 +81,12 @@ class Optimizer(Settings):
     schedule_factor: float = Field(default=0.1, gt=0, le=1, description="a number above 0, at most 1")
     schedule_power: Positive = 0.9  # the exponent of schedule="poly"
     weight_decay: AtLeast0 = 0.0
-    decay_all: Switch = False  # whether norms and biases are decayed too
+    decay_all: Switch = False  # whether the decay includes norms and biases
     decay_growth: float = Field(default=1.0, ge=1, description="a number of at least 1")  # a factor of the decay,
     decay_growth_epochs: AtLeast0 = 0.0  # applied after every so many epochs
-    gradient_clip_norm: AtLeast0 = 0.0  # the largest global norm of the gradients; 0 for any
-    accumulation_steps: Count = 1  # the parts in which a batch is computed
-    ema_decay: Fraction = 0.0  # 0 evaluates the parameters themselves
+    gradient_clip_norm: AtLeast0 = 0.0  # the largest global norm of the gradients; 0 for no limit
+    accumulation_steps: Count = 1  # the number of parts of a batch, computed one after another
+    ema_decay: Fraction = 0.0  # of the averages that are evaluated; 0 for none
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Optimizer":
@@ -112,12 +112,12 @@ class Optimizer(Settings):
 
 
 class Compute(Settings):
-    """How a step is computed."""
+    """Precision, memory and sharding of a step."""
 
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="one of 'float32', 'bfloat16'")
     batch_norm: Literal["global", "device"] = Field(default="global", description="one of 'global', 'device'")
-    remat: Switch = False  # whether activations are computed again for the gradient
-    shards: Count = 1  # over how many devices each parameter is divided
+    remat: Switch = False  # whether activations are recomputed for the gradient
+    shards: Count = 1  # the number of devices over which each parameter is sharded
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Compute":
@@ -130,7 +130,7 @@ class Compute(Settings):
         return self
 
 
-def _one_or_ten(value: int) -> int:  # Literal[1, 10] would take True and 10.0 too
+def _one_or_ten(value: int) -> int:  # Literal[1, 10] would accept True and 10.0
     if value not in (1, 10):
         raise ValueError("neither 1 nor 10")
     return value
@@ -178,10 +178,10 @@ class Segmentation(Settings):
 
 
 class Config(Settings):
-    """The settings of a run; `train.config.checked` makes one of nested values."""
+    """The settings of a run; `train.config.validate_config` creates them from nested values."""
 
     file: ClassVar[str] = "config.json"
-    # Where the data are may change, for a run knows what they are.
+    # The data may move: the folder of a run records their fingerprints.
     changeable: ClassVar[tuple[str, ...]] = (
         "data.dir",
         "data.strict_images",

@@ -1,4 +1,4 @@
-"""The config of a run in its folder, by which the folder is known to belong to that run."""
+"""The config in the folder of a run, which identifies the run."""
 
 import errno
 import json
@@ -6,19 +6,19 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from train.config.checking import checked, flatten
+from train.config.checking import flatten, validate_config
 from train.config.schema import Config, Settings
 from train.errors import UserError, program
 from train.untrusted import load_json
 
 C = TypeVar("C", bound=Settings)
 
-LOCK = ".lock"  # the file by which a process owns the folder
+LOCK = ".lock"  # the file that a process locks
 _MAX_BYTES = 2**26
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file in one piece: after a crash or a power cut there is the old file or the new one."""
+    """Writes a file atomically: after a crash or a power cut the old or the new file exists."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
@@ -29,24 +29,24 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text in UTF-8 as `write_bytes` does; what UTF-8 lacks, such as parts of damaged names, is escaped."""
+    """Writes a text in UTF-8 with `write_bytes`; characters that UTF-8 lacks, such as lone surrogates, are escaped."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes sure that the names of the files in a folder survive a power cut."""
+    """Syncs a folder to disk, so that the names of its files survive a power cut."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have nothing to do here
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems do not support it
             raise
     finally:
         os.close(number)
 
 
 def write_config(workdir: Path, config: Settings) -> None:
-    """Stores the config of a run in its folder, which is made if need be."""
+    """Stores the config of a run in its folder, which is created if it does not exist."""
     workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config.model_dump(), indent=2, sort_keys=True)
     write_text(workdir / config.file, text + "\n")
@@ -56,7 +56,7 @@ def read_config(workdir: Path, kind: type[C] = Config) -> C:
     """Reads the config of a run from its folder.
 
     Raises:
-        UserError: if there is none or it is not a valid config.
+        UserError: if it is missing or invalid.
     """
     path = workdir / kind.file
     if not path.is_file():
@@ -65,7 +65,7 @@ def read_config(workdir: Path, kind: type[C] = Config) -> C:
             f"--workdir that {program('train')} was given"
         )
     try:
-        return checked(read_json(path), kind)
+        return validate_config(read_json(path), kind)
     except UserError as error:
         raise UserError(f"{path} does not fit this version: {error}") from error
 
@@ -88,13 +88,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_workdir(workdir: Path, config: Settings) -> None:
-    """Makes sure that a folder is free for this config, or already holds its run.
+    """Checks that a folder is free, or holds the run of this config.
 
-    A folder in which nothing was trained is free. Otherwise the settings of `Settings.changeable` may differ, and those
-    of `Settings.raisable` may be larger than before.
+    A folder without checkpoints is free. Otherwise the settings of `Settings.changeable` may differ, and those of
+    `Settings.raisable` may have grown.
 
     Raises:
-        UserError: if it is a file, holds something else, or the run of another config.
+        UserError: if the path is a file, or the folder holds other files or the run of another config.
     """
     if not workdir.exists():
         return
@@ -109,7 +109,7 @@ def check_workdir(workdir: Path, config: Settings) -> None:
             )
         return
     old = flatten(read_config(workdir, type(config)).model_dump())
-    if not any(workdir.rglob("checkpoints/[0-9]*")):  # it ended before its first checkpoint
+    if not any(workdir.rglob("checkpoints/[0-9]*")):  # the run ended before its first checkpoint
         return
     new = flatten(config.model_dump())
     differing = [
@@ -126,7 +126,7 @@ def check_workdir(workdir: Path, config: Settings) -> None:
         )
 
 
-def is_longer(workdir: Path, config: Settings) -> bool:
-    """Whether a config makes the run in a folder longer, by the settings of `Settings.raisable`."""
+def extends_run(workdir: Path, config: Settings) -> bool:
+    """Whether a config makes the run in a folder longer, by a larger setting of `Settings.raisable`."""
     before, now = flatten(read_config(workdir, type(config)).model_dump()), flatten(config.model_dump())
     return any(before[name] < now[name] for name in config.raisable)

@@ -13,7 +13,7 @@ from train.data.opencv import MAX_PIXELS
 
 _MAX_CHUNKS = 2**17  # of a PNG file
 _MAX_SCANS = 3 * 2**29  # of a JPEG, times its pixels: each scan may visit every pixel
-_FREE = 2**20  # pixels that any file may have
+_UNCHECKED_PIXELS = 2**20  # pixels that any file may have
 # The most pixels, or bytes of pixels, that a byte can stand for.
 _JPEG_RATIO = 2048  # a block of 64 pixels takes a bit; four times that for brightness at half the resolution
 _DEFLATE_RATIO, _LZW_RATIO, _RUN_RATIO = 1032, 2560, 128
@@ -195,5 +195,5 @@ def _check_pixels(height: int, width: int, least: float, found: int, *, exact: b
         raise ImageError(f"it has too many pixels, at most {MAX_PIXELS:,} are read")
     if not height or not width:
         raise ImageError("not an image, or a damaged one")
-    if least > found and (exact or height * width > _FREE):
+    if least > found and (exact or height * width > _UNCHECKED_PIXELS):
         raise ImageError(f"it is cut off or damaged: {found:,} bytes cannot hold its {height} x {width} pixels")

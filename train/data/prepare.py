@@ -16,7 +16,7 @@ from absl import logging as absl_logging
 from rich.progress import track
 
 from train.data.readers.descriptions import Description
-from train.data.readers.prepared import find_prepared, folder_of, is_name, one_line, repair_advice, unknown_name
+from train.data.readers.prepared import find_prepared, is_name, one_line, prepared_root, repair_advice, unknown_name
 from train.data.readers.scaled_digits import ScaledDigits
 from train.data.readers.tfds import Records, allow_open_files, find_features, open_records
 from train.errors import UserError
@@ -54,7 +54,7 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # each retry of a download is a warning
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    folder = folder_of(data_dir)
+    folder = prepared_root(data_dir)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of TensorFlow and what it loads; nothing of ours is called below
         try:
@@ -94,7 +94,7 @@ def prepare_once(name: str, data_dir: str, manual_dir: str = "") -> bool:
     """
     if find_prepared(name, data_dir) is not None:
         return False
-    print(f"preparing {name} in {folder_of(data_dir)} ...", flush=True)
+    print(f"preparing {name} in {prepared_root(data_dir)} ...", flush=True)
     prepare(name, data_dir, manual_dir)
     return True
 
@@ -192,7 +192,7 @@ def prepare_and_verify(name: str, data_dir: str, manual_dir: str) -> None:
     is_new = prepare_once(name, data_dir, manual_dir)
     prepared = find_prepared(name, data_dir)
     if prepared is None:
-        raise UserError(f"tfds prepared {name!r} but no files of it are in {folder_of(data_dir)}")
+        raise UserError(f"tfds prepared {name!r} but no files of it are in {prepared_root(data_dir)}")
     if not is_new:
         print(f"{name} is already prepared in {prepared.folder}; reading it ...")
     try:

@@ -71,7 +71,7 @@ class DataRecord(pydantic.BaseModel):
         return Source(splits={}, **facts)
 
 
-def record_of(source: Source) -> DataRecord:
+def make_record(source: Source) -> DataRecord:
     """Makes the record of a source."""
     facts = {name: value for name, value in source._asdict().items() if name in DataRecord.model_fields}
     return DataRecord(counts={split: len(samples) for split, samples in source.splits.items()}, **facts)
@@ -79,7 +79,7 @@ def record_of(source: Source) -> DataRecord:
 
 def write_record(workdir: Path, source: Source) -> None:
     """Stores what a run is trained on in its folder."""
-    write_text(workdir / _FILE, record_of(source).to_json())
+    write_text(workdir / _FILE, make_record(source).to_json())
 
 
 def read_record(workdir: Path) -> DataRecord:
@@ -108,7 +108,7 @@ def check_data(workdir: Path, source: Source) -> None:
     Raises:
         UserError: if it is not; the message names the first differences.
     """
-    differences = compare(read_record(workdir), record_of(source))
+    differences = compare(read_record(workdir), make_record(source))
     if differences:
         raise UserError(
             f"the data are not those that the run in {workdir} was trained on: {'; '.join(differences[:4])}; restore "

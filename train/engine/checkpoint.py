@@ -1,13 +1,13 @@
 """Checkpoints: written in the background by orbax, verified by checksum before they are read.
 
 A checkpoint is the folder ``checkpoints/<step>``. Orbax writes it under a temporary name and renames it when it is
-complete. Just before that the SHA-256 of every file goes into its ``manifest.json``: orbax alone would restore a
-flipped byte without a word. Kept are the two latest and the best by one metric of the validation split; of equals the
-later counts as the better. The others are moved into the folder ``removed`` and deleted there, so a folder named after
+complete. Before the renaming, the SHA-256 of every file is written to ``manifest.json``, because orbax does not notice
+a flipped byte. The two latest checkpoints are kept, and the best by one metric of the validation split; of equal ones
+the later is better. Other checkpoints are moved into the folder ``removed`` and deleted there, so a folder named after
 a step is always complete.
 
-Of several processes each writes the parts of arrays that its devices hold, all into the same folder: it must be on
-storage that they share. Process 0 alone verifies and removes; which checkpoint is read, it tells the others.
+Each process writes the shards of its devices into the same folder, which must be on shared storage. Process 0 alone
+verifies and removes checkpoints, and broadcasts which one is read.
 
 Checkpoints are data, never code: arrays and JSON, no pickle.
 """
@@ -31,33 +31,33 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from train.config import sync_folder
-from train.engine.distributed import explain_lost, first_line, from_main
+from train.engine.distributed import broadcast_from_main, describe_lost_process, first_line
 from train.errors import UserError
 from train.task import Metric
 from train.untrusted import escaped, finite, load_json, shortened
 
 Tree = TypeVar("Tree")
 _MANIFEST = "manifest.json"
-# Orbax's notes of the folder, which it writes later and never reads for a restore: the time of the renaming, and the
-# mark of a complete checkpoint on storage that cannot rename.
+# Files that orbax writes after the manifest and does not read for a restore: the time of the renaming, and the mark of
+# a complete checkpoint on storage without renaming.
 _NOTES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 _REMOVED = "removed"  # the folder of checkpoints that are no longer kept
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint on disk whose files are as they were written."""
+    """A verified checkpoint on disk."""
 
     step: int  # training steps done
     metrics: dict[str, float] | None  # results on the validation split; None within an epoch
-    arrays: dict[str, str]  # the names of its arrays, each with a word on dtype and shape
+    arrays: dict[str, str]  # dtype and shape of each array by its name
     folder: Path
 
 
 def intact_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[Path]]:
-    """Gives the intact checkpoints by step, and the folders of damaged ones after a sentence about each on stderr."""
+    """Returns the intact checkpoints by step, and the folders of damaged ones, which are reported on stderr."""
     intact, damaged = [], []
     folders = directory.iterdir() if directory.is_dir() else ()
-    # Orbax names complete checkpoints by their step and nothing else.
+    # Only complete checkpoints have a name that is a number.
     steps = sorted(int(f.name) for f in folders if f.name.isascii() and f.name.isdecimal())
     for step in steps:
         folder = directory / str(step)
@@ -69,13 +69,13 @@ def intact_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[Path]]:
     return intact, damaged
 
 
-def latest_of(checkpoints: list[Checkpoint]) -> Checkpoint | None:
-    """Picks the one of most steps; None if there is none."""
+def latest_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """Returns the checkpoint with the most steps, or None."""
     return max(checkpoints, key=lambda checkpoint: checkpoint.step, default=None)
 
 
-def best_of(checkpoints: list[Checkpoint], metric: Metric) -> Checkpoint | None:
-    """Picks the best by a metric, the later of equals; None if none has it."""
+def best_checkpoint(checkpoints: list[Checkpoint], metric: Metric) -> Checkpoint | None:
+    """Returns the best checkpoint by a metric, the later of equal ones; None if no checkpoint has the metric."""
     scored = [c for c in checkpoints if c.metrics is not None and metric.name in c.metrics]
     return max(scored, key=lambda c: (metric.sign(c.metrics[metric.name]), c.step), default=None)  # pyright: ignore
 
@@ -83,9 +83,9 @@ def best_of(checkpoints: list[Checkpoint], metric: Metric) -> Checkpoint | None:
 def choose_checkpoint(
     directory: Path, choose: Callable[[list[Checkpoint]], Checkpoint | None], *, repair: bool = False
 ) -> Checkpoint | None:
-    """Verifies the checkpoints and chooses one of the intact on process 0, and gives all processes what it chose.
+    """Verifies the checkpoints and chooses an intact one on process 0; every process gets this choice.
 
-    With `repair` the folders of damaged ones are removed, as a run does that writes their steps again.
+    With `repair` the folders of damaged checkpoints are removed, because the run writes their steps again.
     """
     chosen = None
     if jax.process_index() == 0:
@@ -95,9 +95,9 @@ def choose_checkpoint(
             for folder in damaged:
                 shutil.rmtree(folder)
             if damaged and chosen is None:
-                news = f"no intact checkpoint is left in {directory}: training starts ANEW, from step 0"
-                print(news, file=sys.stderr)
-    step = from_main(-1 if chosen is None else chosen.step)
+                note = f"no intact checkpoint is left in {directory}: training starts ANEW, from step 0"
+                print(note, file=sys.stderr)
+    step = broadcast_from_main(-1 if chosen is None else chosen.step)
     if chosen is not None or step < 0:
         return chosen
     folder = directory / str(step)
@@ -106,8 +106,8 @@ def choose_checkpoint(
 
 
 def wait_until_shared(path: Path) -> None:
-    """Waits until this host sees a file that process 0 has written; a minute later that is a `UserError`."""
-    latest = time.monotonic() + 60  # shared storage may show another host's files late
+    """Waits until this host sees a file that process 0 has written; raises a `UserError` after a minute."""
+    latest = time.monotonic() + 60  # shared storage may be slow to show another host's files
     while not path.exists():
         if time.monotonic() > latest:
             raise UserError(
@@ -118,7 +118,7 @@ def wait_until_shared(path: Path) -> None:
 
 
 def _read_meta(folder: Path) -> Checkpoint:
-    # Not by orbax, which would wait for the other processes.
+    # Orbax would wait for the other processes.
     meta = load_json((folder / "meta" / "metadata").read_bytes())
     step, metrics, arrays = meta["step"], meta["metrics"], dict[str, str](meta["arrays"])
     is_text = all(isinstance(word, str) for word in arrays.values())
@@ -130,29 +130,33 @@ def _read_meta(folder: Path) -> Checkpoint:
 
 
 def restore(checkpoint: Checkpoint, template: Tree, shardings: Any) -> Tree:
-    """Reads the arrays of an intact checkpoint; all processes must call this together.
+    """Restores the arrays of an intact checkpoint; all processes must call this together.
 
-    The template is a tree of arrays, or of their shapes and dtypes, like the one that was saved. The shardings, a tree
-    like it or one for all, say where the arrays go, whatever devices they were saved from. Other arrays than the
-    template's are a `UserError`.
+    The template is a tree like the saved one, of arrays or of their shapes and dtypes. The shardings are such a tree,
+    or one sharding for all arrays; they need not be those of the saved arrays. Raises a `UserError` if the checkpoint
+    holds other arrays than the template.
     """
-    places = jax.tree.broadcast(shardings, template)
+    leaf_shardings = jax.tree.broadcast(shardings, template)
     wanted = _named_leaves(
-        jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), template, places)
+        jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            template,
+            leaf_shardings,
+        )
     )
-    there, here = checkpoint.arrays, _describe(wanted)
-    if differing := there.items() ^ here.items():
+    saved, expected = checkpoint.arrays, _describe(wanted)
+    if differing := saved.items() ^ expected.items():
         name = min(differing)[0]
         raise UserError(
             f"checkpoint {checkpoint.folder} holds other arrays than the model of config.json: {shortened(name, 200)} "
-            f"is {shortened(there.get(name, 'missing'))} there, {here.get(name, 'missing')} here; use the version of "
-            "msconv_jax that wrote it"
+            f"is {shortened(saved.get(name, 'missing'))} there, {expected.get(name, 'missing')} here; use the version "
+            "of msconv_jax that wrote it"
         )
     try:
         with ocp.StandardCheckpointer() as reader:
             state = reader.restore(checkpoint.folder.absolute() / "state", wanted)
-    except (ValueError, TypeError, KeyError, OSError) as error:  # files that are no checkpoint, with right checksums
-        if explain_lost(error):
+    except (ValueError, TypeError, KeyError, OSError) as error:  # invalid files with valid checksums
+        if describe_lost_process(error):
             raise
         raise UserError(
             f"checkpoint {checkpoint.folder} cannot be read ({first_line(error)}); remove that folder, and an earlier "
@@ -164,9 +168,9 @@ def restore(checkpoint: Checkpoint, template: Tree, shardings: Any) -> Tree:
 class CheckpointWriter:
     """Saves the state of a run in the background; all processes must save the same steps.
 
-    The folder is made if it does not exist. What a run left in it that was killed in a save, or while it removed an
-    old checkpoint, goes. Of the metric `best` the best checkpoint is kept; messages name the command `resume`, which
-    goes on with the run. Unless checkpoints are `proven` there, the first one is read back at once.
+    The folder is created if it does not exist. Leftovers of a killed save or removal are deleted. The best checkpoint
+    by the metric `best` is kept. Error messages name the command `resume`, which resumes the run. The first checkpoint
+    is read back at once, unless checkpoints are `proven` to work in this folder.
     """
 
     def __init__(self, directory: Path, best: Metric, resume: str, *, proven: bool = False):
@@ -175,7 +179,7 @@ class CheckpointWriter:
         self._proven = proven
         self._step: int | None = None
         self._failed = False
-        # The libraries below log failed writes with tracebacks; `_writing` reports them in a sentence.
+        # These libraries log failed writes with tracebacks; `_writing` reports them in a sentence.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._hook = sys.unraisablehook
@@ -198,10 +202,10 @@ class CheckpointWriter:
             self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def save(self, step: int, state: Any, metrics: dict[str, float] | None) -> None:
-        """Starts to save, once the save before is complete; the state, a tree of arrays, may be used up afterwards.
+        """Starts a save when the previous one is complete; the state, a tree of arrays, may be donated afterwards.
 
-        The metrics are the results on the validation split; None within an epoch. If this save, or the one before,
-        cannot be written, that is a `UserError`.
+        The metrics are the results on the validation split; None within an epoch. Raises a `UserError` if this save or
+        the previous one cannot be written.
         """
         arrays = _named_leaves(state)
         meta = {"step": step, "metrics": metrics, "arrays": _describe(arrays)}
@@ -216,7 +220,7 @@ class CheckpointWriter:
             self._proven = True
 
     def wait(self) -> None:
-        """Waits until all is saved, and no more is there than is kept; a failed save is a `UserError`."""
+        """Waits until all is saved and old checkpoints are removed; raises a `UserError` if a save failed."""
         with self._writing():
             self._manager.wait_until_finished()
             if self._directory.exists():
@@ -231,7 +235,7 @@ class CheckpointWriter:
             if not fault:
                 restore(checkpoint, state, shardings)
         except (OSError, ValueError) as error:
-            if explain_lost(error):
+            if describe_lost_process(error):
                 raise
             fault = first_line(error)
         if fault:
@@ -244,12 +248,12 @@ class CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        # After a failure of one of several processes, saving would wait for the others, and they for this one.
+        # After an error in one of several processes, closing would deadlock with the others.
         if kind is None or jax.process_count() == 1:
             self.close()
 
     def close(self) -> None:
-        """Waits for what is being saved, frees what the writer holds, removes a failed save."""
+        """Waits for the last save, frees the writer's resources, removes a failed save."""
         self._manager.close()
         if self._failed:
             self._remove_leftovers()
@@ -257,15 +261,14 @@ class CheckpointWriter:
             sys.unraisablehook = self._hook
 
     def _remove_leftovers(self) -> None:
-        # TensorStore's threads may add files to the folder of a failed save for a moment.
+        # TensorStore's threads may still add files to the folder of a failed save.
         for _ in range(10):
             for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             time.sleep(0.1)
 
     def _report_unraisable(self, unraisable: Any) -> None:
-        # After one write has failed, TensorStore still delivers the others' failures, to an event loop that orbax has
-        # closed, until the program ends.
+        # After one failed write, TensorStore reports further ones to an event loop that orbax has closed.
         if str(unraisable.exc_value) != "Event loop is closed":
             self._hook(unraisable)
 
@@ -275,12 +278,12 @@ class CheckpointWriter:
             shutil.rmtree(removed)
 
     def _write_manifest(self) -> None:
-        # Orbax calls this in its own thread when all files are written, before the renaming.
+        # Orbax calls this in a thread when all files are written, before the renaming.
         if jax.process_index() == 0:
             (folder,) = self._directory.glob(f"{self._step}.*tmp*")
             manifest = {"step": self._step, "files": _digests(folder)}
             (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            # All of it survives a power cut that comes after the renaming.
+            # After the renaming, a power cut loses nothing.
             for path in (folder, *folder.rglob("*")):
                 if path.is_dir():
                     sync_folder(path)
@@ -290,26 +293,25 @@ class CheckpointWriter:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        # A failed write reaches us as an OSError, or as TensorStore's ValueError, and orbax may wrap either; whatever
-        # it is, what matters is that no checkpoint came of it.
+        # A failed write raises an OSError or TensorStore's ValueError, which orbax may wrap in anything.
         try:
             yield
         except Exception as error:
             self._failed = True
-            if explain_lost(error):
+            if describe_lost_process(error):
                 raise
             what = "a checkpoint" if self._step is None else f"the checkpoint of step {self._step}"
-            # TensorStore hides the reason in many lines.
+            # TensorStore's message has many lines; the reason is one of these.
             numbers = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES)
             reasons = [os.strerror(number) for number in numbers if os.strerror(number) in str(error)]
             raise UserError(
                 f"{what} cannot be written to {self._directory} ({[*reasons, first_line(error)][0]}); earlier "
-                f"checkpoints are untouched: make room, then go on with {self._resume}"
+                f"checkpoints are untouched: make room, then resume with {self._resume}"
             ) from error
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
-    """Gives the leaves of a tree by their paths in it, such as ``params.stem.conv.kernel``."""
+    """Returns the leaves of a tree by their paths, such as ``params.stem.conv.kernel``."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree.leaves_with_path(tree)
     }
@@ -320,7 +322,7 @@ def _describe(arrays: dict[str, Any]) -> dict[str, str]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Gives the SHA-256 of every file of a checkpoint but the manifest and `_NOTES`, by its path in the folder."""
+    """Returns the SHA-256 of every file of a checkpoint by its path, without the manifest and `_NOTES`."""
     left_out = {folder / name for name in (_MANIFEST, *_NOTES)}
     digests = {}
     for path in folder.rglob("*"):
@@ -331,7 +333,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _fault(folder: Path) -> str | None:
-    """Says what is wrong with the files of a checkpoint, or None if nothing is."""
+    """Describes what is wrong with the files of a checkpoint; None if they are intact."""
     try:
         manifest = load_json((folder / _MANIFEST).read_bytes())
         step, recorded = manifest["step"], {**manifest["files"]}

@@ -5,9 +5,9 @@ import zlib
 import jax
 
 from train.config import Config
-from train.data.record import record_of
+from train.data.record import make_record
 from train.data.source import Source
-from train.engine.distributed import from_main
+from train.engine.distributed import broadcast_from_main
 from train.errors import UserError
 
 
@@ -39,9 +39,9 @@ def check_accumulation(config: Config, devices: int) -> None:
 
 
 def check_same_data(source: Source) -> None:
-    """Raises a `UserError` if this process has other data than process 0; all processes must call this together."""
-    number = zlib.crc32(record_of(source).to_json().encode()) >> 1
-    if from_main(number) != number:
+    """Raises a `UserError` if the data differ from those of process 0; all processes must call this together."""
+    checksum = zlib.crc32(make_record(source).to_json().encode()) >> 1
+    if broadcast_from_main(checksum) != checksum:
         raise UserError(
             f"process {jax.process_index()} has other data than process 0 under the same config.data.dir; give all "
             "hosts the same data"

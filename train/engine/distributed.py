@@ -1,8 +1,8 @@
-"""Several processes that train as one: how they find each other, agree, and end.
+"""Training with several processes: how they connect, agree and stop.
 
-Launchers start the same command once on every host (or GPU); `connect` brings the processes together by
-`jax.distributed`. From then on all must do the same steps, so whatever one process alone decides it tells the others,
-and none may go its own way when something fails: they would wait for it for ever.
+A launcher starts the same command on every host (or GPU), and `connect` connects the processes by `jax.distributed`.
+All processes must execute the same steps. So process 0 broadcasts its decisions, and an error in one process ends all
+of them: otherwise they would wait for it for ever.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 from absl import flags
-from jax._src.distributed import global_state  # its key-value store has no public name
+from jax._src.distributed import global_state  # JAX has no public name for its key-value store
 from jax.experimental import multihost_utils
 
 from train.errors import UserError, explain
 
-_FAILURE = "train/failure"  # key under which a process says why it ends
+_FAILURE = "train/failure"  # the key of the message of the first process that fails
 
 
-class Place(NamedTuple):
-    """The place of this process, of number `process_id` from 0; others find process 0 at the address, HOST:PORT."""
+class ProcessInfo(NamedTuple):
+    """The arguments of `jax.distributed.initialize`: HOST:PORT of process 0, their number, and this one's index."""
 
     coordinator_address: str
     num_processes: int
@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Defines the flags that say where this process stands among several."""
+    """Defines the flags that identify this process among several."""
     flags.DEFINE_string(
         "coordinator",
         None,
@@ -49,17 +49,17 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("process_id", None, "of several processes: this one's, from 0", flag_values=values)
 
 
-def read_place(values: flags.FlagValues, environment: Mapping[str, str] = os.environ) -> Place | None:
-    """Reads this process's place from the flags, or else from JAX's environment variables; None if neither gives one.
+def read_process_info(values: flags.FlagValues, environment: Mapping[str, str] = os.environ) -> ProcessInfo | None:
+    """Reads the flags, or else JAX's environment variables; None if neither are set.
 
-    If one of the three is missing or out of range, that is a `UserError`.
+    Raises a `UserError` if one of the three values is missing or out of range.
     """
     given: dict[str, Any] = {f"--{name}": values[name].value for name in ("coordinator", "num_processes", "process_id")}
     if all(value is None for value in given.values()):
         names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
         given = {name: environment.get(name) for name in names}
         if given["JAX_NUM_PROCESSES"] is None and given["JAX_PROCESS_ID"] is None:
-            return None  # an address alone goes with a cluster that JAX detects
+            return None  # JAX detects a cluster, whose coordinator is at this address
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise UserError(f"{', '.join(missing)} is not given; give all of {', '.join(given)}, or none for one process")
@@ -77,13 +77,13 @@ def read_place(values: flags.FlagValues, environment: Mapping[str, str] = os.env
         raise UserError(
             f"{id_name} is {process_id} but must be from 0 to {num_processes - 1}, as {count_name} is {num_processes}"
         )
-    return Place(address, num_processes, process_id)
+    return ProcessInfo(address, num_processes, process_id)
 
 
 def in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
-    """Says whether a launcher started this process that `jax.distributed.initialize` can ask for its place.
+    """Whether a launcher that `jax.distributed.initialize` detects has started this process.
 
-    Only the environment is looked at: a process on its own neither touches the network nor waits.
+    Only the environment is checked: a single process needs no network and does not wait.
     """
 
     def several(name: str) -> bool:
@@ -98,34 +98,35 @@ def in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
         or several("MEGASCALE_NUM_SLICES")
         or any("," in environment.get(name, "") for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"))
         or bool(environment.get("TPU_PROCESS_ADDRESSES_PATH"))
-        # TPU virtual machines, of one host or more: JAX sets this variable on machines without TPU chips.
+        # TPU virtual machines; JAX sets TPU_SKIP_MDS_QUERY on machines without TPU chips.
         or ("TPU_SKIP_MDS_QUERY" not in environment and importlib.util.find_spec("libtpu") is not None)
     )
 
 
-def connect(place: Place | None, timeout_seconds: int = 300) -> None:
-    """Brings the processes of a run together; a process on its own goes on at once.
+def connect(process: ProcessInfo | None, timeout_seconds: int = 300) -> None:
+    """Connects the processes of a run; a single process returns at once.
 
-    Without a place of `read_place`, JAX finds it out where the process is `in_cluster`. Must come before anything that
-    asks JAX for its devices; a second call does nothing. CPU devices talk by gloo, JAX's default. If the processes
-    cannot come together, that is a `UserError`; if they do not in time, this one ends with a sentence.
+    `process` comes from `read_process_info`; if it is None, JAX detects it where the process is `in_cluster`. Call this
+    before anything asks JAX for its devices; a second call does nothing. CPU devices communicate by gloo, JAX's
+    default. Raises a `UserError` if the processes cannot connect, and ends this process with a message if they do not
+    connect in time.
     """
     if jax.distributed.is_initialized():
         return
-    if place is None and not in_cluster():
+    if process is None and not in_cluster():
         if "JAX_COORDINATOR_ADDRESS" in os.environ:
             raise UserError(
                 "JAX_COORDINATOR_ADDRESS is set, but neither JAX_NUM_PROCESSES and JAX_PROCESS_ID nor a cluster says "
                 "which process this is; set them too, or unset it for one process"
             )
         return
-    if place and place.process_id == 0:
-        _check_port(place.coordinator_address)
-    # JAX asks no cluster for a place that is given; devices are left to JAX_LOCAL_DEVICE_IDS.
-    own: dict[str, Any] = {**place._asdict(), "cluster_detection_method": "deactivate"} if place else {}
-    where = place.coordinator_address if place else "the coordinator that JAX found"
+    if process and process.process_id == 0:
+        _check_port(process.coordinator_address)
+    # With explicit arguments JAX detects no cluster, and JAX_LOCAL_DEVICE_IDS chooses the devices.
+    arguments: dict[str, Any] = {**process._asdict(), "cluster_detection_method": "deactivate"} if process else {}
+    where = process.coordinator_address if process else "the coordinator that JAX found"
     advice = (
-        "check that all of them were started, with the same coordinator and number and each with an id of its own, "
+        "check that all of them were started, with the same coordinator and number and each with a different id, "
         "that process 0 runs on that host, and that no firewall holds the port"
     )
 
@@ -134,12 +135,12 @@ def connect(place: Place | None, timeout_seconds: int = 300) -> None:
         print(late, file=sys.stderr, flush=True)
         os._exit(1)
 
-    # At its own timeout JAX aborts the process with a stack trace; this comes before.
+    # JAX's timeout aborts the process with a stack trace; this one comes first.
     alarm = threading.Timer(timeout_seconds, give_up)
     alarm.daemon = True
     alarm.start()
     try:
-        jax.distributed.initialize(**own, initialization_timeout=timeout_seconds + 60)
+        jax.distributed.initialize(**arguments, initialization_timeout=timeout_seconds + 60)
     except (RuntimeError, ValueError, OSError, KeyError) as error:  # JAX's own errors are RuntimeErrors
         raise UserError(f"the processes cannot come together at {where} ({first_line(error)}); {advice}") from error
     finally:
@@ -147,7 +148,7 @@ def connect(place: Place | None, timeout_seconds: int = 300) -> None:
 
 
 def _check_port(address: str) -> None:
-    # JAX's service crashes if it cannot have its port.
+    # JAX's service crashes if its port is taken.
     port = int(address.rpartition(":")[2])
     try:
         socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
@@ -156,22 +157,22 @@ def _check_port(address: str) -> None:
             raise UserError(
                 f"process 0 cannot have port {port} of --coordinator={address} ({os.strerror(error.errno)}); "
                 "name another to all processes"
-            ) from error  # anything else, such as a host without IPv6, JAX may know better
+            ) from error  # JAX may handle other errors, such as a host without IPv6
 
 
-def from_main(value: int) -> int:
-    """Gives every process the number of process 0, and waits until all have asked; within 32 bits."""
+def broadcast_from_main(value: int) -> int:
+    """Broadcasts an int32 of process 0 to all processes, which must call this together."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
-    """Ends all processes when one of them cannot go on, each with a sentence and exit status 1.
+def abort_all_on_error() -> Iterator[None]:
+    """Ends all processes with a message and exit status 1 when one of them raises an exception.
 
-    The failing process tells the others, who look for such news every half second, wherever they are: most likely
-    within a computation that waits for it. One that was killed tells nothing: computations that need it then fail where
-    the network notices, and otherwise JAX ends all others 100 s after its last sign of life. A process on its own
-    goes on with its exception.
+    The failing process publishes a message. A thread of every other process polls for it twice a second, because the
+    main thread is most likely blocked in a computation. A killed process publishes nothing: computations that need it
+    fail where the network notices, and otherwise JAX's heartbeat ends the other processes after 100 s. With a single
+    process the exception propagates.
     """
     if not jax.distributed.is_initialized():
         yield
@@ -184,15 +185,17 @@ def ending_together() -> Iterator[None]:
         yield
     except BaseException as error:
         done.set()
-        sentence = explain(error) or explain_lost(error)
+        sentence = explain(error) or describe_lost_process(error)
         if sentence is None:
             traceback.print_exc()
             sentence = f"{type(error).__name__}: {first_line(error)}"
         else:
             print(f"error: {sentence}", file=sys.stderr)
-        with contextlib.suppress(RuntimeError):  # another was first, or the store is gone with process 0
+        with contextlib.suppress(
+            RuntimeError
+        ):  # another process was first, or process 0 has ended and the store with it
             store.key_value_set(_FAILURE, f"process {jax.process_index()} has ended: {sentence}")
-        _leave(store)
+        _exit_now(store)
     done.set()
     watcher.join()
 
@@ -203,31 +206,31 @@ def _watch(store: Any, done: threading.Event) -> None:
             failure = store.key_value_try_get(_FAILURE)
             if not done.is_set():
                 print(f"error: {failure}", file=sys.stderr)
-                _leave(store)
+                _exit_now(store)
 
 
-def _leave(store: Any) -> NoReturn:
-    """Ends the process at once: an orderly exit would wait for processes that wait for this one."""
-    with contextlib.suppress(RuntimeError):  # some never come
-        store.wait_at_barrier("train/leave", 5000)  # ms for the others to hear of the failure
+def _exit_now(store: Any) -> NoReturn:
+    """Ends the process at once: a normal exit would wait for processes that wait for this one."""
+    with contextlib.suppress(RuntimeError):  # a process never arrives
+        store.wait_at_barrier("train/leave", 5000)  # ms for the others to read the message
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
 
 
-def explain_lost(error: BaseException) -> str | None:
-    """Puts an error into one sentence if it looks as if another process has gone; None otherwise."""
+def describe_lost_process(error: BaseException) -> str | None:
+    """Describes an error in one sentence if another process seems to have ended; None otherwise."""
     signs = ("gloo", "connection", "unavailable", "deadline", "heartbeat", "coordination", "barrier")
-    alone = jax.process_count() == 1
-    if alone or isinstance(error, UserError) or not any(sign in str(error).lower() for sign in signs):
+    is_single = jax.process_count() == 1
+    if is_single or isinstance(error, UserError) or not any(sign in str(error).lower() for sign in signs):
         return None
     return (
-        f"process {jax.process_index()} has lost another one, which was killed or cannot be reached "
-        f"({first_line(error)}); start all processes again, and the run goes on from its latest checkpoint"
+        f"process {jax.process_index()} has lost another one, which was killed or is unreachable "
+        f"({first_line(error)}); start all processes again to resume from the latest checkpoint"
     )
 
 
 def first_line(error: BaseException) -> str:
-    """Gives the first line of a message, at most 200 characters of it, where libraries write many."""
+    """Returns the first line of an error's message, at most 200 characters of it."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return line if len(line) <= 200 else line[:200] + " ..."

@@ -1,4 +1,4 @@
-"""The folder of a run belongs to one process at a time."""
+"""The lock on the folder of a run: one process at a time."""
 
 import contextlib
 import errno
@@ -18,14 +18,14 @@ _CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class RunFolder:
-    """A folder that this process has locked; see `own`."""
+    """A folder that this process has locked; see `lock_folder`."""
 
     def __init__(self, path: Path, file: IO[str]):
         self._path = path
         self._file = file
 
     def check(self) -> None:
-        """Makes sure that the folder is still the one that was locked.
+        """Checks that the folder is still the locked one.
 
         Raises:
             UserError: if it was removed or replaced.
@@ -33,18 +33,18 @@ class RunFolder:
         if not _is_same(self._file, self._path / LOCK):
             raise UserError(
                 f"--workdir={self._path} was removed or replaced while the run trained, so nothing can be saved there; "
-                "give the same command again, which trains from what is there now"
+                "give the same command again to train from what is there now"
             )
 
 
 @contextlib.contextmanager
-def own(workdir: Path) -> Iterator[RunFolder]:
-    """Makes a folder, if need be, and locks it for this process until the context ends.
+def lock_folder(workdir: Path) -> Iterator[RunFolder]:
+    """Creates a folder if it does not exist, and locks it for this process until the context ends.
 
-    The kernel releases the lock of a process that is killed. Where nothing was written, the folder is removed again.
+    The kernel releases the lock of a killed process. A folder that is still empty is removed.
 
     Raises:
-        UserError: if another process has the folder, or checkpoints could not be read from a folder of that name.
+        UserError: if another process holds the lock, or checkpoints could not be read from a folder of that name.
     """
     check_name(workdir)
     try:
@@ -55,21 +55,21 @@ def own(workdir: Path) -> Iterator[RunFolder]:
         try:
             yield RunFolder(workdir, file)
         finally:
-            # Nobody gets the lock of a file that is no longer there: see `_lock`.
+            # Another process that waits for this file notices the removal: see `_lock`.
             if _is_same(file, workdir / LOCK):
                 (workdir / LOCK).unlink()
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # the folder is not empty
                 workdir.rmdir()
 
 
 def check_name(workdir: Path) -> None:
-    """Makes sure that checkpoints can be read from a folder of this name.
+    """Checks that checkpoints can be read from a folder of this name.
 
     Raises:
         UserError: if they cannot.
     """
     name = str(workdir.absolute())
-    # Orbax takes paths for patterns.
+    # Orbax uses paths as glob patterns.
     if found := sorted(set(name) & set(_GLOB_CHARACTERS)):
         raise UserError(
             f"--workdir={workdir} has {' and '.join(found)} in its path, and checkpoints below such a folder cannot be "
@@ -90,7 +90,7 @@ def _lock(workdir: Path) -> Iterator[IO[str]]:
     while True:
         with path.open("a+", encoding="utf-8") as file:
             try:
-                # Not flock, which processes forked from this one would keep.
+                # flock would be inherited by forked processes.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -103,7 +103,7 @@ def _lock(workdir: Path) -> Iterator[IO[str]]:
                 if error.errno not in _CANNOT_LOCK:
                     raise
                 print(f"{workdir} cannot be locked ({error.strerror}): start no second run there", file=sys.stderr)
-            if not _is_same(file, path):  # the owner before has ended, and removed its file
+            if not _is_same(file, path):  # the previous owner has ended and removed its file
                 continue
             file.truncate(0)
             file.write(f"process {os.getpid()} on host {socket.gethostname()}")

@@ -1,4 +1,4 @@
-"""Stops a run whose numbers are no longer finite, before a checkpoint holds them."""
+"""Stops a run whose numbers are not finite, before they are saved."""
 
 import math
 from typing import Any
@@ -17,7 +17,7 @@ def check_step(step: int, report: Report, config: Config) -> None:
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise UserError(
             f"the training loss is {loss:g} and the norm of its gradient {norm:g} at step {step}, so training "
-            f"cannot go on; {_advice(config)}"
+            f"cannot continue; {_advice(config)}"
         )
 
 

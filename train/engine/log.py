@@ -1,6 +1,6 @@
-"""What a run tells about itself: metrics.jsonl, speeds.jsonl, TensorBoard events, curves.png, the progress bar.
+"""The logs of a run: metrics.jsonl, speeds.jsonl, TensorBoard events, curves.png and the progress bar.
 
-All of it is written by process 0 alone; the others get a `MetricsLog` that writes nothing.
+Process 0 alone writes them; the `MetricsLog` of other processes writes nothing.
 """
 
 import contextlib
@@ -19,32 +19,32 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
 from train.config import write_text
-from train.errors import decorating
+from train.errors import warn_on_failure
 from train.page import figure_png
 from train.task import Metric
 from train.untrusted import escaped, finite, load_json, quoted, shortened
 
 Record = dict[str, Any]  # one line of metrics.jsonl
 Batch = TypeVar("Batch")
-SPEEDS = ("images_per_second", "waiting")  # what a line of speeds.jsonl has beside "step" and "epoch"
-_MOST_BYTES = 2**16  # of a line
-_MOST_FAULTS = 5  # shown
+SPEEDS = ("images_per_second", "waiting")  # the names in speeds.jsonl besides "step" and "epoch"
+_MAX_BYTES = 2**16  # of a line
+_MAX_FAULTS = 5  # shown
 
 
 class Lines(NamedTuple):
-    """What was read of a file of records."""
+    """The records of a file, and its faults."""
 
     records: list[Record]  # in the order of their steps
     faults: list[str]  # a sentence about each of the first lines that were skipped
-    skipped: int  # how many there are of them
+    skipped: int  # the number of lines that were skipped
 
 
 def read_metrics(path: Path, last_step: int, needed: Iterable[str] = ()) -> Lines:
-    """Reads the lines of a ``metrics.jsonl``, which need not exist, up to a step.
+    """Reads the lines of a ``metrics.jsonl`` up to a step; the file need not exist.
 
-    A line is skipped, and no other one with it, unless it is a JSON object with names of at most 100 characters for
-    finite numbers, a whole "step" and "epoch" above 0 and the `needed` names, and its step is not there before. Lines
-    beyond `last_step` are left out and are no fault.
+    A valid line is a JSON object of finite numbers, with names of at most 100 characters. It has the `needed` names and
+    a whole "step" and "epoch" above 0, and no earlier line has its step. Invalid lines are skipped and described in
+    `faults`. Lines beyond `last_step` are omitted.
     """
     found: dict[int, Record] = {}
     faults, skipped = [], 0
@@ -52,10 +52,10 @@ def read_metrics(path: Path, last_step: int, needed: Iterable[str] = ()) -> Line
         try:
             record = _record(line, needed)
             if record["step"] in found:
-                raise ValueError(f"its step {record['step']} is there before")
+                raise ValueError(f"its step {record['step']} is in an earlier line")
         except ValueError as error:
             skipped += 1
-            if len(faults) < _MOST_FAULTS:
+            if len(faults) < _MAX_FAULTS:
                 faults.append(f"line {number}: {shortened(escaped(str(error)), 200)}")
             continue
         if record["step"] <= last_step:
@@ -64,27 +64,27 @@ def read_metrics(path: Path, last_step: int, needed: Iterable[str] = ()) -> Line
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Gives the lines of a file; of very long ones the beginning, which is a little longer than a line may be."""
+    """Yields the lines of a file; a line of more than `_MAX_BYTES` is cut after one byte more."""
     if not path.exists():
         return
     with path.open("rb") as file:
-        while line := file.readline(_MOST_BYTES + 1):
+        while line := file.readline(_MAX_BYTES + 1):
             end = line
-            while len(end) > _MOST_BYTES and not end.endswith(b"\n"):
-                end = file.readline(_MOST_BYTES + 1)
+            while len(end) > _MAX_BYTES and not end.endswith(b"\n"):
+                end = file.readline(_MAX_BYTES + 1)
             yield line
 
 
 def _record(line: bytes, needed: Iterable[str]) -> Record:
-    """Reads a line, or raises a ValueError that says what is wrong with it."""
-    if len(line) > _MOST_BYTES:
-        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    """Parses a line; raises a ValueError that describes its fault."""
+    if len(line) > _MAX_BYTES:
+        raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
     try:
         record = load_json(line)
-    except ValueError:  # also of bytes that are no text
+    except ValueError:  # also if the bytes are not UTF-8
         raise ValueError("it is not JSON") from None
     if not isinstance(record, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     for name in ("step", "epoch", *needed):
         if name not in record:
             raise ValueError(f"it has no {name!r}")
@@ -94,18 +94,17 @@ def _record(line: bytes, needed: Iterable[str]) -> Record:
         try:
             finite(value)
         except (ValueError, TypeError):
-            raise ValueError(f"its {name!r} is {quoted(value)}, which is no finite number") from None
+            raise ValueError(f"its {name!r} is {quoted(value)}, which is not a finite number") from None
     for name in ("step", "epoch"):
         if not isinstance(record[name], int) or record[name] < 1:
-            raise ValueError(f"its {name!r} is {quoted(record[name])}, which is no whole number above 0")
+            raise ValueError(f"its {name!r} is {quoted(record[name])}, which is not a whole number above 0")
     return record
 
 
-def cleaned(path: Path, last_step: int, needed: Iterable[str]) -> list[Record]:
-    """Reads a file as `read_metrics` does and leaves these lines in it.
+def repair_records(path: Path, last_step: int, needed: Iterable[str]) -> list[Record]:
+    """Reads a file like `read_metrics`, and rewrites it with the valid lines.
 
-    If any line is skipped, stderr says which, and the file is kept as ``NAME.damaged``, or under the first free number
-    after that.
+    If lines are skipped, stderr names them, and the damaged file is kept as ``NAME.damaged``, ``NAME.damaged2``, ...
     """
     records, faults, skipped = read_metrics(path, last_step, needed)
     if skipped:
@@ -125,30 +124,30 @@ def cleaned(path: Path, last_step: int, needed: Iterable[str]) -> list[Record]:
 class MetricsLog:
     """Appends to ``metrics.jsonl``, ``speeds.jsonl`` and the TensorBoard events of a run, if it is enabled.
 
-    What an earlier process wrote after `first_step`, from which this one goes on, is dropped, so that no step appears
-    twice. The title of the curves names the metric `best`.
+    Records after `first_step`, from which this process resumes, are dropped, so no step appears twice. The title of the
+    curves names the metric `best`.
     """
 
     def __init__(self, workdir: Path, first_step: int, best: Metric, *, enabled: bool = True):
         self.path = workdir / "metrics.jsonl"
-        # By themselves, for they differ from run to run, and metrics.jsonl does not.
+        # A separate file, because speeds differ between equal runs and metrics.jsonl does not.
         self._speeds = workdir / "speeds.jsonl"
         self._best = best
         self._records: list[Record] = []
         self._events = None
         if enabled:
-            self._records = cleaned(self.path, first_step, [f"validation_{best.name}"])
-            cleaned(self._speeds, first_step, SPEEDS)
+            self._records = repair_records(self.path, first_step, [f"validation_{best.name}"])
+            repair_records(self._speeds, first_step, SPEEDS)
             dropped = first_step + 1 if first_step else None
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=dropped)
 
     def write(self, record: Record) -> None:
-        """Adds a record, which has a "step"; its numbers become TensorBoard scalars."""
+        """Appends a record with a "step"; its numbers become TensorBoard scalars."""
         self._records.append(record)
         self._append(self.path, record)
 
     def write_speed(self, record: Record) -> None:
-        """Adds a record of the speed, likewise."""
+        """Appends a record of the speed, likewise."""
         self._append(self._speeds, record)
 
     def _append(self, path: Path, record: Record) -> None:
@@ -160,7 +159,7 @@ class MetricsLog:
             os.fsync(file.fileno())
         for name, value in record.items():
             if name not in ("step", "epoch"):
-                # train_loss becomes train/loss: TensorBoard groups by the part before the stroke.
+                # train_loss becomes train/loss: TensorBoard groups by the part before the slash.
                 self._events.add_scalar(name.replace("_", "/", 1), value, record["step"])
         self._events.flush()
 
@@ -168,7 +167,7 @@ class MetricsLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        # What ended the run counts, not that a full disk ends this too.
+        # After an exception, a full disk must not hide it.
         with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
             self.close()
 
@@ -179,7 +178,7 @@ class MetricsLog:
         try:
             self._events.close()
         except OSError:
-            # TensorBoard's writer would try again when the program ends, and show a traceback.
+            # TensorBoard's writer would retry at exit and print a traceback.
             writers: dict[str, Any] = self._events.all_writers or {}
             for writer in writers.values():
                 writer.event_writer._closed = True
@@ -191,10 +190,10 @@ class MetricsLog:
 def draw_curves(records: list[Record], best: Metric, path: Path) -> None:
     """Draws every quantity of the train and validation splits over the epochs as a PNG file.
 
-    If that fails, a note on stderr says why.
+    A failure is a note on stderr.
     """
     png = b""
-    with decorating(path.name):
+    with warn_on_failure(path.name):
         png = _curves(records, best)
     if png:
         path.write_bytes(png)
@@ -227,20 +226,20 @@ def _curves(records: list[Record], best: Metric) -> bytes:
 
 
 class SpeedMeter:
-    """Measures how quickly the loop trains, and how long it waits for the next batch."""
+    """Measures the speed of training, and the time spent waiting for batches."""
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self.restart()
 
     def restart(self) -> None:
-        """Measures from now on."""
+        """Restarts the measurement."""
         self._started = time.monotonic()
         self._waited = 0.0
         self._images = 0
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Gives the batches, counts their images and the time that each is waited for."""
+        """Yields the batches; counts their images and the time of waiting for each."""
         began = time.monotonic()
         for batch in batches:
             self._waited += time.monotonic() - began
@@ -249,13 +248,13 @@ class SpeedMeter:
             began = time.monotonic()
 
     def measured(self) -> dict[str, float]:
-        """Gives the images a second, and the share of the time, 0..1, in which a batch was waited for."""
+        """Returns the images per second, and the share of the time, 0..1, spent waiting for batches."""
         seconds = max(time.monotonic() - self._started, 1e-9)
         return {"images_per_second": self._images / seconds, "waiting": self._waited / seconds}
 
 
 class ProgressReport(Progress):
-    """Shows how training goes on the console, stdout by default: a bar on a terminal, else a line an epoch."""
+    """Shows the progress on the console, stdout by default: a bar on a terminal, else a line for each epoch."""
 
     def __init__(self, total_steps: int, first_step: int, console: Console | None = None, *, enabled: bool = True):
         console = console or Console(highlight=False, soft_wrap=True, quiet=not enabled)
@@ -268,17 +267,17 @@ class ProgressReport(Progress):
             disable=not console.is_terminal,
         )
         self._bar = self.add_task("", total=total_steps, completed=first_step, numbers="")
-        self._shown = 0.0
+        self._updated = 0.0
 
     def is_due(self) -> bool:
-        """Says whether a bar is shown that has not been renewed for a fifth of a second."""
-        return self.console.is_terminal and time.monotonic() - self._shown > 0.2
+        """Whether a bar is shown that was not updated for a fifth of a second."""
+        return self.console.is_terminal and time.monotonic() - self._updated > 0.2
 
     def step(self, step: int, means: Mapping[str, float], images_per_second: float) -> None:
-        """Renews the bar with the running means of the epoch."""
+        """Updates the bar with the running means of the epoch."""
         words = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in means.items())
         self.update(self._bar, completed=step, numbers=f"{words}  {images_per_second:.0f} images/s")
-        self._shown = time.monotonic()
+        self._updated = time.monotonic()
 
     def epoch(self, record: Record, epochs: int, images_per_second: float) -> None:
         """Prints the line of an epoch: the numbers of the train and validation splits."""

@@ -1,8 +1,7 @@
-"""The devices of a run: their mesh, and how arrays are divided over it.
+"""The mesh of devices of a run, and how arrays are sharded over it.
 
-The mesh has two axes. A batch is divided over both: every device computes other images. Parameters, and whatever goes
-with them (the optimiser's state, running means), are divided over "fsdp" alone and copied along "data"; a step brings
-the parts together (`collected`) for as long as it computes with them.
+The mesh has two axes. A batch is sharded over both. Parameters, the optimiser's state and batch statistics are sharded
+over "fsdp" and replicated along "data"; a step gathers them for its computations (`gather`).
 """
 
 from typing import Any, TypeVar
@@ -16,15 +15,15 @@ from train.task import Row
 
 Tree = TypeVar("Tree")
 BATCH_AXES = ("data", "fsdp")
-_SMALLEST_DIVIDED = 2**10  # elements; to collect the parts of a smaller array costs more than its copies
+_MIN_SHARDED = 2**10  # elements; gathering a smaller array costs more than replicas of it
 
 
 def create_mesh(shards: int = 1) -> Mesh:
-    """Gives the mesh over all devices of all processes; a parameter is divided over `shards` of them.
+    """Creates the mesh over all devices of all processes; a parameter is sharded over `shards` of them.
 
-    The devices of a process are neighbours: its part of a batch is one block (`train.data.batches`), and the parts of
-    a parameter are collected within a host where they fit there. `jax.make_mesh` promises no such order on a TPU.
-    Raises a `UserError` if `shards` does not divide the number of devices.
+    The devices of a process are neighbours: its part of a batch is one block (`train.data.batches`), and shards are
+    gathered within a host where possible. `jax.make_mesh` does not guarantee this order on a TPU. Raises a `UserError`
+    if `shards` does not divide the number of devices.
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if len(devices) % shards:
@@ -38,39 +37,39 @@ def create_mesh(shards: int = 1) -> Mesh:
 
 
 def replicate(mesh: Mesh) -> NamedSharding:
-    """Gives the sharding that keeps a full copy on every device."""
+    """Returns the sharding that replicates an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(state: Tree, mesh: Mesh) -> Tree:
-    """Gives the sharding of every array of a state, or of a tree of shapes.
+    """Returns the sharding of every array of a state, or of a tree of shapes.
 
-    An array is divided over "fsdp" along its longest axis that divides, the last of equals; one without such an axis,
-    or with fewer than 1024 elements, is copied to all devices. The shape alone decides, so what an optimiser keeps for
-    a parameter is divided as the parameter is.
+    An array is sharded over "fsdp" along its longest divisible axis, the last of equally long ones. Arrays without such
+    an axis, or with fewer than 1024 elements, are replicated. Only the shape matters, so the optimiser's state of a
+    parameter is sharded like the parameter.
     """
     shards = mesh.shape["fsdp"]
 
     def sharding(leaf: Any) -> NamedSharding:
-        dividing = [axis for axis, length in enumerate(leaf.shape) if length % shards == 0]
-        if shards == 1 or not dividing or np.prod(leaf.shape) < _SMALLEST_DIVIDED:
+        divisible = [axis for axis, length in enumerate(leaf.shape) if length % shards == 0]
+        if shards == 1 or not divisible or np.prod(leaf.shape) < _MIN_SHARDED:
             return replicate(mesh)
-        longest = max(dividing, key=lambda axis: (leaf.shape[axis], axis))
+        longest = max(divisible, key=lambda axis: (leaf.shape[axis], axis))
         return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
 
     return jax.tree.map(sharding, state)
 
 
-def collected(arrays: Tree, mesh: Mesh) -> Tree:
-    """Within a compiled function, has every device hold arrays in full.
+def gather(arrays: Tree, mesh: Mesh) -> Tree:
+    """Gathers sharded arrays on every device, within a compiled function.
 
-    Parameters that are divided must pass here before images meet them, and their gradients afterwards: left to itself,
-    XLA in places collects the activations of all images instead, or computes with pieces of kernels.
+    A step gathers the parameters before it applies them, and the gradients afterwards. Without this, XLA may gather the
+    activations of all images instead, or compute with parts of kernels.
     """
     return jax.lax.with_sharding_constraint(arrays, replicate(mesh))
 
 
-def to_mesh(arrays: Tree, mesh: Mesh) -> Tree:
+def shard_arrays(arrays: Tree, mesh: Mesh) -> Tree:
     """Shards host arrays that are identical on every process; each device receives only its shard."""
 
     def place(array: Any, sharding: NamedSharding) -> jax.Array:
@@ -80,7 +79,7 @@ def to_mesh(arrays: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(place, arrays, state_shardings(arrays, mesh))
 
 
-def to_devices(batch: Row, mesh: Mesh) -> dict[str, jax.Array]:
-    """Divides this process's part of a batch among its devices."""
+def shard_batch(batch: Row, mesh: Mesh) -> dict[str, jax.Array]:
+    """Shards this process's part of a batch over its devices."""
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     return {name: jax.make_array_from_process_local_data(sharding, np.asarray(rows)) for name, rows in batch.items()}

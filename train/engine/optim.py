@@ -16,7 +16,7 @@ Schedule = Callable[[Any], Any]  # from the step to a number, () float32
 
 
 def create_optimiser(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, Schedule]:
-    """Builds the optimiser of a run, and gives its learning rate besides.
+    """Builds the optimiser of a run; returns it and its learning rate.
 
     The gradients are first clipped by their global norm. Then:
 
@@ -25,8 +25,8 @@ def create_optimiser(config: Config, steps_per_epoch: int) -> tuple[optax.Gradie
     * "lamb" (You et al. 2020): likewise, and the sum is scaled, parameter by parameter, to the parameter's norm.
       Parameters exempt from the decay are exempt from this scaling too, as in the authors' code.
 
-    At last the learning rate, times the multiplier of the parameter's path, multiplies the result, the decay in it
-    included. Frozen parameters have neither gradients nor updates.
+    The result, including the decay, is multiplied by the learning rate and by the multiplier of the parameter's path.
+    Frozen parameters have neither gradients nor updates.
     """
     settings = config.optimizer
     rate = learning_rate(settings, config.epochs, steps_per_epoch)
@@ -59,10 +59,11 @@ def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTr
 
 
 def learning_rate(settings: Optimizer, epochs: int, steps_per_epoch: int) -> Schedule:
-    """Gives the learning rate as a function of the step, counted from 0.
+    """Returns the learning rate as a function of the step, counted from 0.
 
     It rises linearly over the warm-up, whose last step has the peak. Then it falls along a cosine to 0 ("cosine"), by a
-    factor at some epochs, as PyTorch's MultiStepLR ("steps"), by a power of what is left of the run ("poly"), or not.
+    factor at given epochs, like PyTorch's MultiStepLR ("steps"), by a power of the remaining steps ("poly"), or stays
+    constant ("constant").
     """
     warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
     fall_steps = max(epochs * steps_per_epoch - warmup_steps, 1)
@@ -81,14 +82,14 @@ def learning_rate(settings: Optimizer, epochs: int, steps_per_epoch: int) -> Sch
 
 
 def _stretched(schedule: Schedule, steps: int, first: int = 0) -> Schedule:
-    """Stretches a schedule over 0..1 to `steps` steps, of which `first` are done at the beginning."""
+    """Stretches a schedule over 0..1 to `steps` steps; step 0 is at `first`."""
     return lambda step: schedule((jnp.asarray(step, jnp.float32) + first) / steps)
 
 
 def weight_decay(settings: Optimizer, steps_per_epoch: int) -> float | Schedule:
-    """Gives the weight decay: a number, or a function of the step where it grows.
+    """Returns the weight decay: a number, or a function of the step if it grows.
 
-    It is multiplied by `decay_growth` after every `decay_growth_epochs`, as ACNet's dataset-aware decay.
+    It is multiplied by `decay_growth` after every `decay_growth_epochs`, like ACNet's dataset-aware decay.
     """
     if settings.decay_growth == 1:
         return settings.weight_decay
@@ -97,9 +98,9 @@ def weight_decay(settings: Optimizer, steps_per_epoch: int) -> float | Schedule:
 
 
 def decay_mask(params: dict) -> dict:
-    """Gives a tree of booleans, one a parameter: weight decay applies to kernels, not to norms and biases.
+    """Returns a tree of booleans, one for each parameter: weight decay applies to kernels, not to norms and biases.
 
-    Norm scales and biases are vectors; a bias of more dimensions is known by its name.
+    Norm scales and biases are vectors; a bias with more dimensions is recognised by its name.
     """
 
     def is_decayed(path: tuple, parameter: jax.Array) -> bool:
@@ -108,10 +109,10 @@ def decay_mask(params: dict) -> dict:
     return jax.tree.map_with_path(is_decayed, params)
 
 
-def path_mask(*beginnings: str) -> Callable[[Any], Any]:
-    """Makes the mask of the parameters whose paths begin with one of some."""
+def path_mask(*prefixes: str) -> Callable[[Any], Any]:
+    """Returns a mask of the parameters whose paths begin with one of `prefixes`."""
 
     def is_within(path: tuple, parameter: jax.Array) -> bool:
-        return starts_with([entry.key for entry in path], beginnings)
+        return starts_with([entry.key for entry in path], prefixes)
 
     return lambda params: jax.tree.map_with_path(is_within, params)

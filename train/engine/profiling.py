@@ -9,10 +9,10 @@ _FIRST, _LAST = 10, 15
 
 
 class StepProfiler:
-    """Traces the steps 10 to 15 of a process into a folder, or the last 6 if the process has fewer than 15 `steps`.
+    """Traces steps 10 to 15 of a process into a folder, or the last 6 if the process has fewer than 15 `steps`.
 
-    The steps of a process are counted from 1. `before` and `after` wait for the state that they get, so that the trace
-    holds whole steps.
+    The steps of a process are counted from 1. `before` and `after` wait for their state, so the trace holds whole
+    steps.
     """
 
     def __init__(self, folder: Path, steps: int, *, enabled: bool):
@@ -22,20 +22,20 @@ class StepProfiler:
         self._is_tracing = False
 
     def before(self, step: int, state: Any) -> None:
-        """Begins the trace if it is the turn of a step, which is about to start."""
+        """Starts the trace before its first step."""
         if step == self._first <= self._last:
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)
             self._is_tracing = True
 
     def after(self, step: int, state: Any) -> None:
-        """Ends the trace if a step was the last."""
+        """Ends the trace after its last step."""
         if step == self._last:
             jax.block_until_ready(state)
             self.close()
 
     def close(self) -> None:
-        """Writes the trace, if there is one under way."""
+        """Writes the trace if one is running."""
         if self._is_tracing:
             self._is_tracing = False
             jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""The tasks by name: what a sample means, what is lost and what is measured. One task, one file."""
+"""The tasks by name. One file defines one task: its samples, network, loss and metrics."""
 
 from train.config import Config
 from train.task import Task
@@ -9,5 +9,5 @@ TASKS: dict[str, type[Task]] = {"classification": Classification, "segmentation"
 
 
 def task_kind(config: Config) -> type[Task]:
-    """Gives the task that a config names."""
+    """Returns the task that a config names."""
     return TASKS[config.task.name]

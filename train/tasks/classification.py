@@ -1,7 +1,7 @@
 """Classification: one label an image.
 
-The loss is the cross entropy in nats, with smoothed and mixed targets where the config asks for them. The best network
-is that of the highest accuracy.
+The loss is the cross entropy in nats; the config can smooth and mix its targets. The best network has the highest
+accuracy.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,21 +23,21 @@ from train.data.source import Source
 from train.data.transforms import check_equal_sizes, create_augmentation
 from train.data.transforms.evaluation import create_evaluation
 from train.errors import UserError
-from train.page import figure_png, labels_of, thumbnail
+from train.page import axis_labels, figure_png, thumbnail
 from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row, Rows, Section, Terms
 from train.tasks.mixing import mix
 from train.tasks.network import create_network
 from train.untrusted import escaped, shortened
 
-_TOP_5_FROM = 11  # classes, from which on the top-5 accuracy is worth a look
+_TOP_5_FROM = 11  # classes; with fewer, the top-5 accuracy is not reported
 _MISTAKES = 24  # shown in the report
-_MOST_NAMED = 30  # classes whose names fit beside the confusion matrix
-_MOST_DRAWN = 200  # classes in the confusion matrix; of more, the _MOST_NAMED that are confused most often
-_MOST_SAMPLES = 100  # classes
+_MAX_NAMED = 30  # classes whose names fit on the axes of the confusion matrix
+_MAX_DRAWN = 200  # classes in the confusion matrix; of more, the _MOST_NAMED that are confused most often
+_MAX_SAMPLES = 100  # classes
 
 
 class Classification:
-    """The task of giving every image one label; see `train.task.Task`.
+    """The task of assigning one label to every image; see `train.task.Task`.
 
     Args:
         config: of the run.
@@ -73,13 +73,13 @@ class Classification:
         return f"accuracy {result['accuracy']:.4f}{top_5}"
 
     def create(self) -> nnx.Module:
-        """Builds the network with fresh parameters."""
+        """Builds the network with initial parameters."""
         return create_network(self.config, len(self.source.classes), self.source.image_shape[-1])
 
     # --- on the host ---
 
     def transform(self, *, training: bool) -> Callable[[Sample, Generator | None], Row]:
-        """Makes rows of "image", (height, width, channels) uint8, and "label", () int32.
+        """Returns rows of "image", (height, width, channels) uint8, and "label", () int32.
 
         In evaluation with 10 crops, "image" is (10, height, width, channels).
         """
@@ -88,23 +88,23 @@ class Classification:
             assert rng is not None
             return {"image": self._augment(sample, rng).pixels, "label": np.asarray(sample.label, np.int32)}
 
-        def evaluated(sample: Sample, rng: Generator | None) -> Row:
+        def centred(sample: Sample, rng: Generator | None) -> Row:
             return {"image": self._evaluate(sample.image), "label": np.asarray(sample.label, np.int32)}
 
-        return augmented if training else evaluated
+        return augmented if training else centred
 
-    def evaluator(self, split: Split) -> "Answers":
-        """Makes an evaluator of a split."""
-        return Answers(self.source, split)
+    def evaluator(self, split: Split) -> "ClassificationEvaluator":
+        """Returns an empty evaluator of a split."""
+        return ClassificationEvaluator(self.source, split)
 
     def samples(self) -> dict[str, np.ndarray]:
-        """Gives the first image of each class, of the first hundred classes found, by the name of the class."""
+        """Returns the first image of each class, for the first hundred classes, by the name of the class."""
         found: dict[int, np.ndarray] = {}
         for sample in self.source.splits["validation"]:
             label = int(np.asarray(sample.label))
             if label not in found:
                 found[label] = as_pixels(sample.image, self.source.image_shape[-1])
-            if len(found) == min(len(self.source.classes), _MOST_SAMPLES):
+            if len(found) == min(len(self.source.classes), _MAX_SAMPLES):
                 break
         return {self.source.classes[label]: image for label, image in found.items()}
 
@@ -123,9 +123,9 @@ class Classification:
         return {"image": images, "label": batch["label"], "target": target, "weight": weight}
 
     def loss(self, network: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Terms]:
-        """Gives the weighted sum of the cross entropies.
+        """Returns the weighted sum of the cross entropies.
 
-        The accuracy counts where the prediction is the label of the row's image, whatever has been mixed into it.
+        Training accuracy compares with the unmixed label.
         """
         logits = _logits(network, batch["image"])
         losses = optax.softmax_cross_entropy(logits, batch["target"])
@@ -135,42 +135,42 @@ class Classification:
         return jnp.sum(losses * batch["weight"]), terms
 
     def score(self, network: Any, batch: Batch) -> Batch:
-        """Gives "label", "predicted", the most probable class, "loss" without smoothing, and "rank".
+        """Returns "label", "predicted" (the most probable class), "loss" without smoothing, and "rank".
 
-        The rank is how many classes are more probable than the label. Where an image has several crops, their
-        probabilities are averaged first.
+        The rank is the number of classes that are more probable than the label. The probabilities of several crops are
+        averaged first.
         """
         logits = _crops_logits(network, self.pixels.normalized(batch["image"]))
         label = batch["label"]
-        of_label = jnp.take_along_axis(logits, label[:, None], axis=-1)
+        label_logits = jnp.take_along_axis(logits, label[:, None], axis=-1)
         return {
             "label": label,
             "predicted": jnp.argmax(logits, axis=-1).astype(jnp.int32),
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, label),
-            "rank": jnp.sum(~(logits <= of_label), axis=-1, dtype=jnp.int32),  # a NaN ranks last
+            "rank": jnp.sum(~(logits <= label_logits), axis=-1, dtype=jnp.int32),  # a NaN ranks last
         }
 
     def predict(self, network: Any, images: jax.Array) -> Predictions:
-        """Gives "probabilities", (n, classes); images may be (n, crops, height, width, channels)."""
+        """Returns "probabilities", (n, classes); images may be (n, crops, height, width, channels)."""
         return {"probabilities": jax.nn.softmax(_crops_logits(network, self.pixels.normalized(images)))}
 
     # --- whole images ---
 
     def scores_images(self, split: Split) -> bool:
-        """Says no: every split is scored in batches."""
+        """Returns False: every split is scored in batches."""
         return False
 
     def predict_image(self, predict: Callable[[np.ndarray], Predictions], image: np.ndarray) -> Predictions:
-        """Gives "probabilities", (classes,), of an image.
+        """Returns "probabilities", (classes,), of an image.
 
-        Where all images of the source have one size, the image is first resized to it.
+        If all images of the source have one size, the image is first resized to it.
         """
         if self.source.is_sized:
             image = resize(image, *self.source.image_shape[:2])
         return {"probabilities": predict(self._evaluate(image)[None])["probabilities"][0]}
 
     def score_image(self, sample: Sample, prediction: Predictions) -> Rows:
-        """Is never called, as `scores_images` says."""
+        """Raises an AssertionError, because `scores_images` is False for every split."""
         raise AssertionError("classification scores batches")
 
     def show(self, image: np.ndarray, prediction: Predictions, limit: int | None) -> tuple[str, None]:
@@ -185,9 +185,9 @@ def _logits(network: Any, images: jax.Array) -> jax.Array:
 
 
 def _crops_logits(network: Any, images: jax.Array) -> jax.Array:
-    """Gives the logits of (n, height, width, channels) images.
+    """Returns the logits of (n, height, width, channels) images.
 
-    Of (n, crops, height, width, channels) it gives the logarithms of the probabilities' means over the crops.
+    For (n, crops, height, width, channels), returns the logarithms of the mean probabilities over the crops.
     """
     if images.ndim == 4:
         return _logits(network, images)
@@ -196,7 +196,7 @@ def _crops_logits(network: Any, images: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(by_crop, axis=1) - jnp.log(images.shape[1])
 
 
-class Answers:
+class ClassificationEvaluator:
     """The evaluator of classification: predictions for the samples of a split.
 
     Args:
@@ -210,16 +210,16 @@ class Answers:
         self._rows: list[Rows] = []
 
     def add(self, rows: Rows) -> None:
-        """Takes what `Classification.score` gives."""
+        """Adds the rows of `Classification.score`."""
         self._rows.append(rows)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Gives "labels", "predicted", "losses" and "ranks", (n,) arrays."""
+        """Returns "labels", "predicted", "losses" and "ranks", (n,) arrays."""
         names = {"labels": "label", "predicted": "predicted", "losses": "loss", "ranks": "rank"}
         return {plural: np.concatenate([rows[name] for rows in self._rows]) for plural, name in names.items()}
 
     def result(self) -> Result:
-        """Gives "loss", the mean cross entropy in nats, "accuracy", and of many classes "top5_accuracy"."""
+        """Returns "loss", the mean cross entropy in nats, "accuracy", and with many classes "top5_accuracy"."""
         found = self.arrays()
         result = {
             "loss": float(found["losses"].mean(dtype=np.float64)),
@@ -230,20 +230,20 @@ class Answers:
         return result
 
     def sections(self) -> Iterator[Section]:
-        """Gives the confusion of classes and the worst mistakes.
+        """Yields the confusion of classes and the worst mistakes.
 
-        Memory grows with the samples, and not with the square of the classes.
+        Memory grows with the number of samples, not with the square of the number of classes.
         """
         found, classes = self.arrays(), self._source.classes
         pairs = confused_pairs(found["labels"], found["predicted"])
         shown = range(len(classes))
         text, caption = "", "confusion matrix"
-        if len(classes) > _MOST_DRAWN:
-            # Both classes of the first pairs, then of the next, until there are enough.
-            shown = sorted(list(dict.fromkeys(number for pair in pairs for number in pair[:2]))[:_MOST_NAMED])
+        if len(classes) > _MAX_DRAWN:
+            # The classes of the most frequent confusions.
+            shown = sorted(list(dict.fromkeys(number for pair in pairs for number in pair[:2]))[:_MAX_NAMED])
             text = f"There are {len(classes):,} classes; the picture shows those that are confused most often. "
             caption = f"confusion matrix of {len(shown)} classes; shares are of all images of a class"
-        labels, explanation = labels_of(classes, shown) if len(shown) <= _MOST_NAMED else ([], "")
+        labels, explanation = axis_labels(classes, shown) if len(shown) <= _MAX_NAMED else ([], "")
         yield Section(
             title="Confusion of the test images",
             text=(text + explanation).strip() if shown else "None.",
@@ -264,7 +264,7 @@ class Answers:
 
 
 def confused_pairs(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
-    """Gives (class, what it was taken for, images) of all confusions, the most frequent first.
+    """Returns (class, prediction, images) of all confusions, the most frequent first.
 
     Example:
         >>> confused_pairs(np.array([0, 1, 2, 2]), np.array([0, 2, 1, 1]))
@@ -277,14 +277,14 @@ def confused_pairs(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int,
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Gives (classes, classes): how many images of a class (row) were taken for which (column)."""
+    """Returns (classes, classes): the number of images of a class (row) by predicted class (column)."""
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts
 
 
 def _draw_confusion(found: Mapping[str, np.ndarray], classes: int, shown: Sequence[int], names: Sequence[str]) -> bytes:
-    """Draws the confusion matrix of the classes `shown`, with names beside it if there are any."""
+    """Draws the confusion matrix of the classes `shown`, with names on the axes if there are any."""
     labels, predicted = found["labels"], found["predicted"]
     place = np.full(classes, -1)
     place[shown] = np.arange(len(shown))

@@ -6,7 +6,7 @@ import numpy as np
 
 from train.errors import UserError
 
-_EPSILON = 1e-10  # the public code's, for classes without a pixel
+_EPSILON = 1e-10  # the public code's value, for classes without a pixel
 
 
 def confusion(predicted: np.ndarray, target: np.ndarray, classes: int, ignore_label: int = 255) -> np.ndarray:

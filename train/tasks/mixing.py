@@ -4,10 +4,9 @@
 * CutMix, Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features",
   ICCV 2019: an image with a box of the other.
 
-In both, the share of each image in the mixture weights the targets. The partners are neighbours in the batch, rows 0
-and 1, 2 and 3, and so on, and each of the two is mixed with the other. The batch being shuffled, this is as good as a
-random pairing; it is the same on any number of devices; and where every device holds an even number of rows, no image
-leaves its device.
+In both, the targets are mixed with the same shares as the images. Rows 0 and 1, 2 and 3, and so on are mixed with each
+other. Batches are shuffled, so this is as good as a random pairing. It does not depend on the number of devices, and if
+every device holds an even number of rows, no image leaves its device.
 """
 
 import jax
@@ -17,22 +16,22 @@ import jax.numpy as jnp
 def mix(
     images: jax.Array, targets: jax.Array, key: jax.Array, mixup_alpha: float, cutmix_alpha: float, probability: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes the images of a batch, all by one random share; a pure function.
+    """Mixes the images of a batch with one random share; a pure function.
 
     Args:
         images: (n, height, width, channels) floating point, n even.
         targets: (n, classes), the probabilities of the classes.
-        key: a random key; all that is random comes from it.
+        key: the random key.
         mixup_alpha: Mixup's share is drawn from Beta(alpha, alpha); 0 turns Mixup off.
-        cutmix_alpha: of CutMix likewise. If both are on, one is drawn, either with probability 1/2, as in timm.
-        probability: of the batch being mixed at all.
+        cutmix_alpha: likewise for CutMix. If both are on, each has the probability 1/2, as in timm.
+        probability: the probability that the batch is mixed.
 
     Returns:
         Images and targets of the same shapes and dtypes.
     """
     for_whether, for_which, for_share, for_box = jax.random.split(key, 4)
     cuts = jax.random.bernoulli(for_which, 0.5) if mixup_alpha and cutmix_alpha else jnp.asarray(bool(cutmix_alpha))
-    # With an alpha of 0 the other's method is taken anyway.
+    # If one alpha is 0, the other method is always drawn.
     alpha = jnp.where(cuts, cutmix_alpha or mixup_alpha, mixup_alpha or cutmix_alpha)
     share = jax.random.beta(for_share, alpha, alpha)
     height, width = images.shape[1:3]
@@ -47,13 +46,13 @@ def mix(
 
 
 def outside_box(key: jax.Array, share: jax.Array, height: int, width: int) -> jax.Array:
-    """Draws CutMix's box, whose area is 1 - `share` of the image unless the border cuts it off.
+    """Draws CutMix's box, whose area is 1 - `share` of the image before it is clipped at the border.
 
-    Its sides are in the proportions of the image, rounded down to even numbers of pixels, and its centre is anywhere in
+    It has the proportions of the image, with sides rounded down to even numbers of pixels, and its centre is uniform in
     the image.
 
     Returns:
-        (height, width) float32: 1 outside of the box and 0 in it. Its mean is the exact share that remains.
+        (height, width) float32: 1 outside of the box and 0 in it. Its mean is the exact share of the image.
     """
     for_row, for_column = jax.random.split(key)
 

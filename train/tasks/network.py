@@ -17,7 +17,7 @@ from train.errors import UserError
 def create_network(config: Config, num_classes: int, in_channels: int) -> nnx.Module:
     """Builds the freshly initialised network of a config.
 
-    With `config.compute.dtype` its parameters and statistics stay float32; only what it computes is of that type.
+    Parameters and batch statistics are float32; `config.compute.dtype` is the type of the computation.
 
     Args:
         config: names the network, its operator and its seed.
@@ -45,10 +45,10 @@ def create_network(config: Config, num_classes: int, in_channels: int) -> nnx.Mo
 
 
 def model_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns JSON values into arguments of a model: lists become tuples, and each "stem" is made of its arguments.
+    """Converts JSON values to arguments of a model: lists become tuples, and a "stem" becomes a `Stem`.
 
     Raises:
-        UserError: if it is no stem.
+        UserError: if a stem is invalid.
     """
     return {name: _stem(value) if name == "stem" else _argument(value) for name, value in values.items()}
 
@@ -56,7 +56,7 @@ def model_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
 def _argument(value: Any) -> Any:
     if isinstance(value, Mapping):
         return model_arguments(value)
-    return tuple(map(_argument, value)) if isinstance(value, list | tuple) else value  # which modules may keep
+    return tuple(map(_argument, value)) if isinstance(value, list | tuple) else value  # modules may store tuples
 
 
 def _stem(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """Semantic segmentation: one class a pixel.
 
-The network gives logits for every pixel, (n, height, width, classes), and in training mode possibly a pair with those
-of an auxiliary head. The loss is the mean cross entropy over the pixels of the batch that are not ignored, plus
-`auxiliary_weight` times the auxiliary head's. The best network is that of the highest mean IoU on centre crops of the
+The network returns logits for every pixel, (n, height, width, classes), or in training mode a pair of these and the
+logits of an auxiliary head. The loss is the mean cross entropy over the valid pixels of the batch, plus
+`auxiliary_weight` times that of the auxiliary head. The best network has the highest mean IoU on centre crops of the
 validation images, as in the public code of PyConvSegNet. Test images are scored whole, by sliding windows.
 """
 
@@ -24,30 +24,30 @@ from train.data.sample import Generator, Sample
 from train.data.source import Source
 from train.data.transforms import RandomCrop, create_augmentation
 from train.errors import UserError
-from train.page import encode_png, figure_png, labels_of, squares
+from train.page import axis_labels, encode_png, figure_png, squares
 from train.task import Batch, Metric, Picture, Pixels, Predictions, Result, Row, Rows, Section, Terms
 from train.tasks.miou import confusion, segmentation_metrics
 from train.tasks.network import create_network
 from train.tasks.sliding import sliding_probabilities
 from train.untrusted import escaped, shortened
 
-IGNORED = 255  # the label of pixels that do not count, in rows
+IGNORED = 255  # the label of ignored pixels, in rows
 _SHOWN = 8  # test images in the report
-_MOST_DRAWN = 150  # classes whose names fit under the bars of their IoU
-_BLENDED = 2**20  # pixels at once, to take little memory
-_MOST_VALUES = 2**28  # probabilities of an image, 1 GiB
+_MAX_DRAWN = 150  # classes whose names fit under the bars of their IoU
+_BLENDED = 2**20  # pixels at a time, to limit memory
+_MAX_VALUES = 2**28  # probabilities of an image, 1 GiB
 
 
 class Segmentation:
-    """The task of giving every pixel a class; see `train.task.Task`.
+    """The task of assigning a class to every pixel; see `train.task.Task`.
 
     Args:
         config: of the run.
         source: its data.
 
     Raises:
-        UserError: if the size of the crops is not known or not one that the network takes, or the augmentation does not
-            fit the images.
+        UserError: if the size of the crops is unknown or the network refuses it, or the augmentation does not fit the
+            images.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"segmentation"})
@@ -71,15 +71,15 @@ class Segmentation:
 
     @staticmethod
     def line(result: Mapping[str, float]) -> str:
-        """Writes the mean IoU and the pixel accuracy of a result."""
+        """Formats the mean IoU and the pixel accuracy of a result."""
         return f"mean IoU {result['miou']:.4f}, pixel accuracy {result['pixel_accuracy']:.4f}"
 
     def create(self) -> nnx.Module:
-        """Builds the network with fresh parameters."""
+        """Builds the network with initial parameters."""
         return create_network(self.config, len(self.names), self.source.image_shape[-1])
 
     def _check_logits(self) -> None:
-        """Refuses a network that does not give a logit for every pixel of the crops, before anything is trained."""
+        """Refuses a network without logits for every pixel of the crops, before training."""
         height, width = self.crop
         images = jnp.zeros((1, height, width, self.source.image_shape[-1]))
 
@@ -101,10 +101,10 @@ class Segmentation:
     # --- on the host ---
 
     def transform(self, *, training: bool) -> Callable[[Sample, Generator | None], Row]:
-        """Makes rows of "image", (height, width, channels), and "segmentation", (height, width) uint8, of crops.
+        """Returns rows of "image", (height, width, channels), and "segmentation", (height, width) uint8, of crops.
 
-        The crop is random in training and the centre in evaluation. What is missing of it is filled with the mean
-        colour and ignored.
+        The crop is random in training and central in evaluation. It is padded with the mean colour and ignored
+        labels.
         """
 
         def augmented(sample: Sample, rng: Generator | None) -> Row:
@@ -132,12 +132,12 @@ class Segmentation:
     def _row(self, sample: Sample) -> Row:
         return {"image": np.asarray(sample.image), "segmentation": np.asarray(sample.segmentation)}
 
-    def evaluator(self, split: Split) -> "Confusions":
-        """Makes an evaluator of a split."""
-        return Confusions(self.names)
+    def evaluator(self, split: Split) -> "SegmentationEvaluator":
+        """Returns an empty evaluator of a split."""
+        return SegmentationEvaluator(self.names)
 
     def samples(self) -> dict[str, np.ndarray]:
-        """Gives for each class the first image that shows it, of the first hundred, by the name of the class."""
+        """Returns for each class the first of a hundred images that shows it, by the name of the class."""
         found: dict[str, np.ndarray] = {}
         images = self.source.splits["validation"]
         for place in range(min(len(images), 100)):
@@ -158,7 +158,7 @@ class Segmentation:
         return {**batch, "image": self.pixels.normalized(batch["image"]), "weight": weight}
 
     def loss(self, network: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Terms]:
-        """Gives the weighted sum of the cross entropies of both heads.
+        """Returns the weighted sum of the cross entropies of both heads.
 
         The terms are means over the pixels of a batch, each batch weighted by 1.
         """
@@ -181,7 +181,7 @@ class Segmentation:
         return losses
 
     def score(self, network: Any, batch: Batch) -> Batch:
-        """Gives "confusion", (n, classes, classes) int32: pixels by class (row) and prediction (column); and losses.
+        """Returns "confusion", (n, classes, classes) int32: pixels by class (row) and prediction (column); and "loss".
 
         "loss" is the sum over the valid pixels of a row.
         """
@@ -201,7 +201,7 @@ class Segmentation:
         }
 
     def predict(self, network: Any, images: jax.Array) -> Predictions:
-        """Gives "probabilities", (n, height, width, classes), of windows."""
+        """Returns "probabilities", (n, height, width, classes), of windows."""
         logits = network(self.pixels.normalized(images)).astype(jnp.float32)
         if logits.shape[1:3] != images.shape[1:3]:
             logits = resize_bilinear(logits, images.shape[1:3])
@@ -210,16 +210,16 @@ class Segmentation:
     # --- whole images ---
 
     def scores_images(self, split: Split) -> bool:
-        """Says yes for the test split, whose images are scored whole."""
+        """Returns True for the test split, whose images are scored whole."""
         return split == "test"
 
     def predict_image(self, predict: Callable[[np.ndarray], Predictions], image: np.ndarray) -> Predictions:
-        """Gives "predicted", (height, width) uint8, by sliding windows."""
+        """Returns "predicted", (height, width) uint8, by sliding windows."""
         height, width = image.shape[:2]
-        if height * width * len(self.names) > _MOST_VALUES:
+        if height * width * len(self.names) > _MAX_VALUES:
             raise UserError(
                 f"an image of {height} x {width} pixels has too many probabilities of {len(self.names)} classes; at "
-                f"most {_MOST_VALUES // len(self.names):,} pixels are predicted, so make it smaller"
+                f"most {_MAX_VALUES // len(self.names):,} pixels are predicted, so make it smaller"
             )
         probabilities = sliding_probabilities(
             image,
@@ -233,7 +233,7 @@ class Segmentation:
         return {"predicted": probabilities.argmax(axis=-1).astype(np.uint8)}
 
     def score_image(self, sample: Sample, prediction: Predictions) -> Rows:
-        """Gives the "confusion" of an image, and the image with both maps, for the report."""
+        """Returns the "confusion" of an image, and the image with both label maps, for the report."""
         sample = self._prepared(sample)
         labels, predicted = np.asarray(sample.segmentation), prediction["predicted"]
         counts = confusion(predicted, labels, len(self.names), IGNORED)
@@ -267,7 +267,7 @@ def _crop_size(config: Config, source: Source) -> tuple[int, int]:
     return crop[0], crop[1]
 
 
-class Confusions:
+class SegmentationEvaluator:
     """The evaluator of segmentation: the confusion of all pixels.
 
     Args:
@@ -282,7 +282,7 @@ class Confusions:
         self._worst: list[tuple[float, int, Rows]] = []  # a heap of (-IoU, place, rows)
 
     def add(self, rows: Rows) -> None:
-        """Takes what `Segmentation.score` or `Segmentation.score_image` gives."""
+        """Adds the rows of `Segmentation.score` or `Segmentation.score_image`."""
         self._total += rows["confusion"].sum(axis=0, dtype=np.int64)
         self._losses += [float(loss) for loss in rows.get("loss", ())]
         for counts in rows["confusion"]:
@@ -293,7 +293,7 @@ class Confusions:
                 heapq.heappop(self._worst)
 
     def result(self) -> Result:
-        """Gives "miou" over all classes, "mean_accuracy" and "pixel_accuracy"; of batches "loss" as well.
+        """Returns "miou" over all classes, "mean_accuracy" and "pixel_accuracy", and for batches "loss".
 
         The loss is the mean cross entropy over the valid pixels, in nats.
         """
@@ -304,11 +304,11 @@ class Confusions:
         return result
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Gives "confusion", (classes, classes), and "ious", (n,): the mean IoU of each image over its classes."""
+        """Returns "confusion", (classes, classes), and "ious", (n,): the mean IoU of each image over its classes."""
         return {"confusion": self._total, "ious": np.array(self._ious)}
 
     def sections(self) -> Iterator[Section]:
-        """Gives the IoU of each class and the images with the lowest mean IoU."""
+        """Yields the IoU of each class and the images with the lowest mean IoU."""
         found = segmentation_metrics(self._total)
         ious, pixels = found["iou"], self._total.sum(axis=1)
         recalls = np.diag(self._total) / np.maximum(pixels, 1)
@@ -334,7 +334,7 @@ class Confusions:
 
 
 def palette(count: int) -> np.ndarray:
-    """Gives the colours of `count` classes, (count, 3) uint8, as PASCAL VOC has them; class 0 is black.
+    """Returns PASCAL VOC's colours of `count` classes, (count, 3) uint8; class 0 is black.
 
     Example:
         >>> palette(16)[[1, 15]].tolist()
@@ -348,7 +348,7 @@ def palette(count: int) -> np.ndarray:
 
 
 def image_rgb(image: np.ndarray) -> np.ndarray:
-    """Gives an image of 1 or 3 channels as one of 3."""
+    """Converts an image of 1 or 3 channels to 3 channels."""
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
@@ -365,9 +365,9 @@ def overlay(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _draw_ious(names: Sequence[str], ious: np.ndarray, mean: float) -> tuple[Picture, str]:
-    """Draws the IoU of each class, or of those with the lowest; gives a text on its labels, too."""
-    shown = np.sort(np.argsort(ious, kind="stable")[:_MOST_DRAWN])
-    labels, text = labels_of(names, shown.tolist())
+    """Draws the IoU of each class, or of the worst classes; returns the picture and a text that explains its labels."""
+    shown = np.sort(np.argsort(ious, kind="stable")[:_MAX_DRAWN])
+    labels, text = axis_labels(names, shown.tolist())
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()

@@ -1,7 +1,7 @@
-"""Segmentation of images of any size by a network of one size: windows that overlap, mirrors and several scales.
+"""Segmentation of images of any size: overlapping windows, mirrors and several scales.
 
-The rule of PyConvSegNet's and PSPNet's public code (tool/test.py), whose one slip is left out: with `base_size` 0 it
-gives every image the longer side of the first.
+This is the rule of PyConvSegNet's and PSPNet's public code (tool/test.py) without its bug: with `base_size` 0 it
+resizes every image to the longer side of the first.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from train.data.opencv import cv2
 from train.errors import UserError
 
-_MOST_CHANNELS = 64  # of an array that OpenCV resizes at once; it takes 128
+_MAX_CHANNELS = 64  # of an array to resize; OpenCV's limit is 128
 
 WindowProbabilities = Callable[[np.ndarray], np.ndarray]
 
@@ -36,13 +36,12 @@ def sliding_probabilities(
         window_probabilities: from windows (n, *crop, channels) float32 of 0 to 255 to probabilities
             (n, *crop, classes).
         crop: height and width of the windows.
-        base_size: longer side of the image at scale 1, in pixels; 0 is the image's.
+        base_size: longer side of the image at scale 1, in pixels; 0 keeps the image's.
         scales: of `base_size`.
-        mean: of each channel, 0 to 255: what fills an image smaller than a window.
-        mirror: whether each window is seen mirrored too.
-        stride_rate: pixels from one window to the next over the window's side; sides are rounded up.
-        batch_size: windows at once, and as many mirrored ones. They bound the memory beside the probabilities of one
-            scaled image.
+        mean: of each channel, 0 to 255; pads an image that is smaller than a window.
+        mirror: whether each window is also mirrored.
+        stride_rate: the stride of the windows over their side; strides are rounded up.
+        batch_size: windows at a time, and as many mirrored ones; limits the memory.
 
     Returns:
         (height, width, classes) float32.
@@ -78,22 +77,22 @@ def sliding_probabilities(
             long_side if side == longer else max(1, round(long_side / longer * side)) for side in (height, width)
         )
         scaled = _resized(image, scaled_height, scaled_width)
-        found = _probabilities_of(scaled, window_probabilities, crop, mean, mirror, stride_rate, batch_size)
+        found = _window_mean(scaled, window_probabilities, crop, mean, mirror, stride_rate, batch_size)
         total = total + _resized(found, height, width)
     return total / np.float32(len(scales))
 
 
 def _resized(maps: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Interpolates (h, w, channels) linearly between pixels' centres, without smoothing."""
+    """Resizes (h, w, channels) by linear interpolation between pixel centres, without smoothing."""
     parts = []
-    for first in range(0, maps.shape[-1], _MOST_CHANNELS):
-        part = np.ascontiguousarray(maps[..., first : first + _MOST_CHANNELS])
+    for first in range(0, maps.shape[-1], _MAX_CHANNELS):
+        part = np.ascontiguousarray(maps[..., first : first + _MAX_CHANNELS])
         resized = cv2.resize(part, (width, height), interpolation=cv2.INTER_LINEAR)
         parts.append(resized.reshape(height, width, -1))  # OpenCV drops a single channel
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
-def _probabilities_of(
+def _window_mean(
     image: np.ndarray,
     window_probabilities: WindowProbabilities,
     crop: tuple[int, int],
@@ -102,7 +101,7 @@ def _probabilities_of(
     stride_rate: float,
     batch_size: int,
 ) -> np.ndarray:
-    """The mean over the windows of one scaled image, (height, width, classes)."""
+    """Averages over the windows of one scaled image; returns (height, width, classes)."""
     height, width, channels = image.shape
     padded_height, padded_width = max(height, crop[0]), max(width, crop[1])
     top, left = (padded_height - height) // 2, (padded_width - width) // 2
@@ -134,7 +133,7 @@ def _probabilities_of(
 
 
 def _starts(size: int, crop: int, stride_rate: float) -> list[int]:
-    """Where windows of `crop` pixels begin that cover `size` pixels; the last is moved back inside."""
+    """Returns the starts of windows of `crop` pixels that cover `size` pixels; the last window ends at the border."""
     stride = math.ceil(crop * stride_rate)
     count = math.ceil((size - crop) / stride) + 1
     return [min(number * stride, size - crop) for number in range(count)]

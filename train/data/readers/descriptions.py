@@ -18,7 +18,8 @@ from tensorflow_datasets.core.splits import SplitDict, SplitInfo
 
 from train.data.limits import MAX_CLASSES, MAX_NAME_LENGTH, MAX_TEXT_BYTES
 from train.data.opencv import MAX_PIXELS
-from train.data.readers.files import UnusableError, read_regular, visible
+from train.data.readers.files import UnusableError, read_regular
+from train.untrusted import printable_name
 
 FEATURES, INFO = "features.json", "dataset_info.json"
 FILE_FORMAT = "array_record"
@@ -132,7 +133,7 @@ def read_class_names(path: epath.Path) -> tuple[str, ...]:
         text = read_regular(path, MAX_TEXT_BYTES).decode()
     except UnicodeDecodeError as error:
         raise UnusableError("it is no text in UTF-8") from error
-    names = tuple(visible(name.strip()) for name in text.split("\n") if name.strip())
+    names = tuple(printable_name(name.strip()) for name in text.split("\n") if name.strip())
     if len(names) > MAX_CLASSES:
         raise UnusableError(f"it has {len(names):,} classes, and at most {MAX_CLASSES:,} are read")
     for name in names:
@@ -184,7 +185,7 @@ class _Info(_Values):
 
     def formats(self) -> frozenset[str]:
         others = [value for value in self.items("alternative_file_formats") if isinstance(value, str)]
-        return frozenset([self.text("file_format", _CONFIG, default="tfrecord"), *map(visible, others)])
+        return frozenset([self.text("file_format", _CONFIG, default="tfrecord"), *map(printable_name, others)])
 
     def supervised_keys(self) -> tuple[str, str] | None:
         keys = self.get("supervised_keys")
@@ -313,7 +314,7 @@ def _read_classes(values: _Values, names_file: epath.Path) -> list[str]:
         if len(names) != (count or len(names)):
             raise UnusableError(f"it has {len(names)} names, but there are {count} classes")
     except UnusableError as error:
-        raise UnusableError(f"{visible(names_file.name)}: {error}") from error
+        raise UnusableError(f"{printable_name(names_file.name)}: {error}") from error
     return list(names)
 
 
@@ -356,6 +357,6 @@ def _in_file(file: str, read: Callable[[], Any]) -> Any:
 
 def _short(value: Any) -> str:
     """Writes a value of a file so that it fits into a sentence."""
-    text = visible(value[:200]) if isinstance(value, str) else reprlib.repr(value)
+    text = printable_name(value[:200]) if isinstance(value, str) else reprlib.repr(value)
     text = text if len(text) <= 80 else text[:80] + "..."
     return f"'{text}'" if isinstance(value, str) else text

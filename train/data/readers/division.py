@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from train.config.schema import Split
-from train.data.readers.files import visible
+from train.untrusted import printable_name
 
 DIGEST_BYTES = 16
 _SHARE = 10  # one of so many contents of a class goes to each split that is taken from the others
-_FEWEST = 3  # contents of a class, of which each split has one
+_MIN_CONTENTS = 3  # contents of a class, of which each split has one
 _PAIRS: tuple[tuple[Split, Split], ...] = (("train", "validation"), ("train", "test"), ("validation", "test"))
 
 
-def digest_of(data: bytes) -> bytes:
+def content_digest(data: bytes) -> bytes:
     """Gives the 16 bytes by which contents of files are compared and ordered."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
@@ -70,19 +70,19 @@ def divide(
     """
     drawn = np.array([split in (None, "train") for split in found], bool)
     missing: tuple[Split, ...] = ("validation",) if folders else ("test", "validation")
-    chosen = _held_back(contents[drawn], classes[drawn], missing) if "validation" not in folders else {}
+    chosen = _choose_held_out(contents[drawn], classes[drawn], missing) if "validation" not in folders else {}
     return [
         chosen.get(content, "train") if split in (None, "train") else split
         for content, split in zip(contents.tolist(), found, strict=True)
     ]
 
 
-def _held_back(contents: np.ndarray, classes: np.ndarray, splits: Sequence[Split]) -> dict[int, Split]:
+def _choose_held_out(contents: np.ndarray, classes: np.ndarray, splits: Sequence[Split]) -> dict[int, Split]:
     """Chooses the contents that are not for training."""
     count = int(classes.max(initial=0)) + 1
     pairs = np.unique(contents * count + classes)  # of content and class, each once, ascending
     sizes = np.bincount(pairs % count, minlength=count)
-    share = np.where(sizes < _FEWEST, 0, np.maximum(1, (sizes + _SHARE // 2) // _SHARE))
+    share = np.where(sizes < _MIN_CONTENTS, 0, np.maximum(1, (sizes + _SHARE // 2) // _SHARE))
     chosen: dict[int, Split] = {}
     for split in splits:
         room = share.tolist()
@@ -96,9 +96,7 @@ def _held_back(contents: np.ndarray, classes: np.ndarray, splits: Sequence[Split
     return chosen
 
 
-def notes_on_copies(
-    names: Sequence[str], contents: np.ndarray, classes: np.ndarray, splits: Sequence[Split]
-) -> list[str]:
+def copy_notes(names: Sequence[str], contents: np.ndarray, classes: np.ndarray, splits: Sequence[Split]) -> list[str]:
     """Names copies that stand in two splits or in two classes.
 
     Args:
@@ -146,4 +144,4 @@ def _are(number: int) -> str:
 
 
 def _both(names: Sequence[str], places: tuple[int, int]) -> str:
-    return " and ".join(visible(names[place]) for place in places)
+    return " and ".join(printable_name(names[place]) for place in places)

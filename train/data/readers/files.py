@@ -17,6 +17,7 @@ from etils import epath
 from train.config.schema import Split
 from train.data.limits import MAX_FILE_BYTES
 from train.errors import UserError
+from train.untrusted import printable_name
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
@@ -104,7 +105,7 @@ class Rejects:
         Raises:
             UserError: if it is damaged and the reader is strict.
         """
-        name = visible(path)
+        name = printable_name(path)
         if self._strict and is_damaged:
             raise UserError(
                 f"{name}: {reason}; repair or remove it, or set config.data.strict_images=False to leave it out"
@@ -116,62 +117,38 @@ class Rejects:
         return f": {self.entries[0].path}: {self.entries[0].reason}" if self.entries else ""
 
 
-def visible(name: str) -> str:
-    r"""Writes a path so that it can be printed and stored; different paths stay different.
-
-    Unreadable characters, and spaces at the ends, are escaped; a backslash that would look like an escape is doubled.
-
-    Example:
-        >>> print(visible("a\nb\\nc "))
-        a\nb\\nc\x20
-    """
-    start, stop = len(name) - len(name.lstrip(" ")), len(name.rstrip(" "))
-    is_plain = [c.isprintable() and start <= place < stop for place, c in enumerate(name)]
-    if all(is_plain) and "\\" not in name:
-        return name
-    visible = []
-    for place, c in enumerate(name):
-        if not is_plain[place]:
-            visible.append("\\x20" if c == " " else c.encode("unicode_escape").decode())
-        elif c == "\\" and place + 1 < len(name) and (name[place + 1] in "\\nrtuUx" or not is_plain[place + 1]):
-            visible.append("\\\\")
-        else:
-            visible.append(c)
-    return "".join(visible)
-
-
-def one_form(name: str) -> str:
+def nfc(name: str) -> str:
     """Gives the one of several equal Unicode spellings of a name by which it is compared, NFC."""
     return unicodedata.normalize("NFC", name)
 
 
-def joined(place: str, name: str) -> str:
+def join_path(place: str, name: str) -> str:
     """Gives the path of `name` in the folder `place`, both within the folder of the data, whose path is ""."""
     return f"{place}/{name}" if place else name
 
 
-def names_in(folder: epath.Path) -> list[str]:
+def list_folder(folder: epath.Path) -> list[str]:
     """Lists a folder in the order of names, whichever way they are spelled in Unicode.
 
     Raises:
         UnusableError: if it cannot be listed.
     """
     try:
-        return sorted((path.name for path in folder.iterdir()), key=lambda name: (one_form(name), name))
+        return sorted((path.name for path in folder.iterdir()), key=lambda name: (nfc(name), name))
     except OSError as error:
         raise UnusableError(f"cannot be listed: {error.strerror or error}") from error
 
 
-def names_needed(folder: epath.Path) -> list[str]:
-    """Lists a folder without which there are no data; see `names_in`.
+def list_required_folder(folder: epath.Path) -> list[str]:
+    """Lists a folder without which there are no data; see `list_folder`.
 
     Raises:
         UserError: if it cannot be listed.
     """
     try:
-        return names_in(folder)
+        return list_folder(folder)
     except UnusableError as error:
-        raise UserError(f"{visible(str(folder))} {error}; the folder of the data must be readable") from error
+        raise UserError(f"{printable_name(str(folder))} {error}; the folder of the data must be readable") from error
 
 
 def is_folder(path: epath.Path) -> bool:
@@ -204,7 +181,7 @@ def open_root(data_dir: str) -> epath.Path:
         reason = "is no folder"
     except UnusableError as error:
         reason = str(error)
-    shown = visible(data_dir if len(data_dir) < 300 else data_dir[:300] + "...")
+    shown = printable_name(data_dir if len(data_dir) < 300 else data_dir[:300] + "...")
     raise UserError(f"config.data.dir is '{shown}', which {reason}; name the folder of your pictures")
 
 
@@ -213,7 +190,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
-def read_now(path: epath.Path) -> bytes:
+def read_checked_file(path: epath.Path) -> bytes:
     """Reads a file that was there when the folder was checked.
 
     Raises:
@@ -224,7 +201,8 @@ def read_now(path: epath.Path) -> bytes:
     except (OSError, UnusableError) as error:
         reason = error.strerror or error if isinstance(error, OSError) else error
         raise UserError(
-            f"{visible(str(path))} can no longer be read ({reason}); restore it, then give the same command again"
+            f"{printable_name(str(path))} can no longer be read ({reason}); restore it, then give the same "
+            "command again"
         ) from error
 
 
@@ -258,7 +236,7 @@ def _read(path: epath.Path, limit: int) -> bytes:
     raise UnusableError(f"it has {size:,} bytes, and at most {limit:,} are read")
 
 
-def state_of(root: epath.Path, named: Iterable[str]) -> bytes:
+def folder_state(root: epath.Path, named: Iterable[str]) -> bytes:
     """Gives a checksum of the names, sizes and times of all files, for a check to be repeated only if they changed.
 
     It is the same at all times for a bucket.
@@ -306,14 +284,14 @@ def find_splits(root: epath.Path, named: dict[Split, str]) -> dict[Split, str]:
         UserError: if a folder that is named does not exist, others are named but none for train, or a folder cannot be
             listed.
     """
-    entries = names_needed(root)
+    entries = list_required_folder(root)
     found: dict[Split, str] = {}
     for split in SPLITS:
         if split in named:
             found[split] = _named_folder(root, entries, split, named[split])
             continue
         for name in _FOLDERS[split]:
-            if split not in found and _is_seen_folder(root / name):
+            if split not in found and _is_accessible_folder(root / name):
                 found[split] = name
     if "train" not in found:
         if named:
@@ -321,31 +299,33 @@ def find_splits(root: epath.Path, named: dict[Split, str]) -> dict[Split, str]:
         return {}
     # A class may be called "train"; then there are pictures in it, no folders.
     train = root / found["train"]
-    if not named and not any(_is_seen_folder(train / name) for name in names_needed(train) if not is_hidden(name)):
+    if not named and not any(
+        _is_accessible_folder(train / name) for name in list_required_folder(train) if not is_hidden(name)
+    ):
         return {}
     return found
 
 
 def _named_folder(root: epath.Path, entries: list[str], split: Split, name: str) -> str:
     """Gives a folder of a split as it is spelled on the disk."""
-    for spelling in (name, *(entry for entry in entries if one_form(entry) == one_form(name))):
-        if _is_seen_folder(root / spelling):
+    for spelling in (name, *(entry for entry in entries if nfc(entry) == nfc(name))):
+        if _is_accessible_folder(root / spelling):
             path = str(PurePosixPath(spelling))
             return "" if path == "." else path
     raise UserError(
         f"config.data.splits names {name!r} for {split} but {str(root)!r} has no such folder; it has "
-        + (", ".join(visible(entry) for entry in entries if _is_seen_folder(root / entry)) or "none")
+        + (", ".join(printable_name(entry) for entry in entries if _is_accessible_folder(root / entry)) or "none")
     )
 
 
-def _is_seen_folder(path: epath.Path) -> bool:
+def _is_accessible_folder(path: epath.Path) -> bool:
     try:
         return is_folder(path)
     except UnusableError:
         return False
 
 
-def notes_on(folders: dict[Split, str]) -> list[str]:
+def split_notes(folders: dict[Split, str]) -> list[str]:
     """Says which splits are taken from others: see `division.divide`; the test's samples are the validation's."""
     notes = []
     if folders and "validation" not in folders:
@@ -355,7 +335,7 @@ def notes_on(folders: dict[Split, str]) -> list[str]:
     return notes
 
 
-def in_threads(check: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
+def check_in_threads(check: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
     """Checks items by several threads, in the order given, and shows the progress of long checks."""
     started = said = time.monotonic()
     done = 0

@@ -11,31 +11,31 @@ from etils import epath
 
 from train.config.schema import Config, Split
 from train.data.images import ImageError, decode
-from train.data.readers.division import DIGEST_BYTES, digest_of, divide, notes_on_copies, number_contents
+from train.data.readers.division import DIGEST_BYTES, content_digest, copy_notes, divide, number_contents
 from train.data.readers.files import (
     HIDDEN,
     SPLITS,
     FolderReport,
     Rejects,
     UnusableError,
+    check_in_threads,
     find_splits,
-    in_threads,
+    folder_state,
     is_folder,
     is_hidden,
-    joined,
-    names_in,
-    names_needed,
-    notes_on,
-    one_form,
+    join_path,
+    list_folder,
+    list_required_folder,
+    nfc,
     open_root,
-    read_now,
+    read_checked_file,
     read_regular,
-    state_of,
-    visible,
+    split_notes,
 )
 from train.data.sample import Sample
 from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, fingerprint
 from train.errors import UserError
+from train.untrusted import printable_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Files(Sequence[Sample]):
             UserError: if the file cannot be read any more.
         """
         path = self.folder / self.names[position]
-        return Sample(image=read_now(path), label=self.labels[position], file=visible(str(path)))
+        return Sample(image=read_checked_file(path), label=self.labels[position], file=printable_name(str(path)))
 
 
 def folder(config: Config) -> Source:
@@ -91,7 +91,7 @@ def folder(config: Config) -> Source:
         raise UserError(
             "config.data.dir is '' but config.data.source='folder' needs the folder of your pictures; set it"
         )
-    state = state_of(epath.Path(data.dir), data.splits.values())
+    state = folder_state(epath.Path(data.dir), data.splits.values())
     found = _read(data.dir, tuple(sorted(data.splits.items())), data.strict_images, max(1, data.threads), state)
     side = data.image_size or 224
     return Source(
@@ -125,14 +125,14 @@ class _Found(NamedTuple):
 
 @functools.lru_cache(maxsize=4)  # training, and the evaluation at its end, check the folder once
 def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int, state: bytes) -> _Folder:
-    """Checks a folder; `state` is that of its files, see `state_of`."""
+    """Checks a folder; `state` is that of its files, see `folder_state`."""
     root = open_root(data_dir)
     folders = find_splits(root, dict(named))
     rejects = Rejects(strict)
 
     def check(file: _Found) -> tuple[_Found, bytes | UnusableError]:
         try:
-            return file, digest_of(_read_picture(root / file.name))
+            return file, content_digest(_read_picture(root / file.name))
         except UnusableError as error:
             return file, error
 
@@ -141,7 +141,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
     labels: list[str] = []
     places: list[Split | None] = []
     digests = bytearray()  # 16 bytes a picture
-    for file, found in in_threads(check, _walk(root, folders, rejects), threads):
+    for file, found in check_in_threads(check, _walk(root, folders, rejects), threads):
         if isinstance(found, UnusableError):
             rejects.add(file.name, str(found), found.is_damaged)
         else:
@@ -159,7 +159,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
     used: dict[Split, list[int]] = {split: [] for split in SPLITS}
     for place, split in enumerate(chosen):
         used[split].append(place)
-    notes = notes_on(folders)
+    notes = split_notes(folders)
     if folders and "test" not in folders:
         used["test"] = used["validation"]
     counts: dict[Split, Counter[str]] = {split: Counter(labels[place] for place in used[split]) for split in SPLITS}
@@ -167,7 +167,9 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
     for split in ("validation", "test"):
         for label in sorted(counts[split].keys() - set(classes)):
             number = counts[split].pop(label)
-            notes.append(f"Class '{visible(label)}' has nothing to train on: {number} pictures of {split} left out.")
+            notes.append(
+                f"Class '{printable_name(label)}' has nothing to train on: {number} pictures of {split} left out."
+            )
     for split in SPLITS:
         if not counts[split]:
             raise UserError(
@@ -175,7 +177,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
                 f"left out{rejects.first()}); it must be <class>/<picture> or <split>/<class>/<picture>, with at "
                 "least three pictures of a class, or more pictures, where a split has no folder"
             )
-    notes += notes_on_copies(names, contents, numbers, chosen)
+    notes += copy_notes(names, contents, numbers, chosen)
 
     position = {label: place for place, label in enumerate(classes)}
     splits: dict[Split, Files] = {}
@@ -188,32 +190,32 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
             for place in known
             for part in (
                 labels[place],
-                one_form(names[place]),
+                nfc(names[place]),
                 bytes(digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]),
             )
         )
     images: dict[Split, dict[str, int]] = {
-        split: {visible(label): counts[split][label] for label in classes} for split in SPLITS
+        split: {printable_name(label): counts[split][label] for label in classes} for split in SPLITS
     }
     totals: dict[Split, int] = {split: len(splits[split]) for split in SPLITS}
-    report = FolderReport(visible(data_dir), totals, images, tuple(sorted(rejects.entries)), tuple(notes))
-    return _Folder(splits, tuple(map(visible, classes)), report, fingerprints)
+    report = FolderReport(printable_name(data_dir), totals, images, tuple(sorted(rejects.entries)), tuple(notes))
+    return _Folder(splits, tuple(map(printable_name, classes)), report, fingerprints)
 
 
 def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iterator[_Found]:
     """Finds everything that stands where a picture should; leaves out what stands elsewhere."""
     if folders:
-        for name in names_needed(root):
+        for name in list_required_folder(root):
             if name not in folders.values():
                 rejects.add(name, "not a folder of a split")
     for split, place in folders.items() or [(None, "")]:
-        for class_name in names_needed(root / place):
-            class_folder = joined(place, class_name)
+        for class_name in list_required_folder(root / place):
+            class_folder = join_path(place, class_name)
             if is_hidden(class_name):
                 rejects.add(class_folder, HIDDEN)
                 continue
             try:
-                names = names_in(root / class_folder) if is_folder(root / class_folder) else None
+                names = list_folder(root / class_folder) if is_folder(root / class_folder) else None
             except UnusableError as error:
                 rejects.add(class_folder, str(error), error.is_damaged)
                 continue
@@ -222,8 +224,8 @@ def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iter
             elif not names:
                 rejects.add(class_folder, "an empty folder")
             else:
-                label = one_form(class_name)
-                yield from (_Found(split, label, joined(class_folder, name)) for name in names)
+                label = nfc(class_name)
+                yield from (_Found(split, label, join_path(class_folder, name)) for name in names)
 
 
 def _read_picture(path: epath.Path) -> bytes:

@@ -14,30 +14,30 @@ from train.config.schema import Config, Split
 from train.data.images import ImageError, decode, jpeg_size
 from train.data.indexed_png import read_indices
 from train.data.limits import MAX_NAME_LENGTH, MAX_TEXT_BYTES
-from train.data.readers.division import DIGEST_BYTES, digest_of, divide, notes_on_copies, number_contents
+from train.data.readers.division import DIGEST_BYTES, content_digest, copy_notes, divide, number_contents
 from train.data.readers.files import (
     HIDDEN,
     SPLITS,
     FolderReport,
     Rejects,
     UnusableError,
+    check_in_threads,
     find_splits,
-    in_threads,
+    folder_state,
     is_folder,
     is_hidden,
-    joined,
-    names_needed,
-    notes_on,
-    one_form,
+    join_path,
+    list_required_folder,
+    nfc,
     open_root,
-    read_now,
+    read_checked_file,
     read_regular,
-    state_of,
-    visible,
+    split_notes,
 )
 from train.data.sample import IGNORED, Sample
 from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, fingerprint
 from train.errors import UserError
+from train.untrusted import printable_name
 
 _CLASSES = "classes.txt"
 _ONE_FOLDER = "a folder where files should be; only files are read there"
@@ -66,12 +66,12 @@ class Pairs(Sequence[Sample]):
         """
         image, mask = (self.folder / name for name in self.names[position])
         try:
-            segmentation = read_indices(read_now(mask))
+            segmentation = read_indices(read_checked_file(mask))
         except ImageError as error:
             raise UserError(
-                f"{visible(str(mask))}: {error}; repair or remove it, then give the same command again"
+                f"{printable_name(str(mask))}: {error}; repair or remove it, then give the same command again"
             ) from error
-        return Sample(image=read_now(image), segmentation=segmentation, file=visible(str(image)))
+        return Sample(image=read_checked_file(image), segmentation=segmentation, file=printable_name(str(image)))
 
 
 def masks(config: Config) -> Source:
@@ -98,7 +98,7 @@ def masks(config: Config) -> Source:
         raise UserError(
             "config.data.dir is '' but config.data.source='masks' needs the folder of your pictures; set it"
         )
-    state = state_of(epath.Path(data.dir), data.splits.values())
+    state = folder_state(epath.Path(data.dir), data.splits.values())
     found = _read(data.dir, tuple(sorted(data.splits.items())), data.strict_images, max(1, data.threads), state)
     side = data.image_size or 224
     height, width = found.size if found.size and not data.image_size else (side, side)
@@ -152,7 +152,7 @@ class _Bad(NamedTuple):
 
 @functools.lru_cache(maxsize=4)  # training, and the evaluation at its end, check the folder once
 def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int, state: bytes) -> _Folder:
-    """Checks a folder; `state` is that of its files, see `state_of`."""
+    """Checks a folder; `state` is that of its files, see `folder_state`."""
     root = open_root(data_dir)
     known = _read_classes(root / _CLASSES)
     folders = find_splits(root, dict(named))
@@ -164,7 +164,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
     images, masks, shown = bytearray(), bytearray(), bytearray()  # 16, 16 and 32 bytes a picture
     sizes = set()
     pairs = _walk(root, folders, rejects)
-    for pair, found in in_threads(lambda pair: (pair, _check(root, pair, len(known))), pairs, threads):
+    for pair, found in check_in_threads(lambda pair: (pair, _check(root, pair, len(known))), pairs, threads):
         if isinstance(found, _Bad):
             rejects.add(found.name, found.reason, is_damaged=True)
             continue
@@ -199,13 +199,13 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
             f"config.data.dir is {data_dir!r}, whose masks have no class but {' and '.join(classes) or 'none'}, and "
             f"at least two are needed; write the classes as 0, 1, ... ({IGNORED} marks pixels that do not count)"
         )
-    notes = notes_on(folders)
+    notes = split_notes(folders)
     untrained = [name for name, count in zip(classes, occurrences["train"], strict=False) if not count]
     if untrained:
         notes.append(f"No training picture shows {', '.join(untrained)}.")
-    notes += notes_on_copies([image for image, _ in names], contents, one_class, chosen)
+    notes += copy_notes([image for image, _ in names], contents, one_class, chosen)
     report = FolderReport(
-        visible(data_dir),
+        printable_name(data_dir),
         totals={split: len(used[split]) for split in SPLITS},
         images={split: dict(zip(classes, map(int, occurrences[split]), strict=False)) for split in SPLITS},
         left_out=tuple(sorted(rejects.entries)),
@@ -218,7 +218,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
             part
             for place in taken
             for name, digests in zip(names[place], (images, masks), strict=True)
-            for part in (one_form(name), bytes(digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]))
+            for part in (nfc(name), bytes(digests[DIGEST_BYTES * place : DIGEST_BYTES * (place + 1)]))
         )
     return _Folder(splits, classes, sizes.pop() if len(sizes) == 1 else None, report, fingerprints)
 
@@ -232,52 +232,56 @@ def _read_classes(path: epath.Path) -> tuple[str, ...]:
             "utf-8-sig"
         )  # some editors begin a file with a byte order mark
     except (OSError, UnusableError, UnicodeDecodeError) as error:
-        raise UserError(f"{visible(str(path))} cannot be read ({error}); it must be text, a class a line") from error
+        raise UserError(
+            f"{printable_name(str(path))} cannot be read ({error}); it must be text, a class a line"
+        ) from error
     lines = text.rstrip().replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    names = [one_form(line.strip()) for line in lines[: IGNORED + 1]]
+    names = [nfc(line.strip()) for line in lines[: IGNORED + 1]]
     repeated = [name for name, count in Counter(names).items() if count > 1 and name]
     is_named = all(0 < len(name) <= MAX_NAME_LENGTH for name in names)
     if not 2 <= len(names) <= IGNORED or not is_named or repeated:
         shown = ", ".join(f"'{_shortened(name)}'" for name in (repeated or names)[:4])
         raise UserError(
-            f"{visible(str(path))} has the lines {shown}{' twice' if repeated else ' ...'}, but must hold 2 to "
+            f"{printable_name(str(path))} has the lines {shown}{' twice' if repeated else ' ...'}, but must hold 2 to "
             f"{IGNORED} names of classes, one a line, none empty, none twice and none of more than {MAX_NAME_LENGTH} "
             "characters; the first line is class 0"
         )
-    return tuple(map(visible, names))
+    return tuple(map(printable_name, names))
 
 
 def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iterator[_Pair]:
     """Finds images that have a file for their mask; leaves out all else."""
     if folders:
-        for name in names_needed(root):
+        for name in list_required_folder(root):
             if name not in folders.values() and name != _CLASSES:
                 rejects.add(name, "not a folder of a split")
     for split, place in folders.items() or [(None, "")]:
-        for name in names_needed(root / place):
-            if name not in ("images", "masks") and joined(place, name) != _CLASSES:
-                rejects.add(joined(place, name), HIDDEN if is_hidden(name) else "neither images nor masks")
-        image_folder, mask_folder = joined(place, "images"), joined(place, "masks")
+        for name in list_required_folder(root / place):
+            if name not in ("images", "masks") and join_path(place, name) != _CLASSES:
+                rejects.add(join_path(place, name), HIDDEN if is_hidden(name) else "neither images nor masks")
+        image_folder, mask_folder = join_path(place, "images"), join_path(place, "masks")
         masks = _files(root, mask_folder, rejects)
         images = _files(root, image_folder, rejects)
         # A mask belongs to the image of the same spelling; else to one that is spelled in another Unicode form.
         spelled, wanted = set(masks), {_mask_of(name) for name in images}
-        others = {one_form(name): name for name in masks if name not in wanted}
+        others = {nfc(name): name for name in masks if name not in wanted}
         taken: dict[str, str] = {}  # from masks to images
         for name in images:
-            path, mask = joined(image_folder, name), _mask_of(name)
-            mask = mask if mask in spelled else others.get(one_form(mask))
+            path, mask = join_path(image_folder, name), _mask_of(name)
+            mask = mask if mask in spelled else others.get(nfc(mask))
             if mask is None:
-                rejects.add(path, f"it has no mask masks/{visible(_mask_of(name))}", is_damaged=True)
+                rejects.add(path, f"it has no mask masks/{printable_name(_mask_of(name))}", is_damaged=True)
             elif mask in taken:
-                rejects.add(path, f"masks/{visible(mask)} is the mask of {visible(taken[mask])}", is_damaged=True)
+                rejects.add(
+                    path, f"masks/{printable_name(mask)} is the mask of {printable_name(taken[mask])}", is_damaged=True
+                )
             else:
                 taken[mask] = name
-                yield _Pair(split, path, joined(mask_folder, mask))
+                yield _Pair(split, path, join_path(mask_folder, mask))
         for name in masks:
             if name not in taken:
                 reason = "it has no image" if name.endswith(".png") else "not a PNG file by its name, <name>.png"
-                rejects.add(joined(mask_folder, name), reason, is_damaged=True)
+                rejects.add(join_path(mask_folder, name), reason, is_damaged=True)
 
 
 def _mask_of(image: str) -> str:
@@ -290,10 +294,12 @@ def _files(root: epath.Path, folder: str, rejects: Rejects) -> list[str]:
         if not is_folder(root / folder):
             return []
     except UnusableError as error:
-        raise UserError(f"{visible(str(root / folder))} {error}; the folder of the data must be readable") from error
+        raise UserError(
+            f"{printable_name(str(root / folder))} {error}; the folder of the data must be readable"
+        ) from error
     files = []
-    for name in names_needed(root / folder):
-        path = joined(folder, name)
+    for name in list_required_folder(root / folder):
+        path = join_path(folder, name)
         if is_hidden(name):
             rejects.add(path, HIDDEN)
         elif (root / path).is_dir():
@@ -314,14 +320,14 @@ def _check(root: epath.Path, pair: _Pair, class_count: int) -> _Checked | _Bad:
     except (UnusableError, ImageError) as error:
         return _Bad(name, str(error))
     if indices.shape != size:
-        return _Bad(name, f"it has {_written(indices.shape)} pixels, but its image has {_written(size)}")
+        return _Bad(name, f"it has {_size_text(indices.shape)} pixels, but its image has {_size_text(size)}")
     occurs = np.bincount(indices.ravel(), minlength=256)[:IGNORED] > 0
     numbers = np.flatnonzero(occurs)
     if class_count and numbers.size and numbers[-1] >= class_count:
         return _Bad(
             name, f"it has pixels of the class {numbers[-1]}, but {_CLASSES} names the classes 0 to {class_count - 1}"
         )
-    return _Checked(size, occurs, digest_of(image), digest_of(mask))
+    return _Checked(size, occurs, content_digest(image), content_digest(mask))
 
 
 def _size(data: bytes) -> tuple[int, int]:
@@ -332,8 +338,8 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _shortened(name: str) -> str:
-    return visible(name if len(name) <= 40 else name[:40] + "...")
+    return printable_name(name if len(name) <= 40 else name[:40] + "...")
 
 
-def _written(size: tuple[int, ...]) -> str:
+def _size_text(size: tuple[int, ...]) -> str:
     return f"{size[0]} x {size[1]}"

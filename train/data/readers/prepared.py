@@ -52,14 +52,14 @@ def find_prepared(name: str, data_dir: str) -> Description | None:
     if not is_name(name):
         return None
     try:
-        folder = _find_folder(name, epath.Path(folder_of(data_dir)))
+        folder = _find_folder(name, epath.Path(prepared_root(data_dir)))
         if folder is None:
             return None
         found = read_description(folder)
     except Exception as error:  # of many kinds: those of file systems that a bucket's name leads to
         raise UserError(
-            f"the prepared files of {name!r} in {folder_of(data_dir)} cannot be opened: {one_line(error)}; remove them "
-            f"and prepare them again: {prepare_command(name, data_dir)}"
+            f"the prepared files of {name!r} in {prepared_root(data_dir)} cannot be opened: {one_line(error)}; remove "
+            f"them and prepare them again: {prepare_command(name, data_dir)}"
         ) from error
     if FILE_FORMAT not in found.formats:
         raise UserError(
@@ -77,7 +77,7 @@ def open_prepared(name: str, data_dir: str, others: Iterable[str]) -> Descriptio
         if not is_name(name) or re.split("[/:]", name)[0] not in _known_names():
             raise unknown_name("config.data.source", name, others)
         raise UserError(
-            f"config.data.source is {name!r}, which is not prepared in {folder_of(data_dir)}; prepare it once with "
+            f"config.data.source is {name!r}, which is not prepared in {prepared_root(data_dir)}; prepare it once with "
             f"{prepare_command(name, data_dir)}, or set config.data.dir to the folder where it is"
         )
     return found
@@ -116,7 +116,7 @@ def _known_names() -> list[str]:
     return tfds.list_builders(with_community_datasets=False)
 
 
-def folder_of(data_dir: str) -> str:
+def prepared_root(data_dir: str) -> str:
     """Names the folder of prepared data sets."""
     return os.path.expanduser(data_dir or str(constants.DATA_DIR))
 

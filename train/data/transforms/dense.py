@@ -11,7 +11,7 @@ import numpy as np
 
 from train.data.opencv import cv2
 
-__all__ = ["blur", "crop", "flip", "padded", "rescale", "rotate", "rotation_matrix"]
+__all__ = ["blur", "crop", "flip", "pad", "rescale", "rotate", "rotation_matrix"]
 
 
 def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +93,7 @@ def flip(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
 
 
-def padded(
+def pad(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int], mean: Sequence[float], ignore: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pads to at least `size`, half of it before, rounded down: the image by `mean`, the label by `ignore`."""
@@ -116,7 +116,7 @@ def crop(
     mean: Sequence[float],
     ignore: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads to at least `size`, as `padded` does, and takes a part of it.
+    """Pads to at least `size`, as `pad` does, and takes a part of it.
 
     Args:
         image: the image.
@@ -131,7 +131,7 @@ def crop(
         >>> label.tolist()
         [[255, 255, 255], [1, 2, 3], [6, 7, 8], [255, 255, 255]]
     """
-    image, label = padded(image, label, size, mean, ignore)
+    image, label = pad(image, label, size, mean, ignore)
     if corner is None:
         corner = ((label.shape[0] - size[0]) // 2, (label.shape[1] - size[1]) // 2)
     part = (slice(corner[0], corner[0] + size[0]), slice(corner[1], corner[1] + size[1]))
