@@ -23,7 +23,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.typing import ArrayLike
 
 from msconv_jax.analysis.figures import panels
-from msconv_jax.analysis.maps import check_images, put_together, taken_apart
+from msconv_jax.analysis.maps import check_images, merge_network, split_network
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ def class_activation_maps(
         raise ValueError(
             f"{type(model).__name__} has no feature_maps and forward_head: expected a network as create_model gives it."
         )
-    static, values = taken_apart(model)
+    static, values = split_network(model)
     maps, logits = jax.eval_shape(partial(_forward, static), values, array)
     if not -len(maps) <= index < len(maps):
         raise ValueError(f"index={index}: there are {len(maps)} maps; take {-len(maps)} to {len(maps) - 1}.")
@@ -97,7 +97,7 @@ def _checked_labels(labels: ArrayLike, count: int, classes: int) -> jax.Array:
 
 def _forward(static: Any, values: Any, images: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """All maps, and the logits of the last."""
-    model = put_together(static, values)
+    model = merge_network(static, values)
     maps = tuple(model.feature_maps(images))
     return maps, model.forward_head(maps[-1])
 
@@ -124,7 +124,7 @@ def _map_and_gradient(
             "another, such as the last, -1."
         )
     # The same operations with the map as one more argument, in place of the one that computes it.
-    rest = jaxpr_as_fun(
+    from_map = jaxpr_as_fun(
         ClosedJaxpr(
             traced.jaxpr.replace(
                 invars=[*traced.jaxpr.invars, target],
@@ -138,7 +138,7 @@ def _map_and_gradient(
     own = logits.argmax(axis=-1) if labels is None else labels
 
     def logit(found: jax.Array) -> jax.Array:
-        (logits,) = rest(*jax.tree.leaves((values, images)), found)
+        (logits,) = from_map(*jax.tree.leaves((values, images)), found)
         return jnp.take_along_axis(logits.astype(jnp.float32), own[:, None], axis=-1).sum()  # images do not mix
 
     return found.astype(jnp.float32), jax.grad(logit)(found).astype(jnp.float32)

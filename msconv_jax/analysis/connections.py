@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.analysis.figures import panels
-from msconv_jax.analysis.maps import check_images, put_together, taken_apart
+from msconv_jax.analysis.maps import check_images, merge_network, split_network
 from msconv_jax.operators.acnet import ACConv, ACGraph
 from msconv_jax.recording import recorded_calls
 
@@ -70,7 +70,7 @@ def connection_maps(model: nnx.Module, images: ArrayLike | None = None) -> Conne
     if any(_gated(layer) for layer in layers.values()):
         if images is None:
             raise ValueError("images=None: the gates of layers of the kind 'pixel' depend on the image; give some.")
-        gates = _gates(*taken_apart(model), check_images(images))
+        gates = _gates(*split_network(model), check_images(images))
     return {
         path: {"global": np.asarray(gates[path], np.float32)} if path in gates else _learnt(layer)
         for path, layer in layers.items()
@@ -96,7 +96,7 @@ def _learnt(layer: ACConv | ACGraph) -> dict[str, np.ndarray]:
 @partial(jax.jit, static_argnames=("static",))
 def _gates(static: Any, values: Any, images: jax.Array) -> dict[str, jax.Array]:
     """The gate of each layer of the kind "pixel"; of several calls the mean."""
-    model = put_together(static, values)
+    model = merge_network(static, values)
     layers = {".".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, ACConv)}
     gates = [layer.gate2 for layer in layers.values()]
     with recorded_calls(model, lambda module: any(module is gate for gate in gates)) as calls:

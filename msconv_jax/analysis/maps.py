@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-__all__ = ["Network", "check_images", "chosen_unit", "one_map", "taken_apart"]
+__all__ = ["Network", "check_images", "check_unit", "one_map", "split_network"]
 
 Network = nnx.Module | Callable[[jax.Array], Any]
 """An NNX module with `feature_maps`, or anything that is called with images and gives a map or several."""
 
 
-def taken_apart(model: Network) -> tuple[Any, Any]:
+def split_network(model: Network) -> tuple[Any, Any]:
     """What of a network is static, which JAX may keep compiled programs by, and its values.
 
     Two networks of one build have equal static parts. Of a callable that is no module all is static.
@@ -23,7 +23,7 @@ def taken_apart(model: Network) -> tuple[Any, Any]:
     return nnx.split(model) if isinstance(model, nnx.Module) else (model, ())
 
 
-def put_together(static: Any, values: Any) -> Any:
+def merge_network(static: Any, values: Any) -> Any:
     """The network again: a copy in evaluation mode, or the callable."""
     if not isinstance(static, nnx.GraphDef):
         return static
@@ -36,7 +36,7 @@ def one_map(static: Any, values: Any, images: jax.Array, index: int) -> jax.Arra
     """One of the maps that a network gives for images.
 
     Args:
-        static: see :func:`taken_apart`.
+        static: see :func:`split_network`.
         values: likewise.
         images: (N, H, W, C).
         index: which map, where there are several.
@@ -47,7 +47,7 @@ def one_map(static: Any, values: Any, images: jax.Array, index: int) -> jax.Arra
     Raises:
         ValueError: if there is no such map, or it is no map.
     """
-    model = put_together(static, values)
+    model = merge_network(static, values)
     maps = model.feature_maps(images) if hasattr(model, "feature_maps") else model(images)
     if isinstance(maps, tuple | list):
         if not -len(maps) <= index < len(maps):
@@ -77,7 +77,7 @@ def check_images(images: Any) -> jax.Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
 
 
-def chosen_unit(unit: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:
+def check_unit(unit: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:
     """A unit of a map, by its row and column; None is the middle one, of an even number the later.
 
     Raises:

@@ -161,9 +161,9 @@ def _sum_of_absolutes(weights: np.ndarray) -> np.ndarray:
     return total
 
 
-def _interior(rest: np.ndarray) -> np.ndarray:
+def _interior(unsampled: np.ndarray) -> np.ndarray:
     """The output where a map of ones has no border, for weights ``(*taps, out_features)``."""
-    return np.abs(rest.sum(axis=tuple(range(rest.ndim - 1))))
+    return np.abs(unsampled.sum(axis=tuple(range(unsampled.ndim - 1))))
 
 
 def _with_borders(
@@ -199,8 +199,8 @@ def _with_borders(
         inside.append(ranges.astype(np.float64))
         counts.append(number)
 
-    def norm(rest: np.ndarray) -> np.ndarray:
-        outputs = rest
+    def norm(unsampled: np.ndarray) -> np.ndarray:
+        outputs = unsampled
         for ranges in inside:  # each product takes the first axis of taps and puts that of ranges before the filters
             outputs = np.moveaxis(np.tensordot(ranges, outputs, axes=(1, 0)), 0, -2)
         total = np.abs(outputs)
