@@ -632,7 +632,7 @@ def test_hostile_legacy_files(refuses):
     refuses(old_file(good, {"0": THREE}, keys=["0", "0"]), "not those of its tensors")
     refuses(old_file(good, {"0": THREE}, keys=[0]), "other values than names")
     refuses(old_file(good, {"0": THREE}, keys="0"), "other values than names")
-    refuses(old_file(good, {"0": THREE}, itemsize=2), "has 6 elements, and 3")
+    refuses(old_file(good, {"0": THREE}, itemsize=2), "has 6 elements; its pickle claims 3")
     refuses(old_file(good, {"0": THREE})[:-1], "storages end at byte")
     refuses(old_file(good, {"0": THREE})[:-14], "are needed")
 

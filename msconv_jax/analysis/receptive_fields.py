@@ -20,8 +20,8 @@ from jax.typing import ArrayLike
 from msconv_jax.analysis.dependence import input_boxes
 from msconv_jax.analysis.figures import single
 from msconv_jax.analysis.maps import Network, check_images, check_unit, one_map, split_network
+from msconv_jax.arguments import check_positive
 from msconv_jax.convolution import planning_for
-from msconv_jax.models.layers import check_positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
