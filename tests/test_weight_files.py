@@ -571,7 +571,7 @@ def test_the_containers_are_checked(refuses):
     pkl = b"\x80\x02" + emit(good) + b"."
     refuses(new_file(good, {}), "entry 'weights/data/0' is missing")
     refuses(new_file(good, {"0": THREE[:-1]}), "has 11 bytes; its pickle claims 12")
-    refuses(new_file(good, {"0": THREE + b"0"}), "has 13 bytes, and 12")
+    refuses(new_file(good, {"0": THREE + b"0"}), "has 13 bytes; its pickle claims 12")
     refuses(new_file(good, {"0": THREE}, byteorder=b"big"), "byte order is b'big'")
     refuses(new_file(good, {"0": THREE}, **{"constants.pkl": b"."}), "TorchScript")
     refuses(zipped({"other": b""}), "no single data.pkl")
