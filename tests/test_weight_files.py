@@ -598,7 +598,7 @@ def test_hostile_archives(refuses):
     second = whole.find(b"PK\1\2", directory + 1)
     for place, value, match in [
         (second + 42, 0, "overlaps another"),  # the place of the entry's header
-        (second + 42, 7, "not where its directory says"),
+        (second + 42, 7, "not at the offset that its directory claims"),
         (second + 42, 1 << 31, "bytes 2147483648 to"),
         (second + 24, 1 << 30, "is compressed"),  # its size
         (second + 16, 1, "checksum"),
@@ -617,7 +617,7 @@ def test_hostile_archives(refuses):
     local = whole.find(b"PK\3\4", 4)
     bad = bytearray(whole)
     bad[local + 3] = 5
-    refuses(bad, "not where its directory says")
+    refuses(bad, "not at the offset that its directory claims")
     size = 5 << 20
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, size, directory, 0)
     refuses(whole[:directory] + bytes(size) + end, f"its directory claims {size} bytes")
