@@ -1,4 +1,5 @@
-"""What one call of a layer costs, in multiply-accumulates.
+# pyright: strict
+"""Computes the cost of one call of a layer in multiply-accumulates.
 
 The protocol: a layer that can be counted has a method ``macs(input_shapes, output_shapes)``. The shapes are those of
 one call with all their axes, so the cost of a batch is that of its images together. There is one shape for each array
@@ -27,7 +28,7 @@ Shapes = Sequence[Shape | None]
 
 
 class Costed(Protocol):
-    """A layer that can be counted; a layer of your own joins by this method alone."""
+    """A layer whose cost is known; any class with this method is one."""
 
     def macs(self, input_shapes: Shapes, output_shapes: Shapes, /) -> int:
         """Multiply-accumulates of one call, of the whole batch."""
@@ -35,7 +36,7 @@ class Costed(Protocol):
 
 
 class ConvCost:
-    """The cost of an operator that stands where ``nnx.Conv`` stood, by its output's size or by the shapes of a call.
+    """The cost of an operator that replaces ``nnx.Conv``, by the size of its output or by the shapes of a call.
 
     A subclass has a kernel lattice, or defines :meth:`macs_per_image`. This class comes after Flax's among the bases:
     Python then lets surgery turn an ``nnx.Conv`` into the operator.
@@ -101,7 +102,7 @@ def is_costed(layer: Any) -> bool:
     return _has_macs(layer) or _flax_cost(layer) is not None
 
 
-def _has_macs(layer: Any) -> bool:
+def _has_macs(layer: object) -> bool:
     return callable(getattr(type(layer), "macs", None))
 
 

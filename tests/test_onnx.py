@@ -143,7 +143,7 @@ def test_what_cannot_be_written_is_named_and_leaves_the_old_file(tmp_path):
     file = tmp_path / "x.onnx"
     file.write_text("old")
     for function, message in (
-        (lambda x: jnp.sort(x, -1), "the network uses 'sort', which export_onnx cannot write.*export_stablehlo"),
+        (lambda x: jnp.sort(x, -1), "the network uses 'sort', which export_onnx does not support.*export_stablehlo"),
         (lambda x: x[0], "a slice"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -331,7 +331,7 @@ def test_stacked_kernels_stay():
     model = nnx.Sequential(stack(jax.random.split(jax.random.key(0), 3)))
     assert model.layers[0].kernel.shape == (3, 3, 3, 4, 4)
     new, report = replace_convs(model, msconv_jax.PSConv)
-    assert "as nnx.vmap and nnx.scan stack them" in report.skipped[0].reason
+    assert "as nnx.vmap and nnx.scan stack it" in report.skipped[0].reason
     assert type(new.layers[0]) is nnx.Conv
 
 
@@ -372,7 +372,7 @@ def test_the_models_of_the_library_are_patients_too():
     [
         (msconv_jax.PSConv, "layer*", ValueError, r"where='layer\*' selects none of the model's 8 plain convolutions"),
         (msconv_jax.PSConv, 3, ValueError, "where=3: expected a surgery.Where"),
-        (msconv_jax.PyConv, None, TypeError, "factory cannot be called as nnx.Conv is.*functools.partial"),
+        (msconv_jax.PyConv, None, TypeError, "factory cannot be called like nnx.Conv.*functools.partial"),
         (lambda i, o, **kw: jnp.ones(3), None, TypeError, "expected a Flax NNX module"),
     ],
 )

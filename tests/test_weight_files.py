@@ -22,7 +22,7 @@ from flax import nnx
 
 from msconv_jax import GroupedConv
 from msconv_jax.torch_weights.files import load_torch_checkpoint, read_state_dict, write_safetensors
-from msconv_jax.torch_weights.pickled import Table
+from msconv_jax.torch_weights.pickled import PickledDict
 from msconv_jax.torch_weights.unpickling import Unpickler
 
 KINDS = (
@@ -273,15 +273,15 @@ def test_which_dict_of_tensors_is_taken(read, saved, expected):
 @pytest.mark.parametrize(
     ("value", "match"),
     [
-        (vector(), "a value that is a tensor"),
+        (vector(), "it holds a tensor, not a dict"),
         ([vector()], "of class list"),
         (call("argparse.Namespace"), "of class argparse.Namespace"),
         (name("torch.float32"), "of class torch.float32"),
         ({}, "no dict of tensors.*entries are: none"),
         ({"generator": {"a": vector()}, "epoch": 1}, "its entries are: 'generator', 'epoch'"),
-        ({"a": vector(), "b": 3, "c": [vector()]}, "(?s)'b': of class int.*'c': of class list"),
-        ({"a": vector(), 3: vector()}, "a key that is of class int: a tensor"),
-        ({"model": {"a": vector(), "steps": 4}}, "'steps': of class int"),
+        ({"a": vector(), "b": 3, "c": [vector()]}, "(?s)'b': a value of class int.*'c': a value of class list"),
+        ({"a": vector(), 3: vector()}, "a key that is a value of class int: a tensor"),
+        ({"model": {"a": vector(), "steps": 4}}, "'steps': a value of class int"),
         ({"a": vector()} | {f"k{i}": 0 for i in range(30)}, "and 20 more"),
         (Raw(b"}(" + (emit("a") + vector()) * 2 + b"u"), "'a' twice"),
     ],
@@ -570,8 +570,8 @@ def test_the_containers_are_checked(refuses):
     good = {"a": vector()}
     pkl = b"\x80\x02" + emit(good) + b"."
     refuses(new_file(good, {}), "entry 'weights/data/0' is missing")
-    refuses(new_file(good, {"0": THREE[:-1]}), "has 11 bytes, and 12")
-    refuses(new_file(good, {"0": THREE + b"0"}), "has 13 bytes, and 12")
+    refuses(new_file(good, {"0": THREE[:-1]}), "has 11 bytes; its pickle claims 12")
+    refuses(new_file(good, {"0": THREE + b"0"}), "has 13 bytes; its pickle claims 12")
     refuses(new_file(good, {"0": THREE}, byteorder=b"big"), "byte order is b'big'")
     refuses(new_file(good, {"0": THREE}, **{"constants.pkl": b"."}), "TorchScript")
     refuses(zipped({"other": b""}), "no single data.pkl")
@@ -597,13 +597,13 @@ def test_hostile_archives(refuses):
     directory = whole.find(b"PK\1\2")
     second = whole.find(b"PK\1\2", directory + 1)
     for place, value, match in [
-        (second + 42, 0, "over another"),  # the place of the entry's header
-        (second + 42, 7, "not where its directory says"),
+        (second + 42, 0, "overlaps another"),  # the place of the entry's header
+        (second + 42, 7, "not at the offset that its directory claims"),
         (second + 42, 1 << 31, "bytes 2147483648 to"),
         (second + 24, 1 << 30, "is compressed"),  # its size
         (second + 16, 1, "checksum"),
         (len(whole) - 10, 1 << 30, "zip archive"),  # the directory's size
-        (len(whole) - 6, 1 << 31, "zip archive|are wanted"),  # the directory's place
+        (len(whole) - 6, 1 << 31, "zip archive|are needed"),  # the directory's place
     ]:
         bad = bytearray(whole)
         struct.pack_into("<I", bad, place, value)
@@ -617,10 +617,10 @@ def test_hostile_archives(refuses):
     local = whole.find(b"PK\3\4", 4)
     bad = bytearray(whole)
     bad[local + 3] = 5
-    refuses(bad, "not where its directory says")
+    refuses(bad, "not at the offset that its directory claims")
     size = 5 << 20
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, size, directory, 0)
-    refuses(whole[:directory] + bytes(size) + end, f"its directory is said to have {size} bytes")
+    refuses(whole[:directory] + bytes(size) + end, f"its directory claims {size} bytes")
 
 
 def test_hostile_legacy_files(refuses):
@@ -628,19 +628,19 @@ def test_hostile_legacy_files(refuses):
     refuses(old_file(good, {"0": THREE}, little=False), "little-endian")
     refuses(old_file(good, {"0": THREE}, magic=7), "a pickle that torch.save did not write")
     refuses(old_file(good, {"0": THREE}, protocol=1002), "its protocol is not 1001")
-    refuses(old_file(good, {"0": THREE}, keys=["1"]), "not those that its tensors use")
-    refuses(old_file(good, {"0": THREE}, keys=["0", "0"]), "not those that its tensors use")
-    refuses(old_file(good, {"0": THREE}, keys=[0]), "not listed by name")
-    refuses(old_file(good, {"0": THREE}, keys="0"), "not listed by name")
-    refuses(old_file(good, {"0": THREE}, itemsize=2), "has 6 elements, and 3")
+    refuses(old_file(good, {"0": THREE}, keys=["1"]), "not those of its tensors")
+    refuses(old_file(good, {"0": THREE}, keys=["0", "0"]), "not those of its tensors")
+    refuses(old_file(good, {"0": THREE}, keys=[0]), "other values than names")
+    refuses(old_file(good, {"0": THREE}, keys="0"), "other values than names")
+    refuses(old_file(good, {"0": THREE}, itemsize=2), "has 6 elements; its pickle claims 3")
     refuses(old_file(good, {"0": THREE})[:-1], "storages end at byte")
-    refuses(old_file(good, {"0": THREE})[:-14], "are wanted")
+    refuses(old_file(good, {"0": THREE})[:-14], "are needed")
 
 
 def test_other_files(refuses, read, tmp_path):
     refuses(b"", "it is empty")
     refuses(b"<!DOCTYPE html><html>", "begins with b'<!DOCTYPE html>")
-    refuses(b"version https://git-lfs.github.com/spec/v1\n", "a pointer in the file's place")
+    refuses(b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer")
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         archive.addfile(tarfile.TarInfo("storages"))
@@ -659,7 +659,7 @@ def test_other_files(refuses, read, tmp_path):
 
 
 def plain(value):
-    if isinstance(value, Table):
+    if isinstance(value, PickledDict):
         return {plain(key): plain(item) for key, item in value.pairs}
     return type(value)(map(plain, value)) if isinstance(value, list | tuple) else value
 
@@ -741,10 +741,10 @@ def test_safetensors_round_trip(tmp_path):
     [
         ({"a": np.zeros(2, complex)}, None, "dtype complex128, which safetensors lacks"),
         ({"a": np.array(["x"])}, None, "'a' has dtype <U1"),
-        ({"__metadata__": np.zeros(2)}, None, "'__metadata__' is no name"),
-        ({3: np.zeros(2)}, None, "3 is no name"),
+        ({"__metadata__": np.zeros(2)}, None, "'__metadata__' is not a valid name"),
+        ({3: np.zeros(2)}, None, "3 is not a valid name"),
         ({"\ud800": np.zeros(2)}, None, "not valid Unicode"),
-        ({"a": np.zeros(2)}, {"a": 3}, "from texts to texts"),
+        ({"a": np.zeros(2)}, {"a": 3}, "from strings to strings"),
         ({"a" * (1 << 23): np.zeros(2)}, None, "the header has"),
     ],
 )
@@ -778,32 +778,32 @@ def entry(dtype="F32", shape=(3,), begin=0, end=12):
 @pytest.mark.parametrize(
     ("header", "match"),
     [
-        ({"a": entry("F4")}, "dtype 'F4', which is not read"),
-        ({"a": entry(shape=(4,))}, "not what its shape and dtype need"),
-        ({"a": entry(shape=(-3,))}, "not what its shape"),
-        ({"a": entry(shape=(True, 3))}, "not what its shape"),
-        ({"a": entry(shape=(3.0,))}, "not what its shape"),
-        ({"a": entry(shape=(3, *(1,) * 40))}, "not what its shape"),
-        ({"a": entry(shape=(1 << 70, 0), end=0)}, "not what its shape"),
-        ({"a": entry(), "b": entry(shape=(1 << 40, 0), begin=12)}, "repeats|not what its shape"),
-        ({"a": entry(end=11)}, "no whole number of elements"),
-        ({"a": entry(begin=-12, end=0)}, "no whole number"),
-        ({"a": entry(begin=12, end=0)}, "no possible size"),
+        ({"a": entry("F4")}, "unsupported dtype 'F4'"),
+        ({"a": entry(shape=(4,))}, "do not fit its shape and dtype"),
+        ({"a": entry(shape=(-3,))}, "do not fit its shape"),
+        ({"a": entry(shape=(True, 3))}, "do not fit its shape"),
+        ({"a": entry(shape=(3.0,))}, "do not fit its shape"),
+        ({"a": entry(shape=(3, *(1,) * 40))}, "do not fit its shape"),
+        ({"a": entry(shape=(1 << 70, 0), end=0)}, "do not fit its shape"),
+        ({"a": entry(), "b": entry(shape=(1 << 40, 0), begin=12)}, "repeats|do not fit its shape"),
+        ({"a": entry(end=11)}, "a fraction of an element"),
+        ({"a": entry(begin=-12, end=0)}, "a fraction of an element"),
+        ({"a": entry(begin=12, end=0)}, "impossible size"),
         ({"a": entry(begin=False)}, None),
         ({"a": entry(shape=(2,), begin=4)}, "begins at byte 4 of the data, not at 0"),
-        ({"a": entry(shape=(2,), end=8)}, "have 8 bytes and its data 12"),
-        ({"a": entry(shape=(1 << 30,), end=1 << 32)}, "have 4294967296 bytes and its data 12"),
+        ({"a": entry(shape=(2,), end=8)}, "have 8 bytes, its data 12"),
+        ({"a": entry(shape=(1 << 30,), end=1 << 32)}, "have 4294967296 bytes, its data 12"),
         ({"a": entry(), "b": entry(shape=(2,), end=8)}, "begins at byte 0 of the data, not at|begins"),
         ({"a": {"dtype": "F32", "shape": [3]}}, "no dtype, shape and data_offsets"),
         ({"a": 3}, "no dtype, shape and data_offsets"),
         ({"a": {**entry(), "data_offsets": [0, 4, 12]}}, "no dtype, shape and data_offsets"),
         ({"__metadata__": {}}, "its tensors have 0 bytes"),
-        (b'{"a": 1, "a": 2}', "the same name twice"),
+        (b'{"a": 1, "a": 2}', "has a name twice"),
         (b'{"a": 1', "not JSON"),
         (b'{"a": "\xff"}', "not JSON"),
         (b'{"a": ' + b"[" * 100_000, "not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not JSON"),
-        (b"{}" + b" " * (1 << 23), "its header is said to have"),
+        (b"{}" + b" " * (1 << 23), "its header claims"),
     ],
 )
 def test_hostile_headers(read, refuses, header, match):
@@ -815,8 +815,8 @@ def test_hostile_headers(read, refuses, header, match):
 
 def test_a_safetensors_file_without_tensors(refuses):
     refuses(safe_file({}), "it holds no tensors")
-    refuses(struct.pack("<Q", 1 << 63) + b"{}", "is said to have")
-    refuses(struct.pack("<Q", 20) + b"{}", "are wanted")
+    refuses(struct.pack("<Q", 1 << 63) + b"{}", "header claims")
+    refuses(struct.pack("<Q", 20) + b"{}", "are needed")
 
 
 # --- fuzzing ---
@@ -1005,7 +1005,7 @@ def test_a_training_checkpoint_of_torch(torch, tmp_path, options):
         "torch.nn.modules.container.Sequential": model,
         "_rebuild_sparse_tensor": {"a": torch.eye(3).to_sparse()},
         "conjugated": {"a": torch.ones(2, dtype=torch.complex64).conj()},
-        "a value that is a tensor": torch.ones(2),
+        "it holds a tensor, not a dict": torch.ones(2),
     }.items():
         torch.save(match, path, **options)
         with pytest.raises(ValueError, match=other):

@@ -1,8 +1,7 @@
-"""What networks have learnt and what they see, as numbers and as pictures.
+"""Analyses networks: kernel lattices, receptive fields, scales, dilations, connections and class activations.
 
-Each function returns arrays or dictionaries; the plot function beside it draws them, into Axes that it is given or into
-a figure of its own, which a notebook shows. Only the plot functions need matplotlib
-(``pip install 'msconv_jax[analysis]'``).
+Each function returns arrays or dictionaries, and has a plot function that draws them into given Axes or into a new
+figure, which a notebook shows. Only the plot functions need matplotlib (``pip install 'msconv_jax[analysis]'``).
 
 Example:
     >>> from msconv_jax import PSConv, analysis

@@ -1,12 +1,12 @@
-"""Class activation maps: which places of an image speak for a class.
+"""Class activation maps: which regions of an image increase the logit of a class.
 
 R. R. Selvaraju et al.: "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017
-(arXiv 1610.02391), which the Res2Net paper draws in its Fig. 5. For a map A with channels k and a class' logit y_c,
+(arXiv 1610.02391); the Res2Net paper shows it in Fig. 5. For a map A with channels k and the logit y_c of a class,
 
     a_k = mean over i, j of d y_c / d A_ijk,    L_ij = max(0, sum_k a_k A_ijk).
 
-On the last map of a network that averages it and classifies by one linear layer, this is the class activation map of
-B. Zhou et al. (arXiv 1512.04150), where it is positive, up to a factor.
+For a network that averages its last map and classifies by one linear layer, this is, up to a factor, the positive part
+of the class activation map of B. Zhou et al. (arXiv 1512.04150).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.typing import ArrayLike
 
 from msconv_jax.analysis.figures import panels
-from msconv_jax.analysis.maps import check_images, put_together, taken_apart
+from msconv_jax.analysis.maps import check_images, merge_network, split_network
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,22 +34,22 @@ __all__ = ["class_activation_maps", "plot_class_activation_maps"]
 def class_activation_maps(
     model: nnx.Module, images: ArrayLike, labels: ArrayLike | None = None, index: int = -1
 ) -> np.ndarray:
-    """Where a network sees a class in each image, by Grad-CAM.
+    """Computes class activation maps by Grad-CAM.
 
     Args:
-        model: a network with `feature_maps` and `forward_head`, such as ``create_model`` gives, called with images for
-            logits. It is seen in evaluation mode and left as it is.
-        images: (N, H, W, C), as the network takes them.
-        labels: the class of each image, (N,); None takes the class that the network predicts.
-        index: which of the maps of `feature_maps`; -1 is the last.
+        model: a network with `feature_maps` and `forward_head`, such as those of ``create_model``. It is evaluated in
+            evaluation mode and stays unchanged.
+        images: (N, H, W, C), the network's input.
+        labels: the class of each image, (N,); None uses the predicted classes.
+        index: number of the map among those of `feature_maps`; -1 is the last.
 
     Returns:
-        Array (N, H, W) from 0 to 1: each image's map, enlarged linearly to the image's size and divided by its largest
-        value. An image in which nothing speaks for the class has zeros.
+        Array (N, H, W) from 0 to 1: the map of each image, resized linearly to the image's size and divided by its
+        largest value. It is zero if no region increases the logit.
 
     Raises:
-        ValueError: if an argument does not fit, the network has no classes, or the map is not on the way to the logits
-            (the earlier maps of two resolutions of Oct-ResNets, which are made for `feature_maps` alone).
+        ValueError: if an argument does not fit, the network has no classes, or the logits do not depend on the map (as
+            for the earlier maps of Oct-ResNets with two resolutions, which only `feature_maps` computes).
 
     Source: Eqs. (1) and (2) of Selvaraju et al.; Fig. 5 of the Res2Net paper (arXiv 1904.01169).
 
@@ -63,15 +63,15 @@ def class_activation_maps(
     array = check_images(images)
     if not isinstance(model, nnx.Module) or not hasattr(model, "feature_maps") or not hasattr(model, "forward_head"):
         raise ValueError(
-            f"{type(model).__name__} has no feature_maps and forward_head: expected a network as create_model gives it."
+            f"{type(model).__name__} has no feature_maps and forward_head: expected a network of create_model."
         )
-    static, values = taken_apart(model)
+    static, values = split_network(model)
     maps, logits = jax.eval_shape(partial(_forward, static), values, array)
     if not -len(maps) <= index < len(maps):
         raise ValueError(f"index={index}: there are {len(maps)} maps; take {-len(maps)} to {len(maps) - 1}.")
     if logits.ndim != 2 or not getattr(model, "num_classes", 1):
         raise ValueError(
-            f"the network gives an array of shape {logits.shape} and no logits: build it with num_classes, or give it "
+            f"the network gives an array of shape {logits.shape}, no logits: build it with num_classes, or give it "
             "a classifier with reset_classifier."
         )
     chosen = None if labels is None else _checked_labels(labels, *logits.shape)
@@ -96,8 +96,8 @@ def _checked_labels(labels: ArrayLike, count: int, classes: int) -> jax.Array:
 
 
 def _forward(static: Any, values: Any, images: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """All maps, and the logits of the last."""
-    model = put_together(static, values)
+    """All maps, and the logits that the head computes from the last."""
+    model = merge_network(static, values)
     maps = tuple(model.feature_maps(images))
     return maps, model.forward_head(maps[-1])
 
@@ -108,7 +108,7 @@ def _map_and_gradient(
 ) -> tuple[jax.Array, jax.Array]:
     """A map, and the gradient of each image's logit with respect to it.
 
-    The network is traced to a list of operations, in which the map is found whatever lies between it and the logits.
+    The traced network is split at the map, so any operations may lie between the map and the logits.
     """
 
     def forward(values: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -120,26 +120,26 @@ def _map_and_gradient(
     readers = {id(v) for equation in traced.jaxpr.eqns for v in equation.invars}
     if id(target) not in readers and traced.jaxpr.outvars[1] is not target:
         raise ValueError(
-            f"index={index}: this map is made for feature_maps alone and is not on the way to the logits; take "
-            "another, such as the last, -1."
+            f"index={index}: only feature_maps computes this map, and the logits do not depend on it; take another, "
+            "such as the last, -1."
         )
-    # The same operations with the map as one more argument, in place of the one that computes it.
-    rest = jaxpr_as_fun(
+    # The same operations, with the map as an additional argument instead of the operation that computes it.
+    from_map = jaxpr_as_fun(
         ClosedJaxpr(
             traced.jaxpr.replace(
                 invars=[*traced.jaxpr.invars, target],
                 outvars=[traced.jaxpr.outvars[1]],
-                eqns=[own for own in traced.jaxpr.eqns if all(made is not target for made in own.outvars)],
+                eqns=[e for e in traced.jaxpr.eqns if all(variable is not target for variable in e.outvars)],
             ),
             traced.consts,
         )
     )
     found, logits = forward(values, images)
-    own = logits.argmax(axis=-1) if labels is None else labels
+    classes = logits.argmax(axis=-1) if labels is None else labels
 
     def logit(found: jax.Array) -> jax.Array:
-        (logits,) = rest(*jax.tree.leaves((values, images)), found)
-        return jnp.take_along_axis(logits.astype(jnp.float32), own[:, None], axis=-1).sum()  # images do not mix
+        (logits,) = from_map(*jax.tree.leaves((values, images)), found)
+        return jnp.take_along_axis(logits.astype(jnp.float32), classes[:, None], axis=-1).sum()
 
     return found.astype(jnp.float32), jax.grad(logit)(found).astype(jnp.float32)
 
@@ -151,13 +151,13 @@ def plot_class_activation_maps(
     *,
     titles: Sequence[str] | None = None,
 ) -> Any:
-    """Draws each image under its map: blue where nothing, red where most speaks for the class.
+    """Draws the map of each image over the image, from blue (no effect on the class) to red (largest effect).
 
     Args:
-        images: (N, H, W, 1 or 3). Those with values beyond 0 to 1, as normalised ones, are stretched to it.
-        maps: (N, H, W) from 0 to 1, as :func:`class_activation_maps` gives them.
-        axes: an Axes for each image, in an array or sequence; None makes a figure.
-        titles: a text for each image.
+        images: (N, H, W, 1 or 3). Images with values outside 0 to 1 are scaled to this range.
+        maps: (N, H, W) from 0 to 1, from :func:`class_activation_maps`.
+        axes: an array or sequence with an Axes per image; None creates a figure.
+        titles: a title for each image.
 
     Returns:
         `axes`, or the ``matplotlib.figure.Figure``.
@@ -180,14 +180,14 @@ def plot_class_activation_maps(
         )
     if titles is not None and len(titles) != len(pictures):
         raise ValueError(f"{len(titles)} titles for {len(pictures)} images: give one for each, or none.")
-    places, result = panels(axes, len(pictures), 4, 2.6, 2.7)
-    for number, own in enumerate(places):
+    panes, result = panels(axes, len(pictures), 4, 2.6, 2.7)
+    for number, pane in enumerate(panes):
         picture = pictures[number]
         if picture.min() < 0 or picture.max() > 1:
             picture = (picture - picture.min()) / np.ptp(picture)
-        own.imshow(np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture)
-        drawn = own.imshow(shares[number], cmap="jet", vmin=0, vmax=1, alpha=0.5)
-        own.set(xticks=[], yticks=[], title="" if titles is None else titles[number])
-        if axes is None and number == len(places) - 1:
-            result.colorbar(drawn, ax=places, label="share of the largest", shrink=0.8)
+        pane.imshow(np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture)
+        drawn = pane.imshow(shares[number], cmap="jet", vmin=0, vmax=1, alpha=0.5)
+        pane.set(xticks=[], yticks=[], title="" if titles is None else titles[number])
+        if axes is None and number == len(panes) - 1:
+            result.colorbar(drawn, ax=panes, label="share of the largest", shrink=0.8)
     return result

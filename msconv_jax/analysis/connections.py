@@ -1,7 +1,7 @@
-"""Which connections an adaptively connected network has learnt: how much is local, pointwise and global.
+"""The weights that an adaptively connected network has learnt for its local, pointwise and global terms.
 
-G. Wang, K. Wang, L. Lin: "Adaptively Connected Neural Networks", CVPR 2019, whose Fig. 3 paints places of global
-inference yellow and places of local inference black. See :mod:`msconv_jax.operators.acnet` for the equations.
+G. Wang, K. Wang, L. Lin: "Adaptively Connected Neural Networks", CVPR 2019. Its Fig. 3 shows positions with global
+inference in yellow and positions with local inference in black. The equations are in :mod:`msconv_jax.operators.acnet`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from msconv_jax.analysis.figures import panels
-from msconv_jax.analysis.maps import check_images, put_together, taken_apart
+from msconv_jax.analysis.maps import check_images, merge_network, split_network
 from msconv_jax.operators.acgraph import ACGraph
 from msconv_jax.operators.acnet import ACConv
 from msconv_jax.recording import recorded_calls
@@ -34,22 +34,20 @@ def connection_maps(model: nnx.Module, images: ArrayLike | None = None) -> Conne
     """The weights of the local, pointwise and global terms of each adaptively connected layer.
 
     Args:
-        model: any NNX model with :class:`msconv_jax.ACConv` or :class:`msconv_jax.ACGraph`; left as it is.
-        images: (N, H, W, C), as the model takes them: needed by layers of the kind "pixel", whose gates depend on the
-            image, and not looked at for others. The model is seen in evaluation mode.
+        model: any NNX model with :class:`msconv_jax.ACConv` or :class:`msconv_jax.ACGraph`; it stays unchanged.
+        images: (N, H, W, C), the model's input. Only layers of the kind "pixel" need them, because their gates depend
+            on the image. The model is evaluated in evaluation mode.
 
     Returns:
-        For the path of each layer the terms that it has, and their weights:
+        A dictionary from the path of each layer to its terms and their weights:
 
-        * of the kind "dataset", the softmax of what is learnt (Eq. 2), which adds up to 1 over "local", "point" and
-          "global": () for weights of the whole layer, (C,) for those of each channel, (Ho, Wo) for those of each
-          position of the output;
-        * of the kind "pixel", "global" alone: the gate (N, Ho, Wo, C) from 0 to 1 (Eq. 3), beside which the local term
-          has weight 1;
-        * of an ``ACGraph``, "point" (the node itself), "local" (its neighbours) and "global": ().
+        * kind "dataset": the softmax of the learnt logits (Eq. 2) over "local", "point" and "global". Its shape is ()
+          for one weight per layer, (C,) per channel, (Ho, Wo) per position of the output;
+        * kind "pixel": only "global", the gate (N, Ho, Wo, C) from 0 to 1 (Eq. 3); the local term has weight 1;
+        * ``ACGraph``: "point" (the node itself), "local" (its neighbours) and "global", each of shape ().
 
     Raises:
-        ValueError: if the model has no such layer, or there are no images for those that need them.
+        ValueError: if the model has no such layer, or `images` is missing for layers that need them.
 
     Source: Eqs. (1) to (3) and Fig. 3 of the paper.
 
@@ -70,8 +68,8 @@ def connection_maps(model: nnx.Module, images: ArrayLike | None = None) -> Conne
     gates: dict[str, jax.Array] = {}
     if any(_gated(layer) for layer in layers.values()):
         if images is None:
-            raise ValueError("images=None: the gates of layers of the kind 'pixel' depend on the image; give some.")
-        gates = _gates(*taken_apart(model), check_images(images))
+            raise ValueError("images=None: the gates of layers of the kind 'pixel' depend on the image; give images.")
+        gates = _gates(*split_network(model), check_images(images))
     return {
         path: {"global": np.asarray(gates[path], np.float32)} if path in gates else _learnt(layer)
         for path, layer in layers.items()
@@ -96,8 +94,8 @@ def _learnt(layer: ACConv | ACGraph) -> dict[str, np.ndarray]:
 
 @partial(jax.jit, static_argnames=("static",))
 def _gates(static: Any, values: Any, images: jax.Array) -> dict[str, jax.Array]:
-    """The gate of each layer of the kind "pixel"; of several calls the mean."""
-    model = put_together(static, values)
+    """The gate of each layer of the kind "pixel"; the mean over several calls of one layer."""
+    model = merge_network(static, values)
     layers = {".".join(map(str, path)): m for path, m in nnx.iter_modules(model) if isinstance(m, ACConv)}
     gates = [layer.gate2 for layer in layers.values()]
     with recorded_calls(model, lambda module: any(module is gate for gate in gates)) as calls:
@@ -117,16 +115,16 @@ def plot_connection_maps(
     term: str = "global",
     image: int = 0,
 ) -> Any:
-    """Draws for each layer the weight of one term: yellow where it is large, black where it is small.
+    """Draws the weight of one term for each layer, from black (small) to yellow (large).
 
-    Weights of each position are a picture, those of the whole layer or of each channel bars, of all terms. Of gates
-    (N, Ho, Wo, C) the mean over the channels is drawn, of one image.
+    Weights per position are drawn as a picture. Weights per layer or per channel are drawn as bars, for all terms.
+    Gates (N, Ho, Wo, C) are drawn for one image, as their mean over the channels.
 
     Args:
-        connections: what :func:`connection_maps` gives, or some of its layers.
-        axes: an Axes for each layer, in an array or sequence; None makes a figure.
+        connections: result of :func:`connection_maps`, or some of its layers.
+        axes: an array or sequence with an Axes per layer; None creates a figure.
         term: "local", "point" or "global".
-        image: which image, for gates.
+        image: number of the image, for gates.
 
     Returns:
         `axes`, or the ``matplotlib.figure.Figure``.
@@ -143,14 +141,14 @@ def plot_connection_maps(
         'conv2'
     """
     if not connections:
-        raise ValueError("connections is empty: expected at least one layer, as connection_maps gives them.")
+        raise ValueError("connections is empty: expected at least one layer, from connection_maps.")
     for path, terms in connections.items():
         if term not in terms:
-            raise ValueError(f"term={term!r}: {path} has {', '.join(terms)}; take one of these, or leave it out.")
+            raise ValueError(f"term={term!r}: {path} has {', '.join(terms)}; take one of these, or omit it.")
         if terms[term].ndim == 4 and not 0 <= image < len(terms[term]):
             raise ValueError(f"image={image}: {path} has the gates of {len(terms[term])} images; count from 0.")
     places, result = panels(axes, len(connections), 6, 2.1, 2.2)
-    from matplotlib.cm import ScalarMappable  # here, where matplotlib is known to be there
+    from matplotlib.cm import ScalarMappable  # panels() has checked that matplotlib is installed
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     colours = LinearSegmentedColormap.from_list("black to yellow", ["black", "yellow"])
@@ -167,7 +165,7 @@ def plot_connection_maps(
             own.imshow(pictures[path], cmap=colours, norm=norm)
             own.set(xticks=[], yticks=[])
             continue
-        for number, (name, weights) in enumerate(terms.items()):  # a bar, and of each channel a dot
+        for number, (name, weights) in enumerate(terms.items()):  # a bar for the mean, a dot per channel
             own.bar(number, weights.mean(), color="gold" if name == term else "dimgrey")
             if weights.ndim:
                 own.plot(np.full(weights.size, number), weights, ".", color="black", markersize=3)

@@ -86,7 +86,7 @@ def _operand_boxes(equation: Any, wanted: Boxes) -> Boxes:
     results = [tuple(variable.aval.shape) for variable in equation.outvars]
     if name == "cond":
         branches = [input_boxes(branch.jaxpr, wanted) for branch in parameters["branches"]]
-        return [_all(shapes[0]), *(_union(*boxes) for boxes in zip(*branches, strict=True))]
+        return [_whole(shapes[0]), *(_union(*boxes) for boxes in zip(*branches, strict=True))]
     inner = [value for value in parameters.values() if isinstance(value, ClosedJaxpr | Jaxpr)]
     if len(inner) == 1 and name not in ("scan", "while"):
         jaxpr = inner[0].jaxpr if isinstance(inner[0], ClosedJaxpr) else inner[0]
@@ -104,7 +104,7 @@ def _operand_boxes(equation: Any, wanted: Boxes) -> Boxes:
     if name in _REDUCTIONS:
         return [_reduction(parameters, box, shape) for shape in shapes]
     if name in _CUMULATIVE:
-        return [_with_all(box, [parameters["axis"]], shapes[0])]
+        return [_with_whole_axes(box, [parameters["axis"]], shapes[0])]
     if name in _WINDOWS:
         return [_window(parameters, box, shapes[0])]
     if name in _RULES:
@@ -120,7 +120,7 @@ def _operand_boxes(equation: Any, wanted: Boxes) -> Boxes:
 # --- boxes ---
 
 
-def _all(shape: Sequence[int]) -> Box | None:
+def _whole(shape: Sequence[int]) -> Box | None:
     """Every element, or None if there is none."""
     return tuple((0, size - 1) for size in shape) if all(shape) else None
 
@@ -133,7 +133,7 @@ def _union(*boxes: Box | None) -> Box | None:
     return tuple((min(a for a, _ in sides), max(b for _, b in sides)) for sides in zip(*found, strict=True))
 
 
-def _with_all(box: Box, axes: Sequence[int], shape: Sequence[int]) -> Box:
+def _with_whole_axes(box: Box, axes: Sequence[int], shape: Sequence[int]) -> Box:
     return tuple((0, n - 1) if axis in axes else side for axis, (side, n) in enumerate(zip(box, shape, strict=True)))
 
 
@@ -143,7 +143,7 @@ def _clipped(sides: Sequence[tuple[int, int]], shape: Sequence[int]) -> Box | No
     return inside if all(a <= b for a, b in inside) else None
 
 
-def _reach(side: tuple[int, int], stride: int, before: int, extent: int, base_dilation: int) -> tuple[int, int]:
+def _window_side(side: tuple[int, int], stride: int, before: int, extent: int, base_dilation: int) -> tuple[int, int]:
     """The elements under the windows of some results: `base_dilation` - 1 holes lie between elements."""
     first, last = side[0] * stride - int(before), side[1] * stride - int(before) + extent - 1
     return -(-first // base_dilation), last // base_dilation
@@ -166,7 +166,7 @@ def _window(parameters: Parameters, box: Box, shape: Shape) -> Box | None:
     sizes, gaps = parameters["window_dimensions"], parameters["window_dilation"]
     extents = dilated_extent(sizes, gaps)
     sides = [
-        _reach(side, stride, pads[0], extent, dilation)
+        _window_side(side, stride, pads[0], extent, dilation)
         for side, stride, pads, extent, dilation in zip(
             box, parameters["window_strides"], parameters["padding"], extents, parameters["base_dilation"], strict=True
         )
@@ -176,9 +176,9 @@ def _window(parameters: Parameters, box: Box, shape: Shape) -> Box | None:
 
 def _convolution(parameters: Parameters, box: Box, shapes: Shapes, result: Shape) -> Boxes:
     numbers, (images, kernel) = parameters["dimension_numbers"], shapes
-    sides = list(_all(images) or ())
+    sides = list(_whole(images) or ())
     if not sides:
-        return [None, _all(kernel)]
+        return [None, _whole(kernel)]
     if parameters["batch_group_count"] == 1:
         sides[numbers.lhs_spec[0]] = box[numbers.out_spec[0]]
     groups, features = parameters["feature_group_count"], numbers.out_spec[1]
@@ -191,8 +191,8 @@ def _convolution(parameters: Parameters, box: Box, shapes: Shapes, result: Shape
     ):
         extent = (kernel[numbers.rhs_spec[2 + axis]] - 1) * gap + 1
         side = box[numbers.out_spec[2 + axis]]
-        sides[numbers.lhs_spec[2 + axis]] = _reach(side, stride, pads[0], extent, base)
-    return [_clipped(sides, images), _all(kernel)]
+        sides[numbers.lhs_spec[2 + axis]] = _window_side(side, stride, pads[0], extent, base)
+    return [_clipped(sides, images), _whole(kernel)]
 
 
 def _product(parameters: Parameters, box: Box, shapes: Shapes, result: Shape) -> Boxes:
@@ -307,7 +307,7 @@ def _gather(parameters: Parameters, box: Box, shapes: Shapes, result: Shape) -> 
     for axis, (n, size) in enumerate(zip(shapes[0], sizes, strict=True)):
         place = None if axis in dropped else next(offsets)
         sides.append(box[place] if place is not None and size == n else (0, n - 1))
-    return [tuple(sides), _all(shapes[1])]
+    return [tuple(sides), _whole(shapes[1])]
 
 
 def _dynamic_slice(parameters: Parameters, box: Box, shapes: Shapes, result: Shape) -> Boxes:

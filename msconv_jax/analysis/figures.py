@@ -1,8 +1,8 @@
-"""Figures that notebooks show and nothing else knows of; what the plot functions share.
+"""Creates the figures and Axes of the plot functions.
 
-A plot function draws into the ``matplotlib.axes.Axes`` that it is given and returns it, or makes a figure and returns
-that. Such a figure is not pyplot's: it shows as a cell's value in Jupyter, is written with ``figure.savefig("x.png")``,
-and goes when nobody holds it. matplotlib is imported when the first one is made.
+A plot function draws into given ``matplotlib.axes.Axes`` and returns them, or creates a figure and returns it. Such a
+figure is not registered with pyplot: Jupyter shows it as the value of a cell, ``figure.savefig("x.png")`` writes it,
+and it is freed with its last reference. matplotlib is imported when the first figure is created.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["new_figure", "panels", "single"]
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure whose parts find their places by themselves.
+    """Creates an empty figure with matplotlib's constrained layout.
 
     Args:
-        width: in inches.
-        height: in inches.
+        width: width in inches.
+        height: height in inches.
 
     Raises:
         ImportError: if matplotlib is missing.
@@ -40,7 +40,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def single(axes: Axes | None, width: float, height: float) -> tuple[Axes, Any]:
-    """The Axes to draw into, and what the plot function returns: the Axes it was given, or its own figure."""
+    """The Axes to draw into, and the plot function's result: the given Axes, or a new figure."""
     if axes is not None:
         return axes, axes
     figure = new_figure(width, height)
@@ -50,17 +50,17 @@ def single(axes: Axes | None, width: float, height: float) -> tuple[Axes, Any]:
 def panels(
     axes: Sequence[Axes] | np.ndarray | None, count: int, columns: int, width: float, height: float
 ) -> tuple[list[Axes], Any]:
-    """An Axes for each of several panels, and what the plot function returns.
+    """The Axes of several panels, and the plot function's result.
 
     Args:
-        axes: at least `count` Axes in an array or sequence of any depth, or None for a figure.
+        axes: at least `count` Axes in an array or nested sequence; None creates a figure.
         count: number of panels, at least 1.
-        columns: most panels in a row of the figure.
-        width: of a panel, in inches.
-        height: of a panel, in inches.
+        columns: largest number of panels in a row of the figure.
+        width: width of a panel in inches.
+        height: height of a panel in inches.
 
     Returns:
-        `count` Axes, and `axes` as it was given, or the figure.
+        `count` Axes, and the given `axes` or the new figure.
 
     Raises:
         ValueError: if there are too few Axes.
@@ -69,7 +69,7 @@ def panels(
     if axes is not None:
         flat = list(np.ravel(np.asarray(axes, object)))
         if len(flat) < count:
-            raise ValueError(f"axes holds {len(flat)} Axes: expected {count}, one for each panel; None makes a figure.")
+            raise ValueError(f"axes holds {len(flat)} Axes: expected {count}, one per panel; None creates a figure.")
         return flat[:count], axes
     columns = min(columns, count)
     rows = -(-count // columns)
@@ -82,7 +82,7 @@ def panels(
 
 @functools.cache
 def _figure_class() -> type[Figure]:
-    """The figure of matplotlib, with the picture that Jupyter asks a cell's value for."""
+    """The figure of matplotlib with the method by which Jupyter shows the value of a cell."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

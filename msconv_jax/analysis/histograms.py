@@ -1,7 +1,7 @@
-"""Histograms of chosen dilations: which share of each layer's filters has which.
+"""Histograms of dilations: the share of each layer's filters with each pair of dilations.
 
-J. Liu et al.: "Inception Convolution with Efficient Dilation Search", CVPR 2021, whose search
-:func:`msconv_jax.edo.select` is.
+J. Liu et al.: "Inception Convolution with Efficient Dilation Search", CVPR 2021. :func:`msconv_jax.edo.select`
+implements its search.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Patterns = Mapping[str, Sequence[Sequence[int]]]
 
 
 def dilation_shares(patterns: Patterns | Sequence[Patterns], d_max: int) -> dict[str, np.ndarray]:
-    """For each layer the share of its filters with each combination of dilations.
+    """The share of each layer's filters with each combination of dilations.
 
     Args:
-        patterns: for the path of each layer the dilations of each filter, ``(d_h, d_w)``, as
-            :func:`msconv_jax.edo.select` gives them; or several such, of searches with other seeds, whose filters are
-            counted together.
-        d_max: the search's largest dilation.
+        patterns: a dictionary from the path of each layer to the dilations ``(d_h, d_w)`` of each filter, from
+            :func:`msconv_jax.edo.select`; or a sequence of such dictionaries, of searches with several seeds, whose
+            filters are counted together.
+        d_max: the largest dilation of the search.
 
     Returns:
-        For each path an array ``(d_max, d_max)`` whose entry [d_h - 1, d_w - 1] is a share; they add up to 1. Filters
-        with another number of axes than two have one of as many axes.
+        A dictionary from each path to an array ``(d_max, d_max)``; its entry [d_h - 1, d_w - 1] is the share of these
+        dilations, and all entries sum to 1. The array has one axis per spatial axis of the filters.
 
     Raises:
         ValueError: if there is no layer, a layer has no filter or filters of different numbers of axes, or a dilation
@@ -62,25 +62,25 @@ def dilation_shares(patterns: Patterns | Sequence[Patterns], d_max: int) -> dict
             for dilations in filters:
                 of_layer[tuple(d - 1 for d in dilations)] += 1
     if not counts:
-        raise ValueError("patterns is empty: expected the dilations of at least one layer, as edo.select gives them.")
+        raise ValueError("patterns is empty: expected the dilations of at least one layer, from edo.select.")
     return {path: of_layer / of_layer.sum() for path, of_layer in counts.items()}
 
 
 def plot_dilation_shares(
     shares: Mapping[str, np.ndarray], axes: Sequence[Axes] | np.ndarray | None = None, *, title: str | None = None
 ) -> Any:
-    """Draws for each layer the shares of its filters, in per cent, as a table of coloured cells.
+    """Draws the shares of each layer's filters, in per cent, as a table of coloured cells.
 
     Args:
-        shares: what :func:`dilation_shares` gives, of layers with two axes.
-        axes: an Axes for each layer, in an array or sequence; None makes a figure.
-        title: of the whole figure, where it makes one; None says what is drawn.
+        shares: result of :func:`dilation_shares` for layers with two spatial axes.
+        axes: an array or sequence with an Axes per layer; None creates a figure.
+        title: title of a created figure; None gives a default title.
 
     Returns:
         `axes`, or the ``matplotlib.figure.Figure``.
 
     Raises:
-        ValueError: if there is no layer, a layer has not two axes, or there are too few Axes.
+        ValueError: if there is no layer, a layer does not have two axes, or there are too few Axes.
         ImportError: if matplotlib is missing.
 
     Example:
@@ -89,12 +89,12 @@ def plot_dilation_shares(
         ['0', '0', '50', '50']
     """
     if not shares:
-        raise ValueError("shares is empty: expected at least one layer, as dilation_shares gives them.")
+        raise ValueError("shares is empty: expected at least one layer, from dilation_shares.")
     for path, share in shares.items():
         if np.ndim(share) != 2:
-            raise ValueError(f"{path} has shares of {np.ndim(share)} axes: only those of two can be drawn.")
+            raise ValueError(f"{path} has shares of {np.ndim(share)} axes: only layers with two axes can be drawn.")
     places, result = panels(axes, len(shares), 6, 2.1, 2.3)
-    from matplotlib.cm import ScalarMappable  # here, where matplotlib is known to be there
+    from matplotlib.cm import ScalarMappable  # panels() has checked that matplotlib is installed
     from matplotlib.colors import Normalize
 
     largest = max(float(share.max()) for share in shares.values())
@@ -110,7 +110,7 @@ def plot_dilation_shares(
         own.set_title(path, fontsize=9)
     if axes is None:
         width, height = result.get_size_inches()
-        result.set_size_inches(max(width + 1.2, 4.2), height + 1.0)  # room for what follows
+        result.set_size_inches(max(width + 1.2, 4.2), height + 1.0)  # space for labels, colour bar and title
         result.supxlabel("horizontal dilation", fontsize=10)
         result.supylabel("vertical dilation", fontsize=10)
         result.colorbar(ScalarMappable(norm, "viridis"), ax=result.axes, label="share of the filters", shrink=0.8)

@@ -1,4 +1,4 @@
-"""A network as the function of its images that gives one of its maps."""
+"""Calls a network as a pure function from images to one of its feature maps."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-__all__ = ["Network", "check_images", "chosen_unit", "one_map", "taken_apart"]
+__all__ = ["Network", "check_images", "check_unit", "one_map", "split_network"]
 
 Network = nnx.Module | Callable[[jax.Array], Any]
-"""An NNX module with `feature_maps`, or anything that is called with images and gives a map or several."""
+"""An NNX module with `feature_maps`, or a callable from images to a feature map or several."""
 
 
-def taken_apart(model: Network) -> tuple[Any, Any]:
-    """What of a network is static, which JAX may keep compiled programs by, and its values.
+def split_network(model: Network) -> tuple[Any, Any]:
+    """Splits a network into a static part, by which ``jax.jit`` caches programs, and its values.
 
-    Two networks of one build have equal static parts. Of a callable that is no module all is static.
+    Networks built with equal arguments have equal static parts. A callable that is not a module is static as a whole.
     """
     return nnx.split(model) if isinstance(model, nnx.Module) else (model, ())
 
 
-def put_together(static: Any, values: Any) -> Any:
-    """The network again: a copy in evaluation mode, or the callable."""
+def merge_network(static: Any, values: Any) -> Any:
+    """Merges what :func:`split_network` gave into a copy in evaluation mode, or returns the callable."""
     if not isinstance(static, nnx.GraphDef):
         return static
     model = nnx.merge(static, values)
@@ -33,28 +33,28 @@ def put_together(static: Any, values: Any) -> Any:
 
 
 def one_map(static: Any, values: Any, images: jax.Array, index: int) -> jax.Array:
-    """One of the maps that a network gives for images.
+    """One of the feature maps of a network for images.
 
     Args:
-        static: see :func:`taken_apart`.
-        values: likewise.
+        static: see :func:`split_network`.
+        values: see :func:`split_network`.
         images: (N, H, W, C).
-        index: which map, where there are several.
+        index: number of the map among several.
 
     Returns:
         The map (N, H', W', C').
 
     Raises:
-        ValueError: if there is no such map, or it is no map.
+        ValueError: if there is no such map, or the result is not a map.
     """
-    model = put_together(static, values)
+    model = merge_network(static, values)
     maps = model.feature_maps(images) if hasattr(model, "feature_maps") else model(images)
     if isinstance(maps, tuple | list):
         if not -len(maps) <= index < len(maps):
             raise ValueError(f"index={index}: there are {len(maps)} maps; take {-len(maps)} to {len(maps) - 1}.")
         maps = maps[index]
     elif index not in (0, -1):
-        raise ValueError(f"index={index}: the network gives a single map; leave it out.")
+        raise ValueError(f"index={index}: the network gives a single map; omit index.")
     shape = getattr(maps, "shape", None)
     if shape is None or len(shape) != 4 or shape[0] != images.shape[0] or 0 in shape:
         found = type(maps).__name__ if shape is None else f"an array of shape {tuple(shape)}"
@@ -66,10 +66,10 @@ def one_map(static: Any, values: Any, images: jax.Array, index: int) -> jax.Arra
 
 
 def check_images(images: Any) -> jax.Array:
-    """Images as an array of floats.
+    """Converts images to an array of floats.
 
     Raises:
-        ValueError: if they are not (N, H, W, C).
+        ValueError: if the shape is not (N, H, W, C).
     """
     array = jnp.asarray(images)
     if array.ndim != 4 or 0 in array.shape:
@@ -77,11 +77,11 @@ def check_images(images: Any) -> jax.Array:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
 
 
-def chosen_unit(unit: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:
-    """A unit of a map, by its row and column; None is the middle one, of an even number the later.
+def check_unit(unit: tuple[int, int] | None, size: tuple[int, int]) -> tuple[int, int]:
+    """Checks the row and column of a unit of a map; None gives the middle unit, the later one of an even number.
 
     Raises:
-        ValueError: if it is not in the map.
+        ValueError: if the unit is not in the map.
     """
     if unit is None:
         return size[0] // 2, size[1] // 2

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from msconv_jax.analysis.dependence import input_boxes
 from msconv_jax.analysis.figures import single
-from msconv_jax.analysis.maps import Network, check_images, chosen_unit, one_map, taken_apart
+from msconv_jax.analysis.maps import Network, check_images, check_unit, one_map, split_network
 from msconv_jax.arguments import check_positive
 from msconv_jax.convolution import planning_for
 
@@ -104,12 +104,12 @@ def theoretical_receptive_field(
         raise ValueError(f"input_size={input_size}: expected height, width and channels, such as (224, 224, 3).")
     for number in input_size:
         check_positive("input_size", number, "give height, width and channels, such as (224, 224, 3)")
-    static, values = taken_apart(model)
+    static, values = split_network(model)
     image = jax.ShapeDtypeStruct((1, *input_size), jnp.float32)
     with planning_for("onnx"):  # of the ways to compute the same, the one whose convolutions are the lattices' own
         traced = jax.make_jaxpr(lambda values, image: one_map(static, values, image, index))(values, image)
     _, height, width, channels = traced.out_avals[0].shape
-    row, column = chosen_unit(unit, (height, width))
+    row, column = check_unit(unit, (height, width))
     box = input_boxes(traced.jaxpr, [((0, 0), (row, row), (column, column), (0, channels - 1))])[-1]
     if box is None:
         raise ValueError(f"the unit {(row, column)} of the map does not depend on the image.")
@@ -167,9 +167,9 @@ def effective_receptive_field(
         if value not in known:
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(known)}.")
     array = check_images(images)
-    static, values = taken_apart(model)
+    static, values = split_network(model)
     shape = jax.eval_shape(partial(one_map, static, index=index), values, array).shape
-    place = chosen_unit(unit, shape[1:3])
+    place = check_unit(unit, shape[1:3])
     if channels == "ones":
         signal = jnp.ones((shape[0], shape[-1]), jnp.float32)
     else:
@@ -222,7 +222,7 @@ def receptive_field_size(field: np.ndarray, share: float = 0.95, centre: tuple[i
     values = _checked_field(field)
     if not 0 < share <= 1:
         raise ValueError(f"share={share!r}: expected a number above 0 and at most 1, such as 0.95.")
-    row, column = (round(place) for place in _centre(values)) if centre is None else chosen_unit(centre, values.shape)
+    row, column = (round(place) for place in _centre(values)) if centre is None else check_unit(centre, values.shape)
     rows, columns = np.indices(values.shape)
     distance = np.maximum(abs(rows - row), abs(columns - column))
     inside = np.cumsum(np.bincount(distance.ravel(), values.ravel()))

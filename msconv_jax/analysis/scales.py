@@ -1,7 +1,7 @@
-"""Scale allocation: how much of a layer's weight lies on which scale, layer by layer.
+"""Scale allocation: the share of each scale in the weights of each layer.
 
-D. Li, A. Yao, Q. Chen: "PSConv", ECCV 2020, Appendix D and Fig. 6. The paper takes, for each dilation of a layer, the
-mean of the absolute weights of each spatial kernel and of these the largest, and divides by their sum over dilations.
+D. Li, A. Yao, Q. Chen: "PSConv", ECCV 2020, Appendix D and Fig. 6. The paper computes the mean absolute weight of each
+spatial kernel, takes the maximum over the kernels of each dilation, and divides by the sum over the dilations.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Allocation = dict[str, dict[tuple[int, ...], float]]
 def scale_allocation(model: nnx.Module, *, by: By = "dilation", statistic: Statistic = "max") -> Allocation:
     """The proportion of each scale in the weights of each layer that has a kernel lattice.
 
-    With m(c, k) the mean of the absolute weights of the kernel from input k to output c, a scale has the statistic of
-    m over its kernels, divided by the sum of that over the layer's scales.
+    Let m(c, k) be the mean absolute weight of the kernel from input k to output c. The value of a scale is the
+    statistic of m over the kernels of this scale, divided by the sum of the statistics of all scales of the layer.
 
     Args:
-        model: any NNX model with operators of this library; itself an operator, its path is "". The extra kernels of
-            ``PSConv(official_compat=True)``, which the paper does not have, are left out.
-        by: what a scale is: "dilation", the paper's; or "extent", the pixels that a kernel spans along each axis, which
-            tells the kernel sizes of PyConv and HetConv apart as well.
-        statistic: "max", the paper's; "mean" of the kernels, which does not grow with their number; or "sum", each
-            scale's share of all the mean absolute weights.
+        model: any NNX model with operators of this library; an operator itself has the path "". The extra kernels of
+            ``PSConv(official_compat=True)``, which the paper does not have, are ignored.
+        by: definition of a scale: "dilation" as in the paper, or "extent", the pixels that a kernel spans along each
+            axis, which also separates the kernel sizes of PyConv and HetConv.
+        statistic: "max" as in the paper; "mean", which does not grow with the number of kernels; or "sum", which gives
+            each scale's share of all mean absolute weights.
 
     Returns:
-        For the path of each such layer its scales, ascending, and their proportions, which add up to 1. A scale is a
-        tuple with an int for each spatial axis, such as (1, 1), (2, 2) and (4, 4).
+        A dictionary from the path of each layer to its scales, ascending, and their proportions, which sum to 1. A
+        scale is a tuple with an int for each spatial axis, such as (1, 1), (2, 2) and (4, 4).
 
     Raises:
         ValueError: for an unknown argument, a model without such a layer, or weights that are all zero or not finite.
@@ -75,7 +75,7 @@ def scale_allocation(model: nnx.Module, *, by: By = "dilation", statistic: Stati
 
 
 def _natural(path: str) -> list[tuple[bool, int, str]]:
-    """The key of an order in which 10 stands behind 9."""
+    """A key that sorts numbers in a path by value, so that 10 follows 9."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.split(".")]
 
 
@@ -101,7 +101,7 @@ def _shares(path: str, layer: Any, by: By, statistic: Statistic) -> dict[tuple[i
     amounts = {scale: float(getattr(np, statistic)(values)) for scale, values in kernels.items()}
     total = math.fsum(amounts.values())
     if total == 0:
-        raise ValueError(f"{path} has only zero weights, of which no proportion can be taken.")
+        raise ValueError(f"{path} has only zero weights, so its proportions are undefined.")
     return {scale: amount / total for scale, amount in amounts.items()}
 
 
@@ -112,13 +112,13 @@ def plot_scale_allocation(
     label: str = "dilation",
     title: str = "",
 ) -> Any:
-    """Draws a bar for each layer, divided among its scales.
+    """Draws a stacked bar for each layer, with one part for each scale.
 
     Args:
-        allocation: what :func:`scale_allocation` gives, or some of its layers.
-        axes: where to draw; None makes a figure.
-        label: what the scales are, as the legend's title.
-        title: of the picture.
+        allocation: result of :func:`scale_allocation`, or some of its layers.
+        axes: the Axes to draw into; None creates a figure.
+        label: title of the legend, such as the definition of a scale.
+        title: title of the plot.
 
     Returns:
         `axes`, or the ``matplotlib.figure.Figure``.
@@ -134,10 +134,10 @@ def plot_scale_allocation(
         >>> figure.savefig("allocation.png")  # doctest: +SKIP
     """
     if not allocation:
-        raise ValueError("allocation is empty: expected at least one layer, as scale_allocation gives them.")
+        raise ValueError("allocation is empty: expected at least one layer, from scale_allocation.")
     own, result = single(axes, max(4.0, 2.2 + 0.3 * len(allocation)), 4.0)
     scales = sorted({scale for shares in allocation.values() for scale in shares}, key=lambda s: (math.prod(s), s))
-    from matplotlib import colormaps  # here, where matplotlib is known to be there
+    from matplotlib import colormaps  # single() has checked that matplotlib is installed
 
     places = np.arange(len(allocation))
     bottom = np.zeros(len(allocation))

@@ -1,11 +1,11 @@
-"""Efficient dilation optimisation (EDO): finds the dilations of an inception convolution's filters.
+"""Efficient dilation optimisation (EDO): searches the dilations of an inception convolution's filters.
 
-J. Liu et al.: "Inception Convolution with Efficient Dilation Search", CVPR 2021, Sec. 3.2. Its authors published
-networks with dilations they had found, but not the search. Its three steps, for any Flax NNX model:
+J. Liu et al.: "Inception Convolution with Efficient Dilation Search", CVPR 2021, Sec. 3.2. The authors published
+networks with the dilations found, but not the search. It has three steps, for any Flax NNX model:
 
-1. :func:`supernet` gives the searched convolutions kernels that hold every dilation; train it as the network itself.
-2. :func:`select` picks for each filter the dilation that keeps most of what its large kernel computes.
-3. :func:`rewrite` makes the network of inception convolutions, to be trained anew.
+1. :func:`supernet` gives the searched convolutions kernels that contain every dilation. Train it like the network.
+2. :func:`select` selects for each filter the dilations that change the output of its large kernel least.
+3. :func:`rewrite` builds the network of inception convolutions, which is then trained from scratch.
 
 Example:
     >>> from flax import nnx

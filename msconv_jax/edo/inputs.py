@@ -1,4 +1,4 @@
-"""What the searched convolutions of a supernet see: the shapes, or the means over data, of their inputs."""
+"""Records the inputs of a supernet's searched convolutions: their shapes, or their means over data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["expected_inputs", "input_shapes"]
 
 
 def _means(model: Any, images: jax.Array) -> dict[str, jax.Array]:
-    """The mean input of each searched convolution over a batch; the model is a copy, and is put in evaluation mode."""
+    """The mean input of each searched convolution over a batch. Sets the model to evaluation mode."""
     convs = supernet_convs(model)
     model.eval()
     with recorded_calls(model, lambda module: isinstance(module, SupernetConv)) as calls:
@@ -29,8 +29,8 @@ def _means(model: Any, images: jax.Array) -> dict[str, jax.Array]:
         shapes = sorted({mean.shape for mean in seen})
         if len(shapes) != 1:
             raise ValueError(
-                f"{path} is called with inputs of {len(shapes)} sizes {shapes}: with one expected input it must see "
-                "one; take objective='sum' or 'abs', which need none."
+                f"{path} is called with inputs of {len(shapes)} sizes {shapes}: an expected input needs a single size; "
+                "use objective='sum' or 'abs', which need no expected input."
             )
         means[path] = jnp.stack(seen).mean(axis=0)
     return means
@@ -43,19 +43,19 @@ def _mean(inputs: ArrayLike, ndim: int) -> jax.Array:
 
 
 def expected_inputs(supernet: nnx.Module, batches: Iterable[ArrayLike]) -> dict[str, np.ndarray]:
-    """The expected input E[X] of each searched convolution, measured: the mean over images, in evaluation mode.
+    """Measures the expected input E[X] of each searched convolution: the mean over images, in evaluation mode.
 
     Args:
-        supernet: a trained supernet, called with one array; it is left as it is.
-        batches: arrays ``(batch, *spatial, channels)`` as the supernet takes them, all of one image shape.
+        supernet: a trained supernet, called with one array; it stays unchanged.
+        batches: input arrays ``(batch, *spatial, channels)`` of the supernet, all of one image shape.
 
     Returns:
-        For the path of each searched convolution float32 ``(*spatial, in_features)``.
+        A dictionary from the path of each searched convolution to a float32 array ``(*spatial, in_features)``.
 
     Raises:
-        ValueError: without batches, or if a convolution sees inputs of several sizes.
+        ValueError: if there are no batches, or a convolution has inputs of several sizes.
 
-    Source: Eq. (3) of the paper, before it takes E[X] to be the same everywhere.
+    Source: Eq. (3) of the paper, before the assumption that E[X] is constant.
 
     Example:
         >>> from msconv_jax import edo
@@ -83,7 +83,7 @@ def expected_inputs(supernet: nnx.Module, batches: Iterable[ArrayLike]) -> dict[
 
 
 def input_shapes(supernet: nnx.Module, input_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """The shape ``(*spatial, in_features)`` of what each searched convolution sees of one image of a shape.
+    """The input shape ``(*spatial, in_features)`` of each searched convolution for an image of a given shape.
 
     Example:
         >>> from msconv_jax import edo

@@ -1,4 +1,4 @@
-"""What a filter of the supernet loses by each choice of dilations: the search's objective, for one convolution.
+"""The objective of the search: the error of each filter of a supernet's convolution for each choice of dilations.
 
 The filter of dilation d samples ``(2 k + 1)^2`` of the ``(2 k d_max + 1)^2`` taps of the supernet's. The dilation of
 each filter minimises the expected change of the output when the other taps are left out (Eqs. 2 to 4). With a constant
@@ -13,10 +13,10 @@ weights of a filter may cancel.
 * "same": the same with the layer's zero padding, summed over all positions; it depends on the size of the map.
 * "abs": the sum of the unsampled weights' absolute values, an upper bound, the other reading.
 
-No code of the authors decides. The default is what Eq. (4) says: its convolution stands inside the norm. Besides,
-trained large kernels are strongest in their centres, so that "abs" nearly always finds the dilations (1, 1), where half
-of the filters of the published networks have others. Its price: a filter whose weights sum to zero on every grid, such
-as a difference of two neighbours, is equal for all dilations under "sum", and gets the smallest.
+The authors published no code that decides between them. The default follows Eq. (4), whose convolution is inside the
+norm. Besides, trained large kernels are largest in their centres, so "abs" nearly always finds the dilations (1, 1),
+while half of the filters of the published networks have others. The drawback of "sum": a filter whose weights sum to
+zero on every grid, such as a difference of two neighbours, has equal errors for all dilations, and gets the smallest.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def dilation_errors(
     padding: Padding = "SAME",
     kernel_dilation: int | Sequence[int] | None = 1,
 ) -> np.ndarray:
-    """What each filter of a supernet loses by each choice of dilations.
+    """The error of each filter of a supernet for each choice of dilations.
 
     Args:
         kernel: a supernet's kernel, ``(*large sizes, inputs of a group, out_features)``, each large size being
@@ -92,7 +92,7 @@ def dilation_errors(
 
 
 def residual_masks(large: Sequence[int], kernel_size: Sequence[int]) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """For each choice of dilations, the smallest first, the taps of the large kernel that it leaves out.
+    """The unsampled taps of the large kernel for each choice of dilations, the smallest first.
 
     Args:
         large: taps of the large kernel along each axis.
@@ -112,7 +112,7 @@ def residual_masks(large: Sequence[int], kernel_size: Sequence[int]) -> Iterator
 
 
 def sampled_taps(large: Sequence[int], kernel_size: Sequence[int], dilations: Sequence[int]) -> list[np.ndarray]:
-    """Along each axis of a large kernel the places of the taps that a dilation samples, around the centre.
+    """The indices of the taps that a dilation samples around the centre of a large kernel, along each axis.
 
     Example:
         >>> [taps.tolist() for taps in sampled_taps((9, 9), (3, 3), (1, 4))]
@@ -161,9 +161,9 @@ def _sum_of_absolutes(weights: np.ndarray) -> np.ndarray:
     return total
 
 
-def _interior(rest: np.ndarray) -> np.ndarray:
+def _interior(unsampled: np.ndarray) -> np.ndarray:
     """The output where a map of ones has no border, for weights ``(*taps, out_features)``."""
-    return np.abs(rest.sum(axis=tuple(range(rest.ndim - 1))))
+    return np.abs(unsampled.sum(axis=tuple(range(unsampled.ndim - 1))))
 
 
 def _with_borders(
@@ -199,9 +199,9 @@ def _with_borders(
         inside.append(ranges.astype(np.float64))
         counts.append(number)
 
-    def norm(rest: np.ndarray) -> np.ndarray:
-        outputs = rest
-        for ranges in inside:  # each product takes the first axis of taps and puts that of ranges before the filters
+    def norm(unsampled: np.ndarray) -> np.ndarray:
+        outputs = unsampled
+        for ranges in inside:  # contracts the first axis of taps; the new axis precedes the filters
             outputs = np.moveaxis(np.tensordot(ranges, outputs, axes=(1, 0)), 0, -2)
         total = np.abs(outputs)
         for number in counts:

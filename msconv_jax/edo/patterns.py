@@ -1,8 +1,9 @@
-"""Patterns, the dilations of a network's filters, as plain data, and the form in which they were published.
+# pyright: strict
+"""Patterns: the dilations of a network's filters as plain data, and their published form.
 
-A pattern has for each filter of a convolution its dilations, ``[d_h, d_w]``; the patterns of a network are a
-dictionary of them by the convolutions' paths. The published files are a list, one entry to a convolution in the order
-of construction, of ``{"(p, q)": count}``: how many filters have the dilations ``(p + 1, q + 1)``.
+A pattern lists the dilations ``[d_h, d_w]`` of each filter of a convolution. The patterns of a network are a dictionary
+from the paths of its convolutions to patterns. A published file is a list with one dictionary per convolution, in the
+order of construction: ``{"(p, q)": count}`` means that ``count`` filters have the dilations ``(p + 1, q + 1)``.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ Patterns = dict[str, list[list[int]]]
 
 
 def published_patterns(patterns: Mapping[str, Sequence[Sequence[int]]], d_max: int) -> list[dict[str, int]]:
-    """Patterns in the published form, which keeps how many filters have a pair of dilations, but not which.
+    """Converts patterns to the published form, which counts the filters with each pair of dilations.
 
     Args:
-        patterns: for each convolution a pair of dilations for each filter, in the order of construction.
-        d_max: the search's largest dilation: every pair up to it gets a key, zero counts too.
+        patterns: the dilations of each filter, by the convolution's path, in the order of construction.
+        d_max: the largest dilation of the search. Every pair up to it gets a key, also with count zero.
 
     Returns:
-        One dictionary to a convolution, ready for ``json.dump``.
+        One dictionary per convolution, ready for ``json.dump``.
 
     Raises:
         ValueError: if a dilation is larger than `d_max`.
@@ -38,7 +39,7 @@ def published_patterns(patterns: Mapping[str, Sequence[Sequence[int]]], d_max: i
         >>> published_patterns({"conv": [[1, 2], [2, 2], [1, 2]]}, 2)
         [{'(0, 0)': 0, '(0, 1)': 2, '(1, 0)': 0, '(1, 1)': 1}]
     """
-    entries = []
+    entries: list[dict[str, int]] = []
     for path, pattern in patterns.items():
         counts = Counter(tuple(dilations) for dilations in pattern)
         axes = len(next(iter(counts), (1, 1)))
@@ -51,14 +52,14 @@ def published_patterns(patterns: Mapping[str, Sequence[Sequence[int]]], d_max: i
 
 
 def rearranged(pattern: Sequence[Sequence[int]], feature_group_count: int = 1) -> list[int]:
-    """The filters' numbers in an order in which those of equal dilations stand together, within each group.
+    """The order of filters in which filters with equal dilations are adjacent, within each group.
 
     Args:
         pattern: the dilations of each filter.
         feature_group_count: number of groups of the convolution.
 
     Returns:
-        The old numbers in the new order: ascending dilations, equal ones as they were.
+        The old numbers in the new order: sorted by dilations; filters with equal dilations keep their order.
 
     Source: Sec. 3.2 of the paper, Fig. 2.
 
@@ -76,16 +77,17 @@ def rearranged(pattern: Sequence[Sequence[int]], feature_group_count: int = 1) -
 def by_path(
     patterns: Mapping[str, Pattern] | Sequence[Pattern], filters: Mapping[str, tuple[int, int]]
 ) -> dict[str, tuple[tuple[int, ...], ...]]:
-    """Patterns in any form as one tuple of dilations for each filter, by path.
+    """Converts patterns in any form to tuples of the dilations of each filter, by path.
 
     Args:
-        patterns: by path, or a published list; each in any form that :class:`msconv_jax.ICConv` takes.
-        filters: for the path of each convolution that may have one, in the order of construction, its number of
-            filters and of spatial axes.
+        patterns: a dictionary by path, or a published list; each pattern in any form that :class:`msconv_jax.ICConv`
+            takes.
+        filters: number of filters and number of spatial axes of each convolution, by path, in the order of
+            construction.
 
     Raises:
-        ValueError: for a path that is not there, another number of convolutions than a list has entries, or a
-            pattern that does not fit its convolution.
+        ValueError: for an unknown path, a list whose length is not the number of convolutions, or a pattern that does
+            not fit its convolution.
 
     Example:
         >>> by_path([{"(0, 0)": 1, "(1, 0)": 1}], {"conv": (2, 2)})
@@ -101,7 +103,7 @@ def by_path(
     unknown = [path for path in patterns if path not in filters]
     if unknown:
         raise ValueError(f"a pattern for {unknown[0]!r}, but the convolutions are {_ends(list(filters))}.")
-    result = {}
+    result: dict[str, tuple[tuple[int, ...], ...]] = {}
     for path, pattern in patterns.items():
         try:
             result[path] = dilations_of_filters(pattern, *filters[path])

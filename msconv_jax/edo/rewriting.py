@@ -1,4 +1,4 @@
-"""The network of inception convolutions that a search has found."""
+"""Builds the network of inception convolutions from the dilations of a search."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def rewrite(
     rearrange: bool | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> Model:
-    """A copy of a model with inception convolutions of the dilations that a search has found.
+    """Copies a model and replaces its convolutions by inception convolutions with the dilations of a search.
 
-    Filters are rearranged so that those of equal dilations stand together, within each group of channels. Which filter
-    has which dilations is then another than the search found; that does no harm to a network that is trained anew, as
-    the paper does. Filters that come from the supernet (`init_from`) keep their places instead, because the layers
-    that follow know them by these; the operator computes them together all the same.
+    Filters are rearranged so that filters with equal dilations are adjacent, within each group of channels. The
+    dilations then move to other filters than in the search, which is harmless if the network is trained from scratch,
+    as in the paper. Filters initialised from the supernet (`init_from`) keep their order, because the following layers
+    depend on it; the operator still computes equal dilations together.
 
     Args:
-        model: the network that was searched, with plain convolutions, or its supernet; it is left as it is.
-        patterns: what :func:`msconv_jax.edo.select` gives; or a published list, one entry to a convolution in the
+        model: the network that was searched, with plain convolutions, or its supernet; it stays unchanged.
+        patterns: result of :func:`msconv_jax.edo.select`, or a published list with one entry per convolution in the
             order of construction. Each pattern may have any form that :class:`msconv_jax.ICConv` takes.
-        where: which convolutions the entries of a list belong to; None takes the supernet's, in a plain network those
-            with 3 taps along each axis. A dictionary says it itself.
+        where: selects the convolutions of a published list. None selects those of the supernet, or in a plain network
+            those with 3 taps along each axis. Ignored for a dictionary, whose paths select them.
         init_from: a supernet, which may be `model` itself, whose kernels are sampled at the chosen dilations for the
-            initial values (an extension; the paper begins anew). None keeps a plain model's kernels and biases, whose
-            shapes fit; those of a supernet are initialised.
-        rearrange: see above; None rearranges unless filters come from `init_from`.
-        rngs: for initial values; None takes ``nnx.Rngs(0)``.
+            initial values (an extension; the paper trains from scratch). None keeps the kernels and biases of a plain
+            model, whose shapes fit, and initialises those of a supernet.
+        rearrange: see above; None rearranges unless `init_from` is given.
+        rngs: for initial values; None uses ``nnx.Rngs(0)``.
 
     Returns:
         The copy.
@@ -92,7 +92,7 @@ def rewrite(
 
 
 def sampled_kernel(kernel: jax.Array, kernel_size: Sequence[int], dilations: Dilations) -> jax.Array:
-    """The taps of a supernet's kernel that each filter's dilations sample.
+    """Samples a supernet's kernel at the dilations of each filter.
 
     Args:
         kernel: ``(*large sizes, inputs of a group, out_features)``.

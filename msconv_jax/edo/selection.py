@@ -1,4 +1,4 @@
-"""The selection of dilations from a trained supernet."""
+"""Selects dilations from a trained supernet."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def select(
     input_shape: Sequence[int] | None = None,
     expected: Mapping[str, ArrayLike] | None = None,
 ) -> Patterns:
-    """The dilations of each filter of a trained supernet, by the paper's statistical optimisation.
+    """Selects the dilations of each filter of a trained supernet by the paper's statistical optimisation.
 
     Args:
         supernet: a trained supernet.
         objective: "sum", "same" or "abs": see :mod:`msconv_jax.edo.objective`.
-        per: "filter", or "layer" for one choice for all filters of a convolution, that of the smallest total error
+        per: "filter", or "layer" for the same dilations in all filters of a convolution, with the smallest total error
             (the paper's ablation "sl", Table 9).
         axes: "both", or "tied" for equal dilations along all axes (the ablation "1d").
         input_shape: for "same", ``(*spatial, channels)`` of the network's images.
-        expected: for each convolution its expected input, as :func:`msconv_jax.edo.expected_inputs` measures it. The
-            objective is then the norm of Eq. (3), before the paper takes the expectation to be constant, over all
-            positions; `objective` must be "same", whose map of ones it stands for.
+        expected: the expected input of each convolution, from :func:`msconv_jax.edo.expected_inputs`. The objective is
+            then the norm of Eq. (3) over all positions, without the assumption of a constant expectation. `objective`
+            must be "same"; the expected inputs replace its map of ones.
 
     Returns:
-        For the path of each searched convolution a list with the dilations of each filter, ``[d_h, d_w]``, in units of
-        its `kernel_dilation`; of equally good ones the smallest, the first axis first. Plain data, ready for
-        ``json.dump`` and :func:`msconv_jax.edo.rewrite`.
+        A dictionary from the path of each searched convolution to the dilations ``[d_h, d_w]`` of each filter, in units
+        of its `kernel_dilation`. Among equal errors the smallest dilations are selected, the first axis first. Plain
+        data, ready for ``json.dump`` and :func:`msconv_jax.edo.rewrite`.
 
     Raises:
-        ValueError: for unknown arguments, ones that are missing for the objective, or weights that are not finite.
+        ValueError: for unknown arguments, missing arguments of the objective, or weights that are not finite.
 
     Source: Sec. 3.2 of the paper, Eqs. (2) to (4), and Table 9.
 
@@ -90,7 +90,7 @@ def errors(
     input_shape: Sequence[int] | None = None,
     expected: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What each filter of a supernet would lose by each choice of dilations; :func:`select` takes the smallest.
+    """The error of each filter of a supernet for each choice of dilations; :func:`select` takes the smallest.
 
     Args:
         supernet: a trained supernet.
@@ -99,8 +99,8 @@ def errors(
         expected: see :func:`select`.
 
     Returns:
-        For the path of each searched convolution a float array ``(out_features, d_max, ..., d_max)``, from dilation 1
-        on. Constant factors of a convolution are left out.
+        A dictionary from the path of each searched convolution to a float array ``(out_features, d_max, ..., d_max)``;
+        index 0 is dilation 1. Constant factors of a convolution are omitted.
 
     Raises:
         ValueError: see :func:`select`.
@@ -117,7 +117,7 @@ def errors(
     if expected is not None:
         if objective != "same":
             raise ValueError(
-                f"objective={objective!r} with expected inputs: they take the place of the ones of 'same'."
+                f"objective={objective!r} with expected inputs: use 'same', whose map of ones they replace."
             )
         missing = [path for path in convs if path not in expected]
         if missing:
@@ -147,7 +147,7 @@ def _kernel(conv: SupernetConv) -> jax.Array:
 
 
 def _measured_errors(conv: SupernetConv, path: str, expected: jax.Array) -> np.ndarray:
-    """The norm of Eq. (3): of the convolution of an expected input with the taps that each dilation leaves out."""
+    """The norm of Eq. (3): of an expected input convolved with the taps that each dilation leaves unsampled."""
     kernel, large = _kernel(conv), conv.kernel_size
     ndim = len(large)
     if expected.ndim != ndim + 1 or expected.shape[-1] != conv.in_features:

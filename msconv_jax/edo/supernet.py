@@ -1,4 +1,4 @@
-"""The supernet of the search: one large kernel in the place of a kernel of each dilation."""
+"""The supernet of the search: large kernels that contain a kernel of each dilation."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["SEARCHED", "SupernetConv", "supernet", "supernet_convs"]
 Model = TypeVar("Model", bound=nnx.Module)
 
 SEARCHED = Where(kernel_size=3)
-"""The convolutions that the paper searches: all of 3x3 taps. A larger stem and 1x1 convolutions are left alone."""
+"""The convolutions that the paper searches: those with 3x3 taps, not a larger stem or 1x1 convolutions."""
 
 
 class SupernetConv(GroupedConv):
-    """A convolution whose kernel holds the taps of every dilation up to `d_max` of a smaller kernel.
+    """A convolution whose kernel contains the taps of a smaller kernel at every dilation up to `d_max`.
 
-    The kernel of k taps becomes one of ``(k - 1) * d_max + 1``, not dilated, padded so that outputs keep their
-    number and their centres. It is trained like any other; :func:`msconv_jax.edo.select` reads it.
+    A kernel of k taps becomes an undilated one of ``(k - 1) * d_max + 1`` taps. The padding keeps the number and the
+    centres of the outputs. It is trained like any other convolution; :func:`msconv_jax.edo.select` reads it.
 
     Args:
         in_features: number of input channels.
         out_features: number of output channels.
-        kernel_size: taps of the kernel that is searched for, odd, one int for each axis.
+        kernel_size: taps of the searched kernel, odd, one int for each axis.
         strides: pixels between outputs, one int or one per axis.
         d_max: the largest dilation; the paper takes 4 (kernels of 9 for 3 taps), for human pose 6 (13).
         rngs: for the initial values.
-        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `padding` speaks of `kernel_size`. A
-            `kernel_dilation` spreads the large kernel, and is the unit of the dilations found.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `padding` refers to `kernel_size`. A
+            `kernel_dilation` dilates the large kernel, and is the unit of the dilations found.
 
     Attributes:
         base_kernel_size: the argument `kernel_size`.
@@ -134,19 +134,19 @@ def supernet(
     kernel_init: Initializer | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> Model:
-    """The supernet of a model: a copy whose searched convolutions have kernels for every dilation up to `d_max`.
+    """Builds the supernet of a model: a copy whose searched convolutions are :class:`SupernetConv`.
 
     Args:
-        model: any NNX model with plain, grouped or depthwise convolutions; it is left as it is.
+        model: any NNX model with plain, grouped or depthwise convolutions; it stays unchanged.
         d_max: the largest dilation.
-        where: the searched convolutions, as for :func:`msconv_jax.surgery.replace_convs`; None takes all kernels of
-            3 taps along each axis, and so leaves 1x1 convolutions and a 7x7 stem as they are.
-        kernel_init: initialiser of the large kernels; None takes ``nnx.Conv``'s.
-        rngs: for initial values; None takes ``nnx.Rngs(0)``.
+        where: the searched convolutions, as for :func:`msconv_jax.surgery.replace_convs`; None selects all kernels
+            of 3 taps along each axis, so not 1x1 convolutions or a 7x7 stem.
+        kernel_init: initialiser of the large kernels; None uses ``nnx.Conv``'s.
+        rngs: for initial values; None uses ``nnx.Rngs(0)``.
 
     Returns:
-        The copy. Its large kernels are new; all other parameters, biases included, are the model's, and of `d_max` 1
-        the kernels too.
+        The copy. Its large kernels are initialised; all other parameters, including biases, are those of the model. For
+        `d_max` 1 it also keeps the kernels.
 
     Raises:
         ValueError: if nothing is selected, or a selected convolution cannot be enlarged (circular padding, masks, even

@@ -1,4 +1,4 @@
-"""Networks as files that run without this library: StableHLO for JAX, ONNX for other run-times."""
+"""Exports networks to files that run without this library: StableHLO for JAX, ONNX for other run-times."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ def export_stablehlo(
     dtype: DTypeLike = jnp.float32,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> Any:
-    """Exports a module's evaluation mode, weights included, as StableHLO.
+    """Exports a module in evaluation mode, with its weights, as StableHLO.
 
-    The file needs JAX alone, and no code of this library or of the model::
+    The file needs only JAX, no code of this library or of the model::
 
         exported = jax.export.deserialize(open("model.stablehlo", "rb").read())
         logits = exported.call(images)
 
     Args:
-        model: the network, or any module that is called with one array; it is left as it is.
-        file: where to write; None writes nothing. A file that is there is replaced when the new one is whole.
+        model: the network, or any module that is called with one array; it stays unchanged.
+        file: path to write to; None writes nothing. An existing file is replaced once the new one is complete.
         input_size: height, width and channels of an image.
-        batch_size: number of images; None leaves it open.
-        dtype: of the images.
-        platforms: where the program is to run. Convolutions are computed as is fastest on the first of them, and
-            rightly on all.
+        batch_size: number of images; None allows any number.
+        dtype: type of the images.
+        platforms: platforms on which the program will run. Its convolutions are correct on all of them and planned for
+            the speed of the first.
 
     Returns:
         The `jax.export.Exported`.
 
     Raises:
-        ValueError: if an argument is out of its range, or the model has no values (was built by `nnx.eval_shape`).
-        ImportError: if there is a file to write and the package flatbuffers, in which JAX writes, is missing.
+        ValueError: if an argument is out of range, or the model is abstract (built by `nnx.eval_shape`).
+        ImportError: if `file` is given and the package flatbuffers, which JAX writes with, is missing.
 
     Example:
         >>> from msconv_jax.models import create_model
@@ -68,9 +68,9 @@ def export_stablehlo(
     if isinstance(platforms, str) or not platforms or wrong:
         raise ValueError(f"platforms={platforms!r}: must be some of {', '.join(PLATFORMS)}")
     batch = jax.export.symbolic_shape("batch")[0] if batch_size is None else batch_size
-    images = jax.ShapeDtypeStruct((batch, *_checked(input_size, batch_size)), dtype)
+    images = jax.ShapeDtypeStruct((batch, *_check_sizes(input_size, batch_size)), dtype)
     with planning_for(platforms[0]):
-        exported = jax.export.export(jax.jit(_evaluated(model)), platforms=tuple(platforms))(images)
+        exported = jax.export.export(jax.jit(_evaluation_call(model)), platforms=tuple(platforms))(images)
     if file is not None:
         with atomic_write(file) as path:
             path.write_bytes(exported.serialize())
@@ -85,20 +85,20 @@ def export_onnx(
     input_size: Sequence[int],
     batch_size: int | None = None,
 ) -> None:
-    """Exports a module's evaluation mode, weights included, as ONNX (operators of version 19).
+    """Exports a module in evaluation mode, with its weights, as ONNX (operators of version 19).
 
-    The network in the file takes float32 images (N, H, W, C), as here, under the name "images", and gives "output", or
-    "output_0", "output_1" and so on. Convolutions with all their forms, normalisation, pooling, resizing and dense
-    layers can be written, but no loops, as pixel-adaptive convolution has.
+    The network in the file takes float32 images (N, H, W, C) named "images", and gives "output", or "output_0",
+    "output_1" and so on. All forms of convolution, normalisation, pooling, resizing and dense layers are supported.
+    Loops, as in pixel-adaptive convolution, are not.
 
     Args:
-        model: the network, or any module that is called with one array; it is left as it is.
-        file: where to write. A file that is there is replaced when the new one is whole.
+        model: the network, or any module that is called with one array; it stays unchanged.
+        file: path to write to. An existing file is replaced once the new one is complete.
         input_size: height, width and channels of an image.
-        batch_size: number of images; None leaves it open.
+        batch_size: number of images; None allows any number.
 
     Raises:
-        ValueError: if an argument is out of its range, the model has no values, or uses what cannot be written.
+        ValueError: if an argument is out of range, the model is abstract, or it uses an unsupported operation.
         ImportError: if the package onnx is missing: ``pip install 'msconv_jax[onnx]'``.
 
     Example:
@@ -106,7 +106,7 @@ def export_onnx(
         Traceback (most recent call last):
         ValueError: input_size=(32, 32): must be height, width and channels, each at least 1, as (224, 224, 3)
     """
-    size, function = _checked(input_size, batch_size), _evaluated(model)
+    size, function = _check_sizes(input_size, batch_size), _evaluation_call(model)
     if importlib.util.find_spec("onnx") is None:
         raise ImportError("export_onnx needs the package onnx: pip install 'msconv_jax[onnx]'")
     batch = jax.export.symbolic_shape("batch")[0] if batch_size is None else batch_size
@@ -119,20 +119,20 @@ def export_onnx(
         path.write_bytes(graph.model(outputs, type(model).__name__).SerializeToString())
 
 
-def _checked(input_size: Sequence[int], batch_size: int | None) -> tuple[int, ...]:
-    """The input size; raises ValueError if it or the batch size is out of its range."""
+def _check_sizes(input_size: Sequence[int], batch_size: int | None) -> tuple[int, ...]:
+    """The input size as a tuple; raises ValueError if it or the batch size is out of range."""
     size = tuple(input_size)
     if len(size) != 3 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in size):
         raise ValueError(
             f"input_size={input_size!r}: must be height, width and channels, each at least 1, as (224, 224, 3)"
         )
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"batch_size={batch_size!r}: must be a number of images, or None to leave it open")
+        raise ValueError(f"batch_size={batch_size!r}: must be a number of images, or None for any number")
     return size
 
 
-def _evaluated(model: nnx.Module) -> Callable[[jax.Array], Any]:
-    """The model's call in evaluation mode as a function of the images alone."""
+def _evaluation_call(model: nnx.Module) -> Callable[[jax.Array], Any]:
+    """A function of images that calls the model in evaluation mode."""
     check_module("model", model)
     graphdef, state = nnx.split(model)
     if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):

@@ -1,7 +1,7 @@
-"""What each primitive of JAX is in ONNX, for the primitives that convolution networks use.
+"""Translates the primitives of JAX that convolution networks use to ONNX.
 
-ONNX has channels before the spatial axes, JAX's networks after them: convolutions and pooling stand between two
-transpositions, most of which run-times merge or drop.
+ONNX has channels before the spatial axes, JAX's networks after them. So each convolution and each pooling is put
+between two transpositions; run-times merge or remove most of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msconv_jax.exporting.onnx_graph import Graph, Shape, Value
 
 Rule = Callable[[Graph, Any, list[Value]], Value | list[Value]]
 
-# Programs inside of programs: the name of the parameter that holds them.
+# For each primitive that contains a program: the parameter that holds the program.
 INNER = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -60,9 +60,10 @@ ELEMENTWISE = {
     "gt": "Greater",
     "ge": "GreaterOrEqual",
 }
-# Constants are repeated no earlier than they must be, and the number of images is no constant.
-NOT_COMPUTED = ("broadcast_in_dim", "dim_as_value")
-SAME = ("copy", "copy_p", "stop_gradient", "reduce_precision", "optimization_barrier", "sharding_constraint")
+# Primitives of constants that are not computed during export: broadcasting would enlarge the file, and the batch size
+# is not a constant.
+NOT_FOLDED = ("broadcast_in_dim", "dim_as_value")
+IDENTITIES = ("copy", "copy_p", "stop_gradient", "reduce_precision", "optimization_barrier", "sharding_constraint")
 REDUCTIONS = {
     "reduce_sum": "ReduceSum",
     "reduce_max": "ReduceMax",
@@ -75,12 +76,12 @@ def add_program(graph: Graph, program: core.ClosedJaxpr, inputs: Sequence[Value]
     """Adds a traced program's nodes to a graph, and returns its outputs.
 
     Args:
-        graph: to add to.
-        program: as `jax.make_jaxpr` gives it.
-        inputs: values for its inputs.
+        graph: the graph.
+        program: the program, from `jax.make_jaxpr`.
+        inputs: values of the program's inputs.
 
     Raises:
-        ValueError: for a primitive, or a form of one, that has no rule here.
+        ValueError: for an unsupported primitive or an unsupported form of one.
     """
     values: dict[Any, Value] = dict(zip(program.jaxpr.invars, inputs, strict=True))
     values |= {var: graph.constant(array) for var, array in zip(program.jaxpr.constvars, program.consts, strict=True)}
@@ -94,7 +95,7 @@ def add_program(graph: Graph, program: core.ClosedJaxpr, inputs: Sequence[Value]
     for equation in program.jaxpr.eqns:
         results = _add(graph, equation, [read(atom) for atom in equation.invars])
         values.update(zip(equation.outvars, results, strict=True))
-    return [repeated(graph, read(atom), atom.aval.shape) for atom in program.jaxpr.outvars]
+    return [expand(graph, read(atom), atom.aval.shape) for atom in program.jaxpr.outvars]
 
 
 def _add(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
@@ -109,29 +110,28 @@ def _add(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
         if value.constant is not None and all(isinstance(n, int) for n in atom.aval.shape)
     ]
     sizes = [math.prod(output.shape) for output in outputs if all(isinstance(n, int) for n in output.shape)]
-    if len(known) == len(inputs) and len(sizes) == len(outputs) and name not in NOT_COMPUTED:
+    if len(known) == len(inputs) and len(sizes) == len(outputs) and name not in NOT_FOLDED:
         results = equation.primitive.bind(*known, **params)
         return [graph.constant(array) for array in (results if equation.primitive.multiple_results else [results])]
-    if name in SAME:
+    if name in IDENTITIES:
         return inputs
     if name in ELEMENTWISE:
         return [_elementwise(graph, ELEMENTWISE[name], inputs, outputs[0])]
-    full = [repeated(graph, value, atom.aval.shape) for value, atom in zip(inputs, equation.invars, strict=True)]
+    full = [expand(graph, value, atom.aval.shape) for value, atom in zip(inputs, equation.invars, strict=True)]
     if name in REDUCTIONS:
         axes = graph.ints(params["axes"])
         return [graph.node(REDUCTIONS[name], [full[0], axes], outputs[0].shape, outputs[0].dtype, keepdims=0)]
     if name not in RULES:
         raise ValueError(
-            f"the network uses {name!r}, which export_onnx cannot write: it knows what convolution networks use. "
-            "export_stablehlo writes any network."
+            f"the network uses {name!r}, which export_onnx does not support; export_stablehlo supports any network."
         )
     rule = RULES[name]
-    result = rule(graph, equation, inputs if rule in TAKE_UNREPEATED else full)
+    result = rule(graph, equation, inputs if rule in BROADCAST_BY_ONNX else full)
     return result if isinstance(result, list) else [result]
 
 
-def repeated(graph: Graph, value: Value, shape: Shape) -> Value:
-    """The value with all of its axes as long as they are in JAX."""
+def expand(graph: Graph, value: Value, shape: Shape) -> Value:
+    """Broadcasts the value to the shape that it has in JAX."""
     if value.shape == tuple(shape):
         return value
     return graph.node("Expand", [value, graph.sizes(shape)], tuple(shape), value.dtype)
@@ -139,13 +139,13 @@ def repeated(graph: Graph, value: Value, shape: Shape) -> Value:
 
 def _elementwise(graph: Graph, kind: str, inputs: Sequence[Value], output: Any, **attributes: Any) -> Value:
     if inputs[0].dtype != np.bool_ and kind in ("And", "Or", "Not"):
-        raise ValueError(f"{kind} of {inputs[0].dtype}: export_onnx knows it for bools only.")
+        raise ValueError(f"{kind} of {inputs[0].dtype}: export_onnx supports only bools.")
     shapes = [value.shape or (1,) * len(output.shape) for value in inputs]
     shape = tuple(next((n for n in axis if not isinstance(n, int) or n != 1), 1) for axis in zip(*shapes, strict=True))
     return graph.node(kind, inputs, shape, output.dtype, **attributes)
 
 
-# --- rules: from the graph, the equation and its inputs to its outputs ---
+# --- rules: functions of the graph, an equation and its inputs that return the outputs ---
 
 
 def _square(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
@@ -193,7 +193,7 @@ def _clamp(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
 def _select(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     which, *cases = inputs
     if which.dtype != np.bool_ or len(cases) != 2:
-        raise ValueError(f"a choice among {len(cases)} arrays by {which.dtype}: export_onnx knows it for bools only.")
+        raise ValueError(f"a choice among {len(cases)} arrays by {which.dtype}: export_onnx supports only bools.")
     return _elementwise(graph, "Where", [which, cases[1], cases[0]], equation.outvars[0].aval)
 
 
@@ -209,10 +209,11 @@ def _broadcast(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     sizes: list[Any] = [1] * len(output.shape)
     for size, axis in zip(value.shape, equation.params["broadcast_dimensions"], strict=True):
         sizes[axis] = size
-    return _reshaped(graph, value, tuple(sizes))  # repeated where it must be
+    return reshape_value(graph, value, tuple(sizes))  # expanded where a node needs it
 
 
-def _reshaped(graph: Graph, value: Value, shape: Shape) -> Value:
+def reshape_value(graph: Graph, value: Value, shape: Shape) -> Value:
+    """Reshapes the value."""
     if value.shape == tuple(shape):
         return value
     if value.constant is not None:
@@ -227,12 +228,12 @@ def _reshaped(graph: Graph, value: Value, shape: Shape) -> Value:
 
 def _reshape(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     if equation.primitive.name == "reshape" and equation.params["dimensions"] is not None:
-        raise ValueError("a reshape in another order of axes: export_onnx knows JAX's order only.")
-    return _reshaped(graph, inputs[0], equation.outvars[0].aval.shape)
+        raise ValueError("a reshape in another order of axes: export_onnx supports only row-major order.")
+    return reshape_value(graph, inputs[0], equation.outvars[0].aval.shape)
 
 
-def transposed(graph: Graph, value: Value, axes: Sequence[int]) -> Value:
-    """The value with its axes in this order."""
+def transpose_value(graph: Graph, value: Value, axes: Sequence[int]) -> Value:
+    """Transposes the value to this order of axes."""
     axes = [int(axis) for axis in axes]
     if axes == sorted(axes):
         return value
@@ -246,7 +247,7 @@ def _inverse(axes: Sequence[int]) -> list[int]:
 
 
 def _transpose(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
-    return transposed(graph, inputs[0], equation.params["permutation"])
+    return transpose_value(graph, inputs[0], equation.params["permutation"])
 
 
 def _concatenate(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
@@ -255,10 +256,10 @@ def _concatenate(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     return graph.node("Concat", inputs, output.shape, output.dtype, axis=equation.params["dimension"])
 
 
-def sliced(
+def slice_value(
     graph: Graph, value: Value, starts: Sequence[int], stops: Shape, steps: Sequence[int], shape: Shape
 ) -> Value:
-    """The value between these places of every axis; axes that are kept whole are left out."""
+    """Slices the value; axes that are kept whole are omitted."""
     axes = [
         axis
         for axis, (start, stop, step) in enumerate(zip(starts, stops, steps, strict=True))
@@ -268,7 +269,7 @@ def sliced(
         return value
     for axis in axes:
         if not isinstance(stops[axis], int):
-            raise ValueError("a slice along the images: export_onnx needs a batch_size for it.")
+            raise ValueError("a slice along the batch axis: export_onnx needs a batch_size for it.")
     bounds = [graph.ints([array[axis] for axis in axes]) for array in (starts, stops)]
     extra = [graph.ints(axes), graph.ints([steps[axis] for axis in axes])]
     return graph.node("Slice", [value, *bounds, *extra], tuple(shape), value.dtype)
@@ -278,21 +279,21 @@ def _slice(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     params = equation.params
     steps = params["strides"] or (1,) * len(params["start_indices"])
     shape = equation.outvars[0].aval.shape
-    return sliced(graph, inputs[0], params["start_indices"], params["limit_indices"], steps, shape)
+    return slice_value(graph, inputs[0], params["start_indices"], params["limit_indices"], steps, shape)
 
 
 def _dynamic_slice(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     value, *places = inputs
     sizes = equation.params["slice_sizes"]
     if any(place.constant is None for place in places):
-        raise ValueError("a slice at a place that depends on the images: export_onnx cannot write it.")
+        raise ValueError("a slice at an index that depends on the images: export_onnx does not support it.")
     starts = []
     for place, size, count in zip(places, sizes, value.shape, strict=True):
         assert place.constant is not None
         start = int(place.constant)
         starts.append(min(max(start, 0), count - size) if isinstance(size, int) else 0)
     stops = tuple(start + size for start, size in zip(starts, sizes, strict=True))
-    return sliced(graph, value, starts, stops, (1,) * len(sizes), equation.outvars[0].aval.shape)
+    return slice_value(graph, value, starts, stops, (1,) * len(sizes), equation.outvars[0].aval.shape)
 
 
 def _split(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
@@ -301,7 +302,7 @@ def _split(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
     for size, var in zip(sizes, equation.outvars, strict=True):
         starts, stops = [0] * len(value.shape), list(value.shape)
         starts[axis], stops[axis] = start, start + int(size)
-        parts.append(sliced(graph, value, starts, tuple(stops), (1,) * len(starts), var.aval.shape))
+        parts.append(slice_value(graph, value, starts, tuple(stops), (1,) * len(starts), var.aval.shape))
         start += int(size)
     return parts
 
@@ -312,8 +313,8 @@ def _rev(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     return graph.node("Slice", [value, ones, least, graph.ints(axes), ones], value.shape, value.dtype)
 
 
-def padded(graph: Graph, value: Value, pads: Sequence[Sequence[int]], fill: Any) -> Value:
-    """The value with `pads` (before, after) of `fill` along each axis; negative ones crop."""
+def pad_value(graph: Graph, value: Value, pads: Sequence[Sequence[int]], fill: Any) -> Value:
+    """Pads the value by (before, after) elements `fill` along each axis; negative pads crop."""
     if any(before < 0 or after < 0 for before, after in pads):
         starts = [max(-before, 0) for before, _ in pads]
         stops = tuple(
@@ -321,7 +322,7 @@ def padded(graph: Graph, value: Value, pads: Sequence[Sequence[int]], fill: Any)
             for n, (_, after) in zip(value.shape, pads, strict=True)
         )
         shape = tuple(stop - start for start, stop in zip(starts, stops, strict=True))
-        value = sliced(graph, value, starts, stops, (1,) * len(pads), shape)
+        value = slice_value(graph, value, starts, stops, (1,) * len(pads), shape)
     pads = [(max(before, 0), max(after, 0)) for before, after in pads]
     if not any(map(any, pads)):
         return value
@@ -331,27 +332,27 @@ def padded(graph: Graph, value: Value, pads: Sequence[Sequence[int]], fill: Any)
     return graph.node("Pad", [value, amounts, filling], shape, value.dtype, mode="constant")
 
 
-def _spread(graph: Graph, value: Value, distances: Sequence[int], fill: Any) -> Value:
-    """With ``distance - 1`` elements of `fill` between the value's, along each axis."""
+def _dilate(graph: Graph, value: Value, distances: Sequence[int], fill: Any) -> Value:
+    """Dilates the value: puts ``distance - 1`` elements `fill` between its elements, along each axis."""
     for axis, (distance, n) in enumerate(zip(distances, value.shape, strict=True)):
         if distance == 1 or n == 1:
             continue
         before, after = value.shape[:axis], value.shape[axis + 1 :]
-        value = _reshaped(graph, value, (*before, n, 1, *after))
+        value = reshape_value(graph, value, (*before, n, 1, *after))
         pads = [(0, 0)] * len(value.shape)
         pads[axis + 1] = (0, distance - 1)
-        value = _reshaped(graph, padded(graph, value, pads, fill), (*before, n * distance, *after))
+        value = reshape_value(graph, pad_value(graph, value, pads, fill), (*before, n * distance, *after))
         crop = [(0, 0)] * len(value.shape)
         crop[axis] = (0, 1 - distance)
-        value = padded(graph, value, crop, fill)
+        value = pad_value(graph, value, crop, fill)
     return value
 
 
 def _pad(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     value, fill = inputs
     config = equation.params["padding_config"]
-    value = _spread(graph, value, [between + 1 for _, _, between in config], fill)
-    return padded(graph, value, [(before, after) for before, after, _ in config], fill)
+    value = _dilate(graph, value, [between + 1 for _, _, between in config], fill)
+    return pad_value(graph, value, [(before, after) for before, after, _ in config], fill)
 
 
 def _gather(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
@@ -360,33 +361,35 @@ def _gather(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     sizes, axes = equation.params["slice_sizes"], list(numbers.start_index_map)
     others = [axis for axis in range(len(value.shape)) if axis not in axes]
     if places.constant is None or numbers.operand_batching_dims or any(sizes[n] != value.shape[n] for n in others):
-        raise ValueError("an indexing by places that depend on the images: export_onnx cannot write it.")
+        raise ValueError("a gather with indices that depend on the images: export_onnx does not support it.")
     indices = np.moveaxis(places.constant, -1, 0)
     limits = [value.shape[axis] - sizes[axis] for axis in axes]
-    if any(np.any((own < 0) | (own > limit)) for own, limit in zip(indices, limits, strict=True)):
-        raise ValueError(f"an indexing outside of an array of shape {value.shape}: export_onnx cannot write it.")
+    if any(np.any((index < 0) | (index > limit)) for index, limit in zip(indices, limits, strict=True)):
+        raise ValueError(f"a gather outside of an array of shape {value.shape}: export_onnx does not support it.")
     if indices.ndim == 1:  # one slice
         starts = [int(indices[axes.index(axis)]) if axis in axes else 0 for axis in range(len(sizes))]
         stops = tuple(sizes[axis] + (starts[axis] if axis in axes else 0) for axis in range(len(sizes)))
-        return _reshaped(graph, sliced(graph, value, starts, stops, (1,) * len(sizes), tuple(sizes)), output.shape)
+        return reshape_value(
+            graph, slice_value(graph, value, starts, stops, (1,) * len(sizes), tuple(sizes)), output.shape
+        )
     if any(sizes[axis] != 1 for axis in axes):
-        raise ValueError("several slices at once: export_onnx knows indexing by single places only.")
+        raise ValueError("a gather of several slices: export_onnx supports only gathers of single elements.")
     lengths = [value.shape[axis] for axis in axes]
     kept = [value.shape[axis] for axis in others]
-    value = transposed(graph, value, [*others, *axes])
-    value = _reshaped(graph, value, (*kept, math.prod(lengths)))
+    value = transpose_value(graph, value, [*others, *axes])
+    value = reshape_value(graph, value, (*kept, math.prod(lengths)))
     flat = graph.constant(np.ravel_multi_index(tuple(indices), lengths).astype(np.int64))
     value = graph.node("Gather", [value, flat], (*kept, *flat.shape), value.dtype, axis=len(kept))
-    # The axes of the places go where the slices have none; single ones that are not collapsed come last.
+    # Axes of the indices fill the positions between those of the slice; the reshape adds uncollapsed axes of size 1.
     in_slice = [axis for axis in range(len(sizes)) if axis not in numbers.collapsed_slice_dims]
     of_slice, of_places = iter(in_slice), iter(range(len(kept), len(value.shape)))
     order = []
     for axis in range(len(output.shape)):
         if axis not in numbers.offset_dims:
             order.append(next(of_places))
-        elif (own := next(of_slice)) in others:
-            order.append(others.index(own))
-    return _reshaped(graph, transposed(graph, value, order), output.shape)
+        elif (axis_in_value := next(of_slice)) in others:
+            order.append(others.index(axis_in_value))
+    return reshape_value(graph, transpose_value(graph, value, order), output.shape)
 
 
 def _dot(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
@@ -397,8 +400,8 @@ def _dot(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     first = [next(letters) for _ in left.shape]
     second: list[str] = [""] * len(right.shape)
-    for own, other in (*zip(over_left, over_right, strict=True), *zip(batch_left, batch_right, strict=True)):
-        second[other] = first[own]
+    for left_axis, right_axis in (*zip(over_left, over_right, strict=True), *zip(batch_left, batch_right, strict=True)):
+        second[right_axis] = first[left_axis]
     second = [letter or next(letters) for letter in second]
     result = [first[axis] for axis in batch_left]
     result += [first[axis] for axis in range(len(first)) if axis not in (*batch_left, *over_left)]
@@ -411,13 +414,13 @@ def _convolution(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     params, output = equation.params, equation.outvars[0].aval
     numbers = params["dimension_numbers"]
     if params["batch_group_count"] != 1:
-        raise ValueError("a convolution that is grouped along the images: export_onnx cannot write it.")
-    x, kernel = transposed(graph, inputs[0], numbers.lhs_spec), transposed(graph, inputs[1], numbers.rhs_spec)
+        raise ValueError("a convolution that is grouped along the batch axis: export_onnx does not support it.")
+    x, kernel = transpose_value(graph, inputs[0], numbers.lhs_spec), transpose_value(graph, inputs[1], numbers.rhs_spec)
     zero = np.zeros((), x.dtype)
-    x = _spread(graph, x, (1, 1, *params["lhs_dilation"]), zero)
+    x = _dilate(graph, x, (1, 1, *params["lhs_dilation"]), zero)
     pads = [tuple(map(int, pad)) for pad in params["padding"]]
     if min(map(min, pads), default=0) < 0:
-        x, pads = padded(graph, x, [(0, 0), (0, 0), *pads], zero), [(0, 0)] * len(pads)
+        x, pads = pad_value(graph, x, [(0, 0), (0, 0), *pads], zero), [(0, 0)] * len(pads)
     y = graph.node(
         "Conv",
         [x, kernel],
@@ -428,7 +431,7 @@ def _convolution(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
         dilations=list(params["rhs_dilation"]),
         pads=[before for before, _ in pads] + [after for _, after in pads],
     )
-    return transposed(graph, y, _inverse(numbers.out_spec))
+    return transpose_value(graph, y, _inverse(numbers.out_spec))
 
 
 def _pooling(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
@@ -437,10 +440,10 @@ def _pooling(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     window, strides = params["window_dimensions"], params["window_strides"]
     whole = [axis for axis, (n, s) in enumerate(zip(window, strides, strict=True)) if n == s == 1]
     if len(whole) < 2 or any(n != 1 for n in params["base_dilation"]):
-        raise ValueError(f"pooling with windows {window}: export_onnx needs windows of 1 along images and channels.")
+        raise ValueError(f"pooling with windows {window}: export_onnx needs windows of 1 along batch and channels.")
     order = [whole[0], whole[-1], *(axis for axis in range(len(window)) if axis not in (whole[0], whole[-1]))]
     fill = -np.inf if largest else 0
-    x = transposed(graph, padded(graph, x, params["padding"], fill), order)
+    x = transpose_value(graph, pad_value(graph, x, params["padding"], fill), order)
     attributes = {
         "kernel_shape": [window[axis] for axis in order[2:]],
         "strides": [strides[axis] for axis in order[2:]],
@@ -451,7 +454,7 @@ def _pooling(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     if not largest:
         count = graph.constant(np.asarray(math.prod(window), output.dtype))
         y = graph.node("Mul", [y, count], shape, output.dtype)
-    return transposed(graph, y, _inverse(order))
+    return transpose_value(graph, y, _inverse(order))
 
 
 def _arg(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
@@ -466,7 +469,7 @@ def _iota(graph: Graph, equation: Any, inputs: list[Value]) -> Value:
     output, axis = equation.outvars[0].aval, equation.params["dimension"]
     shape = [1] * len(output.shape)
     if not isinstance(output.shape[axis], int):
-        raise ValueError("a count along the images: export_onnx needs a batch_size for it.")
+        raise ValueError("an iota along the batch axis: export_onnx needs a batch_size for it.")
     shape[axis] = output.shape[axis]
     return graph.constant(np.arange(output.shape[axis], dtype=output.dtype).reshape(shape))
 
@@ -523,6 +526,6 @@ RULES: dict[str, Rule] = {
     "cumsum": _cumsum,
     "dim_as_value": _dim,
 }
-# These leave it to ONNX to repeat axes of size 1.
-TAKE_UNREPEATED = {_square, _integer_pow, _rsqrt, _log1p, _expm1, _erfc, _not_equal, _clamp, _select, _convert}
-TAKE_UNREPEATED |= {_broadcast}
+# ONNX broadcasts the inputs of these rules.
+BROADCAST_BY_ONNX = {_square, _integer_pow, _rsqrt, _log1p, _expm1, _erfc, _not_equal, _clamp, _select, _convert}
+BROADCAST_BY_ONNX |= {_broadcast}

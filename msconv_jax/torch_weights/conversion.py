@@ -1,9 +1,30 @@
-"""How PyTorch's names and layouts become a module's parameters: the mechanism, without any operator's own rules.
+"""Converts PyTorch's names and layouts to a module's parameters; the rules of each class are in other files.
 
-A :class:`Conversion` says which PyTorch tensors a module is made from and computes the module's values from them by
-differentiable operations alone, so that gradients can be compared in PyTorch's layouts as well. Each operator's rule is
-a function from a module to its conversion, registered by :func:`converts`; a module without a rule of its own is
-converted child by child, under the children's names.
+A :class:`Conversion` lists the PyTorch tensors that a module needs and computes the module's values from them. It uses
+differentiable operations only, so tests can also compare gradients in PyTorch's layouts. A rule is a function from a
+module to its conversions, registered by :func:`converts`. A module without a rule is converted child by child, under
+the names of its children, some of which :func:`rename_children` changes.
+
+The rules and names of each class are in one file of ``msconv_jax/torch_weights``:
+
+=====================================================================  ===================
+Class                                                                  File
+=====================================================================  ===================
+``nnx.Conv``, ``GroupedConv``, ``nnx.Linear``, ``nnx.BatchNorm``       ``layers.py``
+``FeatureBackbone``                                                    ``layers.py``
+``PSConv``                                                             ``psconv.py``
+``PyConv`` and the blocks of PyConvResNet                              ``pyconv.py``
+``ICConv``                                                             ``icconv.py``
+``HetConv``                                                            ``hetconv.py``
+``OctConv`` and the blocks of Oct-ResNet and Oct-MobileNet             ``octconv.py``
+``Res2Bottleneck``, ``ConvNormAct``, the shortcuts and stems           ``res2net.py``
+``SISConv``                                                            ``sis.py``
+``ACConv``, ``ACResNet``                                               ``acnet.py``
+``PACConv``, ``PACConvTranspose``, ``PACPool``                         ``pac.py``
+``MobileNetV2``                                                        ``mobilenet.py``
+``VGG``                                                                ``vgg.py``
+``PyConvSegNet``, ``SegBaseline`` and their heads                      ``segmentation.py``
+=====================================================================  ===================
 """
 
 from __future__ import annotations
@@ -18,11 +39,11 @@ import numpy as np
 from flax import nnx
 
 from msconv_jax.signatures import check_module, explains_arguments
-from msconv_jax.torch_weights.records import plain
+from msconv_jax.torch_weights.records import printable
 
 Arrays = Mapping[str, Any]
 Shape = tuple[int, ...]
-_MOST_SHOWN = 20  # problems of a kind in a message
+_MAX_LINES = 20  # of each kind of problem in a message
 
 
 def _no_problems(tensors: Arrays) -> list[str]:
@@ -32,13 +53,13 @@ def _no_problems(tensors: Arrays) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """From PyTorch tensors to the values of one module.
+    """Computes the values of one module from PyTorch tensors.
 
     Attributes:
-        shapes: name and shape of every PyTorch tensor that is needed.
-        convert: from these tensors (NumPy's or JAX's) to the module's values under dotted names, such as
-            ``conv.kernel`` or ``convs.0.kernel``; differentiable.
-        check: what is wrong with tensors of the right shapes, a sentence for each problem; sees NumPy arrays only.
+        shapes: name and shape of every PyTorch tensor that the module needs.
+        convert: differentiable function from these tensors (NumPy's or JAX's) to the module's values under dotted
+            names, such as ``conv.kernel`` or ``convs.0.kernel``.
+        check: function from tensors of the right shapes, as NumPy arrays, to a list of problems, one sentence each.
     """
 
     shapes: Mapping[str, Shape]
@@ -54,7 +75,7 @@ _NAMES: dict[type, Callable[[Any], dict[str, str]]] = {}
 def converts(*kinds: type) -> Callable[[Rule], Rule]:
     """Registers the decorated function as the rule for modules of these classes and their subclasses.
 
-    A rule returns one conversion for each form in which the weights may be published, the usual one first.
+    A rule returns one conversion for each form in which weights are published, the usual one first.
     """
 
     def register(rule: Rule) -> Rule:
@@ -65,13 +86,13 @@ def converts(*kinds: type) -> Callable[[Rule], Rule]:
 
 
 def rename_children(kind: type, names: dict[str, str] | Callable[[Any], dict[str, str]]) -> None:
-    """For a class that is converted child by child: PyTorch's names of its children where they differ from ours.
+    """Sets PyTorch's names of the children of a class that is converted child by child.
 
     Args:
         kind: the class.
-        names: from our names to PyTorch's, or a function that tells them for a module. The empty name puts a child's
-            tensors beside the module's own. A dotted name is a child's child: its name there, in place of the one that
-            the child's class gives it.
+        names: mapping from our names to PyTorch's where they differ, or a function from a module to such a mapping.
+            Under the empty name, the child's tensors have no prefix. A dotted name renames a child of a child and
+            overrides the name that the child's class sets.
     """
     _NAMES[kind] = names if callable(names) else lambda module: names
 
@@ -79,16 +100,16 @@ def rename_children(kind: type, names: dict[str, str] | Callable[[Any], dict[str
 def conversion_of(
     module: nnx.Module, given: Collection[str] | None = None, names: Mapping[str, str] = MappingProxyType({})
 ) -> Conversion:
-    """The conversion for a module: by its class's rule, else joined from its children's.
+    """The conversion of a module: by the rule of its class, or joined from those of its children.
 
     Args:
         module: the module.
-        given: the names that there are; of several published forms the first that finds all its names is taken, or
-            else the first.
-        names: PyTorch's names of children that go before those of `rename_children`.
+        given: the names in the file. They select among several published forms: the first whose names are all
+            given, or the first of all if there is none.
+        names: PyTorch's names of children; they override those of `rename_children`.
 
     Raises:
-        ValueError: if the module holds a parameter that no rule knows.
+        ValueError: if the module holds a parameter that no rule converts.
     """
     for kind in type(module).__mro__:
         if kind in _RULES:
@@ -99,9 +120,9 @@ def conversion_of(
     for name, child in _children(module):
         theirs = names.get(name, name)
         prefix = f"{theirs}." if theirs else ""
-        own = None if given is None else {key.removeprefix(prefix) for key in given if key.startswith(prefix)}
+        below = None if given is None else {key.removeprefix(prefix) for key in given if key.startswith(prefix)}
         deeper = {key.removeprefix(f"{name}."): value for key, value in names.items() if key.startswith(f"{name}.")}
-        parts.append((prefix, f"{name}.", conversion_of(child, own, deeper)))
+        parts.append((prefix, f"{name}.", conversion_of(child, below, deeper)))
     return _join(parts)
 
 
@@ -126,14 +147,14 @@ def _children(module: nnx.Module) -> list[tuple[str, nnx.Module]]:
 
 
 def _join(parts: list[tuple[str, str, Conversion]]) -> Conversion:
-    """Several conversions as one; each has its prefix among PyTorch's names and among ours."""
+    """Joins conversions, each given with the prefix of PyTorch's names and the prefix of ours."""
     shapes = {theirs + name: shape for theirs, _, part in parts for name, shape in part.shapes.items()}
 
     def convert(tensors: Arrays) -> dict[str, Any]:
         values = {}
         for theirs, ours, part in parts:
-            own = {name: tensors[theirs + name] for name in part.shapes}
-            values |= {ours + name: value for name, value in part.convert(own).items()}
+            converted = part.convert({name: tensors[theirs + name] for name in part.shapes})
+            values |= {ours + name: value for name, value in converted.items()}
         return values
 
     def check(tensors: Arrays) -> list[str]:
@@ -153,16 +174,16 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
     Args:
         module: an operator of this library, or a module made of them.
         state_dict: PyTorch's names and arrays (NumPy's, or anything that NumPy takes). ``num_batches_tracked`` is
-            left out of account.
-        strict: whether names that the module does not know are an error. Without it, they are left out of account, and
-            a network's classifier that is missing or of another shape, as for another number of classes, keeps the
-            module's values. All other names must be there in any case.
+            ignored.
+        strict: if True, names that the module does not have are an error. If False, they are ignored, and the network
+            keeps its classifier if that of the file is missing or has another shape, as for another number of classes.
+            All other names of the module must be given in both cases.
 
     Returns:
         The module.
 
     Raises:
-        ValueError: naming tensors that are missing, unexpected or of another shape, at most 20 of each; the module is
+        ValueError: if tensors are missing, unexpected or of another shape; it lists at most 20 of each. The module is
             then unchanged.
 
     Example:
@@ -182,7 +203,7 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
     kinds = [[f"missing: {name} {shape}" for name, shape in conversion.shapes.items() if name not in given]]
     if strict:
         unexpected = [name for name in given if name not in conversion.shapes]
-        kinds.append([f"unexpected: {plain(name)} {given[name].shape}" for name in unexpected])
+        kinds.append([f"unexpected: {printable(name)} {given[name].shape}" for name in unexpected])
     kinds.append(
         [
             f"wrong shape: {name} is {given[name].shape}, expected {shape}"
@@ -193,7 +214,7 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
     if not any(kinds):
         kinds = [conversion.check({name: given[name] for name in conversion.shapes})]
     if any(kinds):
-        count, lines = sum(map(len, kinds)), [line for problems in kinds for line in _first(problems)]
+        count, lines = sum(map(len, kinds)), [line for problems in kinds for line in _limit_lines(problems)]
         raise ValueError(f"the weights do not fit {type(module).__name__} ({count} problems):\n  " + "\n  ".join(lines))
     values = conversion.convert({name: given[name] for name in conversion.shapes})
     state = nnx.state(module, (nnx.Param, nnx.BatchStat))
@@ -202,16 +223,16 @@ def load_state_dict(module: nnx.Module, state_dict: Mapping[str, Any], *, strict
         if kept and name.startswith(f"{module.classifier_name}."):  # type: ignore[attr-defined]
             continue
         if variable.shape != np.shape(values[name]):
-            raise ValueError(f"{name}: made {np.shape(values[name])} where the module has {variable.shape}.")
+            raise ValueError(f"{name}: the rule gives {np.shape(values[name])}, the module has {variable.shape}.")
         variable[...] = jnp.asarray(values[name], variable.dtype)
     nnx.update(module, state)
     return module
 
 
-def _first(problems: list[str]) -> list[str]:
-    """The first problems of a kind, and the number of the others."""
-    more = len(problems) - _MOST_SHOWN
-    return [*problems[:_MOST_SHOWN], f"... and {more} more like this"] if more > 0 else problems
+def _limit_lines(problems: list[str]) -> list[str]:
+    """The first problems, and a line with the number of the others."""
+    more = len(problems) - _MAX_LINES
+    return [*problems[:_MAX_LINES], f"... and {more} more like this"] if more > 0 else problems
 
 
 def _unfit_classifier(module: nnx.Module, conversion: Conversion, given: Arrays) -> tuple[str, ...]:
@@ -227,14 +248,14 @@ def _is_counter(name: str) -> bool:
 
 
 def _published_classifier(module: Any) -> str | None:
-    """How the published names of a network's classifier begin; None without one."""
-    told = getattr(module, "published_classifier", None)
-    if told is not None:
-        return told
+    """The prefix of the published names of a network's classifier; None if the network has no classifier."""
+    prefix = getattr(module, "published_classifier", None)
+    if prefix is not None:
+        return prefix
     theirs: list[str] = []
-    for own in getattr(module, "classifier_name", "").split("."):
-        theirs.append(_names_of(module).get(own, own))
-        module = getattr(module, own, None)
+    for name in getattr(module, "classifier_name", "").split("."):
+        theirs.append(_names_of(module).get(name, name))
+        module = getattr(module, name, None)
         if module is None:
             return None
     return ".".join(theirs) + "."

@@ -1,4 +1,4 @@
-"""Weight files of PyTorch and of safetensors, read without PyTorch and without running anything that is in them."""
+"""Reads weight files of PyTorch and of safetensors, without PyTorch and without running code from the file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from flax import nnx
 from msconv_jax.signatures import check_module, explains_arguments
 from msconv_jax.torch_weights.archives import read_legacy, read_zip
 from msconv_jax.torch_weights.conversion import load_state_dict
-from msconv_jax.torch_weights.pickled import Table, described
-from msconv_jax.torch_weights.records import Tensor, WeightFile, WeightFileError, shown, to_arrays
+from msconv_jax.torch_weights.pickled import PickledDict, describe
+from msconv_jax.torch_weights.records import Tensor, WeightFile, WeightFileError, escape_text, to_arrays
 from msconv_jax.torch_weights.safetensors import read_safetensors, write_safetensors
 
 __all__ = ["load_torch_checkpoint", "read_state_dict", "write_safetensors"]
@@ -27,26 +27,27 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 @explains_arguments
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads the weights from a file of ``torch.save`` or of safetensors, whatever its name is.
+    """Reads the weights from a file of ``torch.save`` or of safetensors, whatever its extension.
 
-    The file need not be trusted: nothing in it is run, and PyTorch is not needed. A pickle is read as data by
-    :mod:`~msconv_jax.torch_weights.unpickling`, which refuses every name that a checkpoint of weights does not need.
+    The file may be untrusted: nothing in it is run, and PyTorch is not needed.
+    :mod:`~msconv_jax.torch_weights.unpickling` reads a pickle as data and refuses every name that a checkpoint of
+    weights does not need.
 
-    Training programs keep other things beside the weights. If the file holds a dict with one of the entries
-    ``state_dict``, ``model_state_dict``, ``model``, ``model_state``, ``net``, ``network``, ``params``, ``module``,
-    ``ema`` that is itself a dict of tensors, or holds one in the same way, then the first of them in this order is
-    taken, and all else is left out of account. Otherwise the whole is taken. If every name begins with ``module.``, as
-    after ``DataParallel``, that is taken off.
+    Training programs often store the weights inside a larger dict. The reader looks for them under the entries
+    ``state_dict``, ``model_state_dict``, ``model``, ``model_state``, ``net``, ``network``, ``params``, ``module`` and
+    ``ema``, at any depth, in this order; it takes the first that is a dict of tensors and ignores the other entries.
+    Without such an entry it takes the whole dict. If every name begins with ``module.``, as after ``DataParallel``,
+    this prefix is removed.
 
     Args:
         path: the file.
 
     Returns:
-        PyTorch's names and the arrays, each with memory of its own, in the order of the file.
+        PyTorch's names and the arrays, in the order of the file; no arrays share memory.
 
     Raises:
-        ValueError: saying what is wrong with the file and what to do: it is damaged, of another format, names what no
-            weights need, or holds no dict of tensors.
+        ValueError: if the file is damaged, has another format, names anything that weights do not need, or holds no
+            dict of tensors; the message says what to do.
         OSError: if the file cannot be opened.
 
     Example:
@@ -82,8 +83,8 @@ def load_torch_checkpoint(
     Args:
         module: an operator of this library, or a module made of them.
         path: the file; see :func:`read_state_dict`.
-        strict: whether names that the module does not know are an error; missing ones always are.
-        prefix: take only the names that begin with it, without it, such as ``"backbone."``.
+        strict: see :func:`load_state_dict`.
+        prefix: such as ``"backbone."``: load only the names that begin with it, and remove it from them.
 
     Returns:
         The module.
@@ -113,9 +114,9 @@ def load_torch_checkpoint(
     if not chosen:
         raise ValueError(
             f"{os.fspath(path)}: none of its {len(arrays)} names begins with prefix={prefix!r}; the first is "
-            f"{shown(next(iter(arrays)))}. Give a prefix that they have."
+            f"{escape_text(next(iter(arrays)))}. Give a prefix that they have."
         )
-    complex_names = [shown(name) for name, array in chosen.items() if array.dtype.kind == "c"]
+    complex_names = [escape_text(name) for name, array in chosen.items() if array.dtype.kind == "c"]
     if complex_names:
         raise ValueError(
             f"{os.fspath(path)}: tensor {complex_names[0]} and {len(complex_names) - 1} more are complex, and this "
@@ -129,7 +130,7 @@ def load_torch_checkpoint(
 
 
 def _wrapper_length(name: str) -> int:
-    """How much of a name is ``module.``, once or repeated, with something after it."""
+    """Length of the ``module.``, once or repeated, before a name."""
     end = 0
     while name.startswith(_DATA_PARALLEL, end) and len(name) > end + len(_DATA_PARALLEL):
         end += len(_DATA_PARALLEL)
@@ -137,7 +138,7 @@ def _wrapper_length(name: str) -> int:
 
 
 def _read(file: WeightFile) -> dict[str, np.ndarray]:
-    """The weights in any format, told by how the file begins."""
+    """Reads the weights in the format that the file's first bytes show."""
     if not file.size:
         raise WeightFileError("it is empty; download or save it again.")
     start = file.part(0, min(file.size, 512))
@@ -153,59 +154,59 @@ def _read(file: WeightFile) -> dict[str, np.ndarray]:
         saved, content = read_legacy(file)
     else:
         raise WeightFileError(
-            f"it is neither a file of torch.save nor of safetensors: it begins with {start[:16]!a}. Is it a page or a "
-            "pointer in the file's place? Then download the file itself."
+            f"it is neither a file of torch.save nor of safetensors: it begins with {start[:16]!a}. If it is a "
+            "web page or a Git LFS pointer, download the file itself."
         )
     return to_arrays(_state_dict(saved), content, file.size)
 
 
 def _state_dict(saved: object) -> dict[str, Tensor]:
-    """The dict of tensors in what was saved."""
-    if not isinstance(saved, Table):
-        raise WeightFileError(
-            f"it holds a value that is {described(saved)}, not a dict of tensors; save model.state_dict()."
-        )
+    """The dict of tensors inside the saved object."""
+    if not isinstance(saved, PickledDict):
+        raise WeightFileError(f"it holds {describe(saved)}, not a dict of tensors; save model.state_dict().")
     found = _find(saved, set())
     if found is None:
-        names = ", ".join(shown(name) for name in list(_fields(saved))[:_SHOWN])
+        names = ", ".join(escape_text(name) for name in list(_fields(saved))[:_SHOWN])
         raise WeightFileError(
             f"it holds no dict of tensors, neither as a whole nor as one of {', '.join(_WRAPPERS)}; its entries are: "
             f"{names or 'none'}. Save the dict of tensors alone."
         )
     others = [
-        f"{shown(key) if isinstance(key, str) else 'a key that is ' + described(key)}: {described(value)}"
+        f"{escape_text(key) if isinstance(key, str) else 'a key that is ' + describe(key)}: {describe(value)}"
         for key, value in found.pairs
         if not (isinstance(key, str) and isinstance(value, Tensor))
     ]
     if others:
         more = f"\n  and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         raise WeightFileError(
-            "beside tensors by name its dict of tensors holds other things; save model.state_dict() alone:\n  "
+            "its dict of tensors holds other values too; save model.state_dict() alone:\n  "
             + "\n  ".join(others[:_SHOWN])
             + more
         )
     return {name: value for name, value in _fields(found).items() if isinstance(value, Tensor)}
 
 
-def _find(table: Table, seen: set[int]) -> Table | None:
-    """The dict of tensors in a dict, at the first of the wrappers or itself; each dict is looked at once."""
+def _find(table: PickledDict, seen: set[int]) -> PickledDict | None:
+    """Searches a dict for the dict of tensors: first its wrapper entries, then the dict itself; visits each once."""
     if id(table) in seen or len(seen) == _MAX_WRAPPERS:
         return None
     seen.add(id(table))
     fields = _fields(table)
     for name in _WRAPPERS:
         inner = fields.get(name)
-        if isinstance(inner, Table) and (found := _find(inner, seen)) is not None:
+        if isinstance(inner, PickledDict) and (found := _find(inner, seen)) is not None:
             return found
     return table if any(isinstance(value, Tensor) for value in fields.values()) else None
 
 
-def _fields(table: Table) -> dict[str, object]:
-    """A dict's entries under texts."""
+def _fields(table: PickledDict) -> dict[str, object]:
+    """The entries of a dict whose keys are strings."""
     fields = {}
     for name, value in table.pairs:
         if isinstance(name, str):
             if name in fields:
-                raise WeightFileError(f"a dict in it has the name {shown(name)} twice; save model.state_dict() again.")
+                raise WeightFileError(
+                    f"a dict in it has the name {escape_text(name)} twice; save model.state_dict() again."
+                )
             fields[name] = value
     return fields

@@ -1,4 +1,4 @@
-"""MobileNetV2 under torchvision's names."""
+"""Names of MobileNetV2 in torchvision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from msconv_jax.torch_weights.conversion import rename_children
 
 
 def _block_names(module: InvertedResidual) -> dict[str, str]:
-    """A block is a sequence, whose 1x1 to more channels, if there is one, comes first."""
+    """Numbers of the layers in a block's sequence, which may begin with the expanding 1x1 convolution."""
     first = 0 if module.conv1 is None else 1
     return {
         "conv1": "conv.0.0",

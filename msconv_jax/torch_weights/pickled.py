@@ -1,4 +1,4 @@
-"""What the names and the values in PyTorch's pickles stand for here: records, never the things themselves."""
+"""Replaces the names and values in PyTorch's pickles by records; no named class is imported or called."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ STORAGES = {
     for module in ("torch", "torch.cuda", "torch.storage")
 }
 
-# Classes of values that stand beside the weights in common checkpoints. None of them is ever called.
-_BESIDE_WEIGHTS = {
+# Classes whose values common checkpoints hold beside the weights. None of them is imported or called.
+_IGNORED_CLASSES = {
     *(f"torch.{name}" for name in (*DTYPES, "device", "Tensor", "nn.parameter.Parameter", "nn.parameter.Buffer")),
     *(f"collections.{name}" for name in ("Counter", "defaultdict")),
     *(f"{module}.multiarray.{name}" for module in ("numpy.core", "numpy._core") for name in ("scalar", "_reconstruct")),
@@ -40,90 +40,92 @@ _BESIDE_WEIGHTS = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class Named:
-    """A name in a pickle; what it names is not looked up."""
+class GlobalName:
+    """A global name in a pickle, which is not imported."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class Beside:
-    """A value of a class that is no weight; what the pickle makes of it is dropped."""
+class IgnoredObject:
+    """Replaces a value that is not a weight; the reader drops its content."""
 
     name: str
 
 
 @dataclasses.dataclass(eq=False, slots=True, repr=False)
-class Table:
-    """A dict or an OrderedDict as its pairs: hashing its keys is left until they are known to be texts."""
+class PickledDict:
+    """The pairs of a dict or an OrderedDict. The keys are not hashed, since they may be any values."""
 
     pairs: list[tuple[object, object]]
 
 
-def described(value: object) -> str:
-    """What a value is, in words for a message; never its content, which may be endless."""
-    if isinstance(value, Table):
+def describe(value: object) -> str:
+    """Names the type of a value for a message, without its content, which may be endless."""
+    if isinstance(value, PickledDict):
         return "a dict"
     if isinstance(value, Tensor):
         return "a tensor"
-    return f"of class {value.name if isinstance(value, Named | Beside) else type(value).__name__}"
+    return f"a value of class {value.name if isinstance(value, GlobalName | IgnoredObject) else type(value).__name__}"
 
 
-# --- what stands for PyTorch's functions ---
+# --- replacements of PyTorch's functions ---
 
 
 def _ordered_dict(arguments: tuple) -> object:
     match arguments:
         case ():
-            return Table([])
+            return PickledDict([])
         case (list() as pairs,) if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-            return Table([(pair[0], pair[1]) for pair in pairs])
-    raise damaged("an OrderedDict is not made of pairs")
+            return PickledDict([(pair[0], pair[1]) for pair in pairs])
+    raise damaged("an OrderedDict is not built from pairs")
 
 
-def _tensor(arguments: tuple, dtype: Named | None = None) -> object:
+def _tensor(arguments: tuple, dtype: GlobalName | None = None) -> object:
     match arguments[:4]:
         case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides):
             kind = storage.dtype if dtype is None else DTYPES.get(dtype.name.removeprefix("torch."))
             if kind is not None:
                 return Tensor(storage, offset, shape, strides, kind)
-    raise damaged("a tensor is not made of a storage, an offset, a shape and strides")
+    raise damaged("a tensor is not built from a storage, an offset, a shape and strides")
 
 
-def _plain(metadata: tuple) -> None:
-    if metadata and not (metadata[0] is None or (isinstance(metadata[0], Table) and not metadata[0].pairs)):
+def _refuse_lazy(metadata: tuple) -> None:
+    if metadata and not (metadata[0] is None or (isinstance(metadata[0], PickledDict) and not metadata[0].pairs)):
         raise WeightFileError(
-            "a tensor in it is yet to be conjugated or negated; save tensor.resolve_conj().resolve_neg() instead."
+            "it holds a tensor that is lazily conjugated or negated; save tensor.resolve_conj().resolve_neg() instead."
         )
 
 
 def _tensor_v2(arguments: tuple) -> object:
-    _plain(arguments[6:7])
+    _refuse_lazy(arguments[6:7])
     return _tensor(arguments)
 
 
 def _tensor_v3(arguments: tuple) -> object:
-    _plain(arguments[7:8])
-    return _tensor(arguments, next((dtype for dtype in arguments[6:7] if isinstance(dtype, Named)), Named("")))
+    _refuse_lazy(arguments[7:8])
+    return _tensor(
+        arguments, next((dtype for dtype in arguments[6:7] if isinstance(dtype, GlobalName)), GlobalName(""))
+    )
 
 
 def _parameter(arguments: tuple) -> object:
     if arguments and isinstance(arguments[0], Tensor):
         return arguments[0]
-    raise damaged("a parameter is not made of a tensor")
+    raise damaged("a parameter is not built from a tensor")
 
 
 def _size(arguments: tuple) -> object:
     if len(arguments) == 1 and isinstance(arguments[0], tuple):
         return arguments[0]
-    raise damaged("a torch.Size is not made of a tuple")
+    raise damaged("a torch.Size is not built from a tuple")
 
 
 def _from_type(arguments: tuple) -> object:
     match arguments[:3]:
-        case (Named() as function, Named(), tuple() as inner) if function.name in _TENSORS:
+        case (GlobalName() as function, GlobalName(), tuple() as inner) if function.name in _TENSORS:
             return _TENSORS[function.name](inner)
-    raise damaged("a tensor's subclass is not made of a tensor")
+    raise damaged("a subclass of a tensor is not built from a tensor")
 
 
 _TENSORS: dict[str, Callable[[tuple], object]] = {
@@ -139,4 +141,4 @@ FUNCTIONS = {
     "torch.Size": _size,
     "collections.OrderedDict": _ordered_dict,
 }
-KNOWN = {name: Named(name) for name in {*STORAGES, *_BESIDE_WEIGHTS, *FUNCTIONS}}
+KNOWN = {name: GlobalName(name) for name in {*STORAGES, *_IGNORED_CLASSES, *FUNCTIONS}}

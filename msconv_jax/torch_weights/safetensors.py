@@ -1,7 +1,7 @@
-"""The safetensors format: a header in JSON, then the elements of all tensors.
+"""Reads and writes the safetensors format: a header in JSON, then the elements of all tensors.
 
-The format is small: the ``safetensors`` package would be one more dependency in place of some forty lines, and the
-reader's bounds could not be chosen here. The layout is that of https://github.com/huggingface/safetensors, "Format".
+The format is described at https://github.com/huggingface/safetensors, "Format". It takes some forty lines here; the
+``safetensors`` package would be one more dependency, and would not let the reader choose its limits.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from msconv_jax.torch_weights.records import (
     WeightFile,
     WeightFileError,
     damaged,
-    shown,
+    escape_text,
     to_arrays,
 )
 from msconv_jax.whole_files import atomic_write
 
-_MAX_HEADER = 1 << 23  # some 80,000 tensors; parsed, a header may take twenty times its bytes
+_MAX_HEADER = 1 << 23  # some 80,000 tensors; a parsed header may take twenty times its bytes
 _METADATA = "__metadata__"
 _DTYPES = (
     {"BOOL": "bool", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
@@ -47,11 +47,11 @@ def read_safetensors(file: WeightFile) -> dict[str, np.ndarray]:
         The arrays by name, in the order of the header.
 
     Raises:
-        WeightFileError: if the file is not exactly as the format says.
+        WeightFileError: if the file violates the format.
     """
     size = int.from_bytes(file.part(0, 8), "little")
     if size > _MAX_HEADER:
-        raise damaged(f"its header is said to have {size} bytes; more than {_MAX_HEADER} are not read")
+        raise damaged(f"its header claims {size} bytes; the reader accepts at most {_MAX_HEADER}")
     text = file.part(8, size)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
@@ -63,54 +63,54 @@ def read_safetensors(file: WeightFile) -> dict[str, np.ndarray]:
         raise damaged("its header is not a JSON object")
     header.pop(_METADATA, None)
     tensors: dict[str, Tensor] = {}
-    places: dict[str, int] = {}
+    offsets: dict[str, int] = {}
     for name, entry in header.items():
-        tensors[name], places[name] = _tensor(name, entry)
+        tensors[name], offsets[name] = _tensor(name, entry)
     position = 0
-    for name in sorted(tensors, key=lambda name: (places[name], tensors[name].storage.nbytes)):
-        if places[name] != position:
-            raise damaged(f"tensor {shown(name)} begins at byte {places[name]} of the data, not at {position}")
+    for name in sorted(tensors, key=lambda name: (offsets[name], tensors[name].storage.nbytes)):
+        if offsets[name] != position:
+            raise damaged(f"tensor {escape_text(name)} begins at byte {offsets[name]} of the data, not at {position}")
         position += tensors[name].storage.nbytes
     if position != file.size - 8 - size:
-        raise damaged(f"its tensors have {position} bytes and its data {file.size - 8 - size}")
-    return to_arrays(tensors, lambda s: file.part(8 + size + places[s.key], s.nbytes), file.size)
+        raise damaged(f"its tensors have {position} bytes, its data {file.size - 8 - size}")
+    return to_arrays(tensors, lambda s: file.part(8 + size + offsets[s.key], s.nbytes), file.size)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) != len(pairs):
-        raise damaged("its header has the same name twice")
+        raise damaged("its header has a name twice")
     return found
 
 
 def _tensor(name: str, entry: object) -> tuple[Tensor, int]:
-    """A tensor and where its bytes begin."""
+    """A tensor and the offset of its bytes."""
     match entry:
         case {"dtype": str() as code, "shape": list() as shape, "data_offsets": [int() as begin, int() as end]}:
             if code not in _DTYPES:
                 raise WeightFileError(
-                    f"tensor {shown(name)} has dtype {shown(code)}, which is not read; save it as one of "
+                    f"tensor {escape_text(name)} has the unsupported dtype {escape_text(code)}; save it as one of "
                     f"{', '.join(_DTYPES)}."
                 )
             dtype = DTYPES[_DTYPES[code]]
             if begin < 0 or (end - begin) % dtype.itemsize:
-                raise damaged(f"tensor {shown(name)} has no whole number of elements")
+                raise damaged(f"tensor {escape_text(name)} has a fraction of an element")
             return Tensor.contiguous(Storage(name, dtype, (end - begin) // dtype.itemsize), tuple(shape)), begin
-    raise damaged(f"tensor {shown(name)} has no dtype, shape and data_offsets in its header")
+    raise damaged(f"tensor {escape_text(name)} has no dtype, shape and data_offsets in its header")
 
 
 @explains_arguments
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes arrays as a ``.safetensors`` file, all of it or nothing.
+    """Writes arrays as a ``.safetensors`` file; a failed write leaves no partial file.
 
     Args:
-        path: the file, which is replaced if it is there.
+        path: the file, which is replaced if it exists.
         tensors: arrays by name (NumPy's, JAX's, or anything that NumPy takes).
-        metadata: texts to keep beside them.
+        metadata: strings to store with them.
 
     Raises:
-        ValueError: if a name, an array's dtype or the metadata has no place in the format.
+        ValueError: if the format does not support a name, an array's dtype or the metadata.
         OSError: if the file cannot be written.
 
     Example:
@@ -125,7 +125,7 @@ def write_safetensors(
     """
     arrays = {name: np.asarray(value) for name, value in tensors.items()}
     problems = [
-        f"{name!a} is no name for a tensor" for name in arrays if not isinstance(name, str) or name == _METADATA
+        f"{name!a} is not a valid name of a tensor" for name in arrays if not isinstance(name, str) or name == _METADATA
     ]
     problems += [
         f"{name!a} has dtype {array.dtype}, which safetensors lacks; convert it to one of {', '.join(_CODES)}"
@@ -133,17 +133,17 @@ def write_safetensors(
         if array.dtype.name not in _CODES
     ]
     if not all(isinstance(text, str) for pair in (metadata or {}).items() for text in pair):
-        problems.append("the metadata is not a mapping from texts to texts; make them texts")
+        problems.append("the metadata is not a mapping from strings to strings; convert it with str()")
     if problems:
         raise ValueError(f"{os.fspath(path)}: cannot be written:\n  " + "\n  ".join(problems))
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     position = 0
-    # Wide elements first, so that each tensor begins at a multiple of its element's bytes; then by name.
+    # Wide elements first, so that every tensor is aligned to the size of its elements; then by name.
     order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
     for name in order:
         array = arrays[name]
-        place = [position, position + array.nbytes]
-        header[name] = {"dtype": _CODES[array.dtype.name], "shape": list(array.shape), "data_offsets": place}
+        span = [position, position + array.nbytes]
+        header[name] = {"dtype": _CODES[array.dtype.name], "shape": list(array.shape), "data_offsets": span}
         position += array.nbytes
     try:
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""Segmentation: the public code keeps the stem in a sequence of its own, and the heads' layers by number."""
+"""Names of segmentation networks: the public code has the stem in a sequence, and numbers the layers of the heads."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A pickle read as data: what PyTorch's files say of their tensors, with nothing imported, called or built.
+"""Reads the pickles in PyTorch's files as data: nothing is imported, called or built.
 
-Python's own unpickler is not used, not even with a ``find_class`` that refuses names. It hashes whatever a file has it
-hash (tuples nested without end, numbers that collide), and it has a way to build for every opcode. The reader here is a
-loop over bytes that are already in memory: it never recurses or hashes what it reads, a name stands for itself only,
-each step takes memory in proportion to the bytes that it consumes, and the steps are counted. So is the time bounded.
+Python's unpickler is not used, not even with a ``find_class`` that refuses names: it hashes any values that a file
+holds (endlessly nested tuples, colliding numbers), and each of its opcodes can build objects. The reader here is a loop
+over bytes in memory. It does not recurse, does not hash values, and resolves no names. The memory of each step is
+proportional to the bytes that the step consumes, and the number of steps is bounded, so time and memory are bounded.
 """
 
 from __future__ import annotations
@@ -11,8 +11,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from msconv_jax.torch_weights.pickled import FUNCTIONS, KNOWN, STORAGES, Beside, Named, Table, described
-from msconv_jax.torch_weights.records import Storage, Tensor, WeightFileError, damaged, shown
+from msconv_jax.torch_weights.pickled import (
+    FUNCTIONS,
+    KNOWN,
+    STORAGES,
+    GlobalName,
+    IgnoredObject,
+    PickledDict,
+    describe,
+)
+from msconv_jax.torch_weights.records import Storage, Tensor, WeightFileError, damaged, escape_text
 
 MAX_BYTES = 1 << 26
 _MAX_STEPS = 1 << 20  # some 20,000 tensors; at most a few seconds and 100 MiB
@@ -23,7 +31,7 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
-def _old_text(data: bytes) -> str:  # Python 2's str, which may hold any bytes
+def _old_text(data: bytes) -> str:  # a str of Python 2 may hold any bytes
     return data.decode("utf-8", "surrogateescape")
 
 
@@ -35,10 +43,10 @@ _STOP = ord(".")
 
 
 class Unpickler:
-    """Reads the pickles that stand one after the other in some bytes.
+    """Reads consecutive pickles from bytes.
 
     Attributes:
-        position: of the first byte after what has been read.
+        position: position of the first unread byte.
         storages: the storages that the pickles refer to, by key.
     """
 
@@ -55,11 +63,11 @@ class Unpickler:
         """Reads the next pickle.
 
         Returns:
-            None, numbers, texts, bytes, tuples and lists as they are; dicts as :class:`Table`, tensors as
-            :class:`Tensor`, and other things as :class:`Named` and :class:`Beside`.
+            None, numbers, strings, bytes, tuples and lists unchanged; dicts as :class:`PickledDict`, tensors as
+            :class:`Tensor`, names as :class:`GlobalName` and other values as :class:`IgnoredObject`.
 
         Raises:
-            WeightFileError: if the pickle is damaged, endless, or names anything that no state dict needs.
+            WeightFileError: if the pickle is damaged or too long, or names anything that no state dict needs.
         """
         self._stack, self._outer, self._memo = [], [], {}
         while (opcode := self._take(1)[0]) != _STOP:
@@ -69,7 +77,7 @@ class Unpickler:
                     f"its pickle holds {_REFUSED[opcode]}, which torch.save does not write; do not trust it."
                 )
             if opcode not in _ACTIONS:
-                raise damaged(f"byte {self.position - 1} of its pickle is no opcode: {opcode:#04x}")
+                raise damaged(f"byte {self.position - 1} of its pickle is not an opcode: {opcode:#04x}")
             _ACTIONS[opcode](self)
         return self._pop()
 
@@ -92,7 +100,7 @@ class Unpickler:
 
     def _top(self) -> object:
         if not self._stack:
-            raise damaged("its pickle uses a value that it never made")
+            raise damaged("its pickle uses a value that it has not created")
         return self._stack[-1]
 
     def _pop(self) -> object:
@@ -102,7 +110,7 @@ class Unpickler:
 
     def _pop_to_mark(self) -> list:
         if not self._outer:
-            raise damaged("its pickle ends a group that it never began")
+            raise damaged("its pickle ends a group that it has not begun")
         items, self._stack = self._stack, self._outer.pop()
         return items
 
@@ -121,28 +129,28 @@ class Unpickler:
         self._stack.append(int.from_bytes(self._take(size), "little", signed=signed))
 
     def _counted(self, size: int, decode: Callable[[bytes], object]) -> None:
-        """A value after its length, which takes so many bytes."""
+        """Reads a value whose length stands before it, in `size` bytes."""
         content = self._take(int.from_bytes(self._take(size), "little"))
         try:
             self._stack.append(decode(content))
         except UnicodeDecodeError as error:
             raise damaged("a text in its pickle is not UTF-8") from error
 
-    def _integer(self) -> None:  # "00" and "01" are how old protocols write False and True
+    def _integer(self) -> None:  # old protocols write False and True as "00" and "01"
         line = self._line()
         try:
             self._stack.append(line == "01" if line in ("00", "01") else int(line.removesuffix("L")))
         except ValueError as error:
-            raise damaged("a number in its pickle has other characters than digits") from error
+            raise damaged("a number in its pickle has characters other than digits") from error
 
     def _float(self) -> None:
         self._stack.append(struct.unpack(">d", self._take(8))[0])
 
     def _get(self, size: int) -> None:
-        place = int.from_bytes(self._take(size), "little")
-        if place not in self._memo:
-            raise damaged(f"its pickle recalls value {place}, which it never stored")
-        self._stack.append(self._memo[place])
+        index = int.from_bytes(self._take(size), "little")
+        if index not in self._memo:
+            raise damaged(f"its pickle recalls value {index}, which it has not stored")
+        self._stack.append(self._memo[index])
 
     def _put(self, size: int) -> None:
         self._memo[int.from_bytes(self._take(size), "little")] = self._top()
@@ -154,31 +162,31 @@ class Unpickler:
         target = self._top()
         if isinstance(target, list):
             target.extend(items)
-        elif not isinstance(target, Beside):
-            raise damaged(f"its pickle appends to what is {described(target)}")
+        elif not isinstance(target, IgnoredObject):
+            raise damaged(f"its pickle appends to {describe(target)}")
 
     def _set_items(self, items: list) -> None:
         target = self._top()
-        if len(items) % 2 or not isinstance(target, Table | Beside):
-            raise damaged(f"its pickle sets {len(items)} keys and values of what is {described(target)}")
-        if isinstance(target, Table):
+        if len(items) % 2 or not isinstance(target, PickledDict | IgnoredObject):
+            raise damaged(f"its pickle sets {len(items)} keys and values of {describe(target)}")
+        if isinstance(target, PickledDict):
             target.pairs.extend(zip(items[::2], items[1::2], strict=True))
 
     def _frozen_set(self, items: list) -> None:
         del items
-        self._stack.append(Beside("builtins.frozenset"))
+        self._stack.append(IgnoredObject("builtins.frozenset"))
 
     def _set_item(self) -> None:
         value, key = self._pop(), self._pop()
         self._set_items([key, value])
 
-    def _name(self, module: object, name: object) -> Named:
-        """A name that a weight file may hold, standing for itself; any other is refused here."""
-        full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "a name that is no text"
+    def _name(self, module: object, name: object) -> GlobalName:
+        """The record of a name that a weight file may hold; refuses any other name."""
+        full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "a name that is not a str"
         if full not in KNOWN:
             raise WeightFileError(
-                f"its pickle names {shown(full)}, which no state_dict needs. Nothing was run. If you trust the file, "
-                "open it with PyTorch and save model.state_dict() alone, best as safetensors."
+                f"its pickle names {escape_text(full)}, which no state_dict needs. Nothing was run. If you trust the "
+                "file, open it with PyTorch and save model.state_dict() alone, best as safetensors."
             )
         return KNOWN[full]
 
@@ -191,12 +199,12 @@ class Unpickler:
         self._stack.append(self._name(module, name))
 
     def _call(self, function: object, arguments: object) -> None:
-        if not isinstance(function, Named) or not isinstance(arguments, tuple):
-            raise damaged(f"its pickle calls what is {described(function)}, with what is {described(arguments)}")
-        if arguments and isinstance(arguments[0], list):  # one list may become any number of dicts
+        if not isinstance(function, GlobalName) or not isinstance(arguments, tuple):
+            raise damaged(f"its pickle calls {describe(function)} with {describe(arguments)}")
+        if arguments and isinstance(arguments[0], list):  # repeated calls may copy one list into many dicts
             self._count(len(arguments[0]))
         action = FUNCTIONS.get(function.name)
-        self._stack.append(action(arguments) if action else Beside(function.name))
+        self._stack.append(action(arguments) if action else IgnoredObject(function.name))
 
     def _reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
@@ -215,30 +223,30 @@ class Unpickler:
         function = self._name(module, self._line())
         self._call(function, tuple(self._pop_to_mark()))
 
-    def _build(self) -> None:  # attributes, such as a state dict's _metadata, are dropped
+    def _build(self) -> None:  # drops attributes, such as a state dict's _metadata
         self._pop()
         target = self._top()
-        if not isinstance(target, Table | Tensor | Beside):
-            raise damaged(f"its pickle sets attributes of what is {described(target)}")
+        if not isinstance(target, PickledDict | Tensor | IgnoredObject):
+            raise damaged(f"its pickle sets attributes of {describe(target)}")
 
     def _storage(self) -> None:
         match self._pop():
-            case ("storage", Named() as kind, str() as key, _, int() as numel, *view) if kind.name in STORAGES:
+            case ("storage", GlobalName() as kind, str() as key, _, int() as numel, *view) if kind.name in STORAGES:
                 if view not in ([], [None]):
                     raise WeightFileError(
-                        "its storages are parts of others, as old releases of PyTorch saved them; open it with PyTorch "
+                        "its storages are views of other storages, as in old releases of PyTorch; open it with PyTorch "
                         "and save it again."
                     )
                 found = self.storages.setdefault(key, Storage(key, STORAGES[kind.name], numel))
                 if (found.dtype, found.numel) != (STORAGES[kind.name], numel):
-                    raise damaged(f"storage {shown(key)} has two sizes or types")
+                    raise damaged(f"storage {escape_text(key)} has two sizes or types")
                 self._stack.append(found)
             case _:
-                raise damaged("its pickle refers to something outside itself that is no storage")
+                raise damaged("its pickle has a persistent id that is not a storage")
 
 
 _ACTIONS: dict[int, Callable[[Unpickler], object]] = {
-    0x80: lambda self: self._take(1),  # the protocol's number and a frame's length promise nothing
+    0x80: lambda self: self._take(1),  # the protocol's number and a frame's length are not needed
     0x95: lambda self: self._take(8),
     ord("N"): lambda self: self._stack.append(None),
     0x88: lambda self: self._stack.append(True),
@@ -276,10 +284,10 @@ _ACTIONS: dict[int, Callable[[Unpickler], object]] = {
     ord("]"): lambda self: self._stack.append([]),
     ord("a"): lambda self: self._append([self._pop()]),
     ord("e"): lambda self: self._append(self._pop_to_mark()),
-    ord("}"): lambda self: self._stack.append(Table([])),
+    ord("}"): lambda self: self._stack.append(PickledDict([])),
     ord("s"): Unpickler._set_item,
     ord("u"): lambda self: self._set_items(self._pop_to_mark()),
-    0x8F: lambda self: self._stack.append(Beside("builtins.set")),
+    0x8F: lambda self: self._stack.append(IgnoredObject("builtins.set")),
     0x90: lambda self: self._append(self._pop_to_mark()),
     0x91: lambda self: self._frozen_set(self._pop_to_mark()),
     ord("c"): Unpickler._global,
@@ -293,8 +301,8 @@ _ACTIONS: dict[int, Callable[[Unpickler], object]] = {
     ord("Q"): Unpickler._storage,
 }
 _REFUSED = {
-    **{ord(code): "a text or a list in pickle's protocol 0" for code in "SVFPgpld"},
-    **dict.fromkeys((0x82, 0x83, 0x84), "a class by its number in the extension registry"),
-    **dict.fromkeys((0x97, 0x98), "a buffer outside itself"),
-    ord("2"): "a doubled value",
+    **{ord(code): "a string or a list of protocol 0" for code in "SVFPgpld"},
+    **dict.fromkeys((0x82, 0x83, 0x84), "a class of the extension registry"),
+    **dict.fromkeys((0x97, 0x98), "an out-of-band buffer"),
+    ord("2"): "a duplicated value",
 }

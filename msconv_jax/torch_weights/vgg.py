@@ -1,4 +1,4 @@
-"""VGG: convolutions and normalisations lie in one list of layers, ``features``, linear layers in ``classifier``."""
+"""Names of VGG: ``features`` numbers convolutions and normalisations, ``classifier`` numbers linear layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from msconv_jax.torch_weights.conversion import rename_children
 
 
 def _names_of_stage(stage: VGGStage) -> dict[str, str]:
-    """A convolution, its normalisation and its activation are three layers of the list."""
+    """Each convolution takes three numbers: its own, that of its normalisation and that of its activation."""
     names = {}
     for number in range(len(stage.convs)):
         names[f"convs.{number}"] = str(stage.place + 3 * number)
@@ -16,7 +16,7 @@ def _names_of_stage(stage: VGGStage) -> dict[str, str]:
 
 
 def _names_of_classifier(classifier: VGGClassifier) -> dict[str, str]:
-    """A hidden layer is three, with its normalisation and activation, or its activation and dropout."""
+    """Each hidden layer takes three numbers, with its normalisation and activation, or its activation and dropout."""
     hidden = range(len(classifier.hidden))
     names = {f"hidden.{number}": str(3 * number) for number in hidden}
     names |= {f"bns.{number}": str(3 * number + 1) for number in hidden}

@@ -124,7 +124,7 @@ def test_a_convolution_that_is_called_twice_has_the_mean_of_both():
     [
         ({"objective": "l1"}, "objective='l1'"),
         ({"objective": "same"}, "needs input_shape"),
-        ({"objective": "sum", "expected": {}}, "take the place of the ones of 'same'"),
+        ({"objective": "sum", "expected": {}}, "use 'same', whose map of ones they replace"),
         ({"objective": "same", "expected": {}}, "has no input for 'stages"),
         ({"per": "channel"}, "per='channel': expected one of filter, layer"),
         ({"axes": "one"}, "axes='one': expected one of both, tied"),
