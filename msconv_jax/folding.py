@@ -20,7 +20,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 class Folded(nnx.Module):
-    """Stands where a normalisation was that is now in the convolution before it: the identity.
+    """The identity, in place of a normalisation that is folded into a convolution.
 
     Example:
         >>> Folded()(jnp.ones(2)).tolist()
@@ -36,13 +36,13 @@ class Folded(nnx.Module):
 def fold_batch_norm(model: Module) -> Module:
     """A copy of a network for inference, without the batch normalisations that follow convolutions.
 
-    Kernels are multiplied by the normalisation's scale over its standard deviation, the rest becomes a bias; in
-    evaluation mode the result is the same but for rounding. The library's networks and blocks are known, with plain
-    convolutions, lattice operators of one kernel, PyConv, HetConv, OctConv, Res2Conv and dataset-aware ACConv; a
-    normalisation that follows another operator stays.
+    A kernel is multiplied by the normalisation's scale over its standard deviation; the shift becomes a bias. In
+    evaluation mode the copy computes the same up to rounding. A class names its pairs in a class variable, such as
+    ``norm_follows = {"conv1": "bn1"}``; the library's networks and blocks do. The convolutions may be plain ones,
+    lattice operators of one kernel, PyConv, HetConv, OctConv, Res2Conv or dataset-aware ACConv; others keep theirs.
 
     Args:
-        model: a network or block; it is left as it is.
+        model: a network or block, which does not change.
 
     Returns:
         The copy, in evaluation mode. It is not for training, and published weights no longer fit it.
@@ -81,7 +81,7 @@ def fold_batch_norm(model: Module) -> Module:
 
 
 def _fold(conv: Any, norm: Any) -> bool:
-    """Puts the normalisation into the convolution, if there is a way."""
+    """Folds the normalisation into the convolution; False if that is impossible."""
     if isinstance(conv, DeepStemConv):
         return _fold(conv.conv3, norm)
     if isinstance(conv, OctConv) and isinstance(norm, OctBatchNorm):
@@ -122,7 +122,7 @@ def _fold(conv: Any, norm: Any) -> bool:
 
 
 def _affine(norm: nnx.BatchNorm) -> tuple[jax.Array, jax.Array]:
-    """The factor and the summand of each channel in evaluation mode, in float32."""
+    """The scale and the shift of each channel in evaluation mode, in float32."""
     scale = jax.lax.rsqrt(norm.var[...].astype(jnp.float32) + norm.epsilon)
     if norm.scale is not None:
         scale *= norm.scale[...].astype(jnp.float32)

@@ -1,9 +1,8 @@
 """The operators as Flax Linen modules, with ordinary ``params`` and ``batch_stats`` collections.
 
 Every class here has the name and the keyword arguments of the NNX operator; as in Linen's own layers, the number of
-outputs is called ``features``, the number of inputs is read off the input, and there are no ``rngs``. The tree of
-parameters is that of the NNX module, lists under the strings of their numbers, so that values can be carried over
-between the two. :func:`params_of` does that.
+outputs is ``features``, the number of inputs follows from the input, and there are no ``rngs``. The tree of parameters
+is the NNX module's, with strings of numbers as the keys of lists; :func:`params_of` converts values from NNX.
 
     >>> import jax, jax.numpy as jnp
     >>> from msconv_jax import linen as msconv
@@ -53,13 +52,13 @@ _COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
 
 class _OperatorsDefault:
-    """Stands for an argument that is left to the operator."""
+    """The value of an argument that has the operator's default."""
 
     def __repr__(self) -> str:
         return "<the operator's default>"
 
     def __reduce__(self) -> str:
-        return "_DEFAULT"  # copies are the one object, too
+        return "_DEFAULT"  # copies are the same object
 
 
 _DEFAULT = _OperatorsDefault()
@@ -96,8 +95,8 @@ class LinenOperator(nn.Module):
         Args:
             inputs: as the NNX operator takes them, channels last; for OctConv an array or a pair.
             *others: the operator's further inputs, such as PACConv's guide.
-            use_running_average: normalise by the running statistics rather than by the batch's, and leave them as
-                they are; of no account for operators without batch normalisation.
+            use_running_average: whether to normalise by the running statistics and not by the batch's, without an
+                update. Operators without batch normalisation ignore it.
             **options: the keyword arguments of the operator's own call.
         """
         maps = inputs if isinstance(inputs, tuple | list) else (inputs,)
@@ -116,9 +115,9 @@ class LinenOperator(nn.Module):
 
         values, statistics = {}, {}
         for collection, kind in _COLLECTIONS.items():
-            own = [path for path, variable in flat.items() if isinstance(variable, kind)]
-            for name in dict.fromkeys(str(path[0]) for path in own):
-                paths = [path for path in own if str(path[0]) == name]
+            of_kind = [path for path, variable in flat.items() if isinstance(variable, kind)]
+            for name in dict.fromkeys(str(path[0]) for path in of_kind):
+                paths = [path for path in of_kind if str(path[0]) == name]
                 if collection == "params":
                     tree = self.param(name, lambda key, paths=paths: _nested(paths, initial))
                 else:
@@ -192,7 +191,7 @@ def _at(tree: Any, path: tuple[Any, ...]) -> Any:
 def linen_form(operator: type[nnx.Module]) -> Any:
     """The Linen class of an NNX operator: a field for each of its arguments, the usual ones of ``nnx.Conv`` included.
 
-    It makes the classes of this file, and those of operators that the library does not have.
+    It makes the classes of this file, and serves operators of your own code.
 
     Args:
         operator: its constructor takes `in_features` and `rngs`, if it needs them, and `out_features`, here called

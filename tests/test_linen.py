@@ -1,5 +1,7 @@
 """Every operator as a Linen module: the NNX operator's numbers, from ordinary collections."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,32 +11,10 @@ from flax import nnx
 
 import msconv_jax
 from msconv_jax import linen, operators
+from tests.operators.rows import IMAGE, rows
 
 KEY = jax.random.key(0, impl="rbg")  # whose draws compile faster than the default ones
-IMAGE = jax.random.normal(jax.random.key(0), (2, 8, 6, 8))
-LOW = jax.random.normal(jax.random.key(1), (2, 4, 3, 4))
-GUIDE = jax.random.normal(jax.random.key(2), (2, 8, 6, 3))
-FINE = jax.random.normal(jax.random.key(3), (2, 16, 12, 3))
-NODES = jax.random.normal(jax.random.key(4), (5, 8))
-EDGES = jnp.ones((5, 5)) / 5
-SPATIAL = {"kernel_size": (3, 3)}
-# Arguments and inputs of each operator. A new one needs a row here.
-CASES = {
-    "ACConv": (SPATIAL, (IMAGE,)),
-    "ACGraph": ({}, (NODES, EDGES, EDGES)),
-    "DynamicPSConv": ({**SPATIAL, "factors": (2, 2)}, (IMAGE,)),
-    "GroupedConv": ({**SPATIAL, "feature_group_count": 4, "use_bias": False}, (IMAGE,)),
-    "HetConv": ({**SPATIAL, "parts": 2}, (IMAGE,)),
-    "ICConv": ({**SPATIAL, "pattern": ((1, 1, 5), (2, 3, 3))}, (IMAGE,)),
-    "OctConv": ({**SPATIAL, "alpha_in": 0.5, "alpha_out": 0.5}, ((IMAGE[..., :4], LOW),)),
-    "PACConv": ({**SPATIAL, "padding": 1, "kernel_type": "inv_0.5_0.8"}, (IMAGE, GUIDE)),
-    "PACConvTranspose": ({**SPATIAL, "strides": 2, "kernel_type": "inv_0.5_0.8"}, (IMAGE, FINE)),
-    "PACPool": ({**SPATIAL, "padding": 1, "smooth_kernel_type": "full_3"}, (IMAGE, GUIDE)),
-    "PSConv": ({**SPATIAL, "strides": 2, "padding": 1}, (IMAGE,)),
-    "PyConv": ({"kernel_sizes": (3, 5), "groups": (1, 4)}, (IMAGE,)),
-    "Res2Conv": ({**SPATIAL, "kind": "stage"}, (IMAGE,)),
-    "SISConv": ({**SPATIAL, "inner": "bnrelu", "kind": "recurrent1"}, (IMAGE,)),
-}
+CASES = {row.operator.__name__: (row.linen, row.inputs) for row in rows()}
 
 
 def made(name):
@@ -47,11 +27,14 @@ def made(name):
 
 
 def test_every_operator_is_there():
-    assert set(CASES) == set(linen.__all__) - {"linen_form", "params_of"}
-    assert set(CASES) == {n for n in msconv_jax.__all__ if isinstance(getattr(msconv_jax, n), type)} - {
-        "KernelLattice",
-        "Tile",
-    }
+    assert set(CASES) == set(operators.__all__) == {operator.__name__ for operator in operators.ALL}
+    assert set(CASES) <= set(linen.__all__) & set(msconv_jax.__all__) & set(dir(linen))
+
+
+def test_the_classes_are_importable_by_name():
+    conv = linen.HetConv(8, (3, 3), parts=2)
+    assert pickle.loads(pickle.dumps(conv)) == conv  # noqa: S301  what was just written
+    assert (linen.HetConv.__doc__ or "").startswith("Linen form of `HetConv`.")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -52,7 +52,7 @@ class Pixels(NamedTuple):
         """
         scaled = (images[..., ::-1] if self.is_bgr else images).astype(jnp.float32) / 255
         axes = range(scaled.ndim - 1)
-        mean, std = (jnp.expand_dims(jnp.asarray(value, jnp.float32), axes) for value in (self.mean, self.std))
+        mean, std = (jnp.expand_dims(np.array(value, np.float32), axes) for value in (self.mean, self.std))
         return (scaled - mean) / std
 
 

@@ -7,6 +7,12 @@ from flax import nnx
 from msconv_jax import load_state_dict
 from msconv_jax.operators.acgraph import ACGraph, ac_graph, graph_constants
 from msconv_jax.operators.acnet import ACConv
+from tests.operators.rows import EDGES, NODES, SPATIAL, Row
+
+ROWS = [
+    Row(ACConv, SPATIAL, settings=[{}, {"mix": "channel"}, {"kind": "pixel"}], plain={"use": ("local",)}),
+    Row(ACGraph, {}, (NODES, EDGES, EDGES)),
+]
 
 
 def by_numpy(key, shape, dtype, generator=np.random.default_rng(0)):  # noqa: B008

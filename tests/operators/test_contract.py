@@ -9,58 +9,19 @@ from flax import nnx
 from msconv_jax.operators import (
     DROP_IN,
     ACConv,
-    DynamicPSConv,
     GroupedConv,
     HetConv,
     ICConv,
     PSConv,
     PyConv,
     Res2Conv,
-    SISConv,
 )
+from tests.operators.rows import rows
 
-# How each operator is made to be the plain convolution, where it can be. A new operator needs a row here.
-PLAIN_SETTING = {
-    GroupedConv: {},
-    PSConv: {"pattern": (1,)},
-    DynamicPSConv: {"dilations": (1, 1), "factors": (2, 1)},
-    ICConv: {"pattern": ((1, 1, 8),)},
-    PyConv: {"growth": (0,), "groups": (1,)},
-    HetConv: {"parts": 1},
-    Res2Conv: {"scale": 1, "norm": None, "act": None},
-    SISConv: None,
-    ACConv: {"use": ("local",)},
-}
-# Settings under which the promises are kept, beside the defaults.
-SETTINGS = {
-    GroupedConv: [{}, {"feature_group_count": 4}, {"feature_group_count": 8}],
-    PSConv: [
-        {},
-        {"layout": "lattice"},
-        {"vary": "in", "pattern": (1, 3)},
-        {"vary": "out"},
-        {"vary": "none"},
-        {"feature_group_count": 2},
-        {"feature_group_count": 8},
-    ],
-    DynamicPSConv: [{"factors": (2, 2)}, {"dilations": (1, 3), "factors": (4, 2), "feature_group_count": 2}],
-    ICConv: [
-        {"pattern": ((1, 1, 4), (1, 2, 1), (3, 1, 3))},
-        {"pattern": ((1, 1), (1, 2), (3, 1), (2, 2)) * 2, "feature_group_count": 8},
-    ],
-    PyConv: [
-        {"growth": (0, 2), "groups": (1, 4)},
-        {"growth": (0, 2, 4), "groups": (1, 1, 1), "feature_group_count": 2},
-    ],
-    HetConv: [
-        {"parts": 4},
-        {"parts": 2, "layout": "lattice", "feature_group_count": 2},
-        {"parts": 2, "masked": False},
-    ],
-    Res2Conv: [{"kind": "stage", "norm": None}, {"kind": "stage", "scale": 2, "feature_group_count": 2}],
-    SISConv: [{}, {"kind": "interactive2"}, {"kind": "recurrent2", "share_paths": True, "feature_group_count": 2}],
-    ACConv: [{}, {"mix": "channel"}, {"kind": "pixel"}],
-}
+ROWS = {row.operator: row for row in rows() if row.settings}
+# The arguments that make each operator the plain convolution, and those under which it keeps the contract.
+PLAIN_SETTING = {operator: row.plain for operator, row in ROWS.items()}
+SETTINGS = {operator: row.settings for operator, row in ROWS.items()}
 ONE_KERNEL = [operator for operator in DROP_IN if issubclass(operator, nnx.Conv)]
 CASES = [(operator, setting) for operator in DROP_IN for setting in SETTINGS[operator]]
 over_cases = pytest.mark.parametrize(
@@ -84,8 +45,8 @@ def image(shape=(2, 7, 6, 8), dtype=jnp.float32, seed=0):
     return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-def test_every_operator_has_its_rows():
-    assert set(DROP_IN) == set(PLAIN_SETTING) == set(SETTINGS)
+def test_every_operator_has_its_row():
+    assert set(DROP_IN) == set(ROWS)
 
 
 SIZES = ((15, 15), (8, 11), (16, 17), (1, 20))

@@ -6,7 +6,17 @@ from flax import nnx
 
 from msconv_jax import DynamicPSConv, lattice_convolve
 from msconv_jax.convolution import convolve
+from tests.operators.rows import SPATIAL, Row
 from tests.reference import naive_psconv, whole
+
+ROWS = [
+    Row(
+        DynamicPSConv,
+        {**SPATIAL, "factors": (2, 2)},
+        settings=[{"factors": (2, 2)}, {"dilations": (1, 3), "factors": (4, 2), "feature_group_count": 2}],
+        plain={"dilations": (1, 1), "factors": (2, 1)},
+    )
+]
 
 
 def made(**options):

@@ -4,7 +4,21 @@ from flax import nnx
 
 from msconv_jax import HetConv, lattice_convolve
 from msconv_jax.operators.hetconv import hetconv_lattice
+from tests.operators.rows import SPATIAL, Row
 from tests.reference import naive_convolve, whole
+
+ROWS = [
+    Row(
+        HetConv,
+        {**SPATIAL, "parts": 2},
+        settings=[
+            {"parts": 4},
+            {"parts": 2, "layout": "lattice", "feature_group_count": 2},
+            {"parts": 2, "masked": False},
+        ],
+        plain={"parts": 1},
+    )
+]
 
 
 def hetconv(x, kernel, pointwise, strides=1, padding="SAME", *, lowering="auto", **options):

@@ -12,7 +12,20 @@ from msconv_jax import ICConv, lattice_convolve
 from msconv_jax.lowering.choose import choose_plan
 from msconv_jax.lowering.cost import Site
 from msconv_jax.operators.icconv import dilations_of_filters, icconv_lattice
+from tests.operators.rows import SPATIAL, Row
 from tests.reference import naive_convolve, whole
+
+ROWS = [
+    Row(
+        ICConv,
+        {**SPATIAL, "pattern": ((1, 1, 5), (2, 3, 3))},
+        settings=[
+            {"pattern": ((1, 1, 4), (1, 2, 1), (3, 1, 3))},
+            {"pattern": ((1, 1), (1, 2), (3, 1), (2, 2)) * 2, "feature_group_count": 8},
+        ],
+        plain={"pattern": ((1, 1, 8),)},
+    )
+]
 
 SHARED = pathlib.Path(__file__).parent.parent.parent.parent / "shared" / "golden" / "models"
 # The second layer of stage 1 of the published detection network of depth 50: dilations and number of filters.

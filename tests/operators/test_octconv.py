@@ -16,6 +16,9 @@ from msconv_jax.operators.octave.octconv import OctConv
 from msconv_jax.torch_weights import conversion_of, load_state_dict
 from tests.families.family import CannotBuildError
 from tests.families.octconv import arguments
+from tests.operators.rows import IMAGE, LOW, SPATIAL, Row
+
+ROWS = [Row(OctConv, {**SPATIAL, "alpha_in": 0.5, "alpha_out": 0.5}, ((IMAGE[..., :4], LOW),))]
 
 
 def filled(make, seed=0):

@@ -13,6 +13,13 @@ from msconv_jax.operators.pac.functions import pac_convolve, pac_convolve_transp
 from msconv_jax.operators.pac.kernel import smoothing_kernel
 from msconv_jax.operators.pac.modules import PACConv, PACConvTranspose, PACPool
 from tests import parity
+from tests.operators.rows import FINE, GUIDE, IMAGE, SPATIAL, Row
+
+ROWS = [
+    Row(PACConv, {**SPATIAL, "padding": 1, "kernel_type": "inv_0.5_0.8"}, (IMAGE, GUIDE)),
+    Row(PACConvTranspose, {**SPATIAL, "strides": 2, "kernel_type": "inv_0.5_0.8"}, (IMAGE, FINE)),
+    Row(PACPool, {**SPATIAL, "padding": 1, "smooth_kernel_type": "full_3"}, (IMAGE, GUIDE)),
+]
 
 DATA = pathlib.Path(__file__).parent.parent / "data"
 

@@ -8,7 +8,25 @@ from flax import nnx
 
 from msconv_jax import PSConv, lattice_convolve
 from msconv_jax.operators.psconv import psconv_lattice
+from tests.operators.rows import SPATIAL, Row
 from tests.reference import naive_psconv, whole
+
+ROWS = [
+    Row(
+        PSConv,
+        {**SPATIAL, "strides": 2, "padding": 1},
+        settings=[
+            {},
+            {"layout": "lattice"},
+            {"vary": "in", "pattern": (1, 3)},
+            {"vary": "out"},
+            {"vary": "none"},
+            {"feature_group_count": 2},
+            {"feature_group_count": 8},
+        ],
+        plain={"pattern": (1,)},
+    )
+]
 
 
 def psconv(x, kernel, strides=1, padding="SAME", **options):

@@ -6,7 +6,20 @@ from flax import nnx
 
 from msconv_jax import PyConv, lattice_convolve
 from msconv_jax.operators.pyconv import pyconv_groups, pyconv_lattice, pyconv_split
+from tests.operators.rows import Row
 from tests.reference import naive_convolve, whole
+
+ROWS = [
+    Row(
+        PyConv,
+        {"kernel_sizes": (3, 5), "groups": (1, 4)},
+        settings=[
+            {"growth": (0, 2), "groups": (1, 4)},
+            {"growth": (0, 2, 4), "groups": (1, 1, 1), "feature_group_count": 2},
+        ],
+        plain={"growth": (0,), "groups": (1,)},
+    )
+]
 
 
 def pyconv(x, kernels, strides=1, padding="SAME", *, lowering="auto", **options):

@@ -10,6 +10,16 @@ from flax import nnx
 
 from msconv_jax.operators import PSConv
 from msconv_jax.operators.res2net import Res2Conv, res2conv
+from tests.operators.rows import SPATIAL, Row
+
+ROWS = [
+    Row(
+        Res2Conv,
+        {**SPATIAL, "kind": "stage"},
+        settings=[{"kind": "stage", "norm": None}, {"kind": "stage", "scale": 2, "feature_group_count": 2}],
+        plain={"scale": 1, "norm": None, "act": None},
+    )
+]
 
 
 def build(features=8, kernel_size=(3, 3), strides=1, *, seed=0, out_features=None, **options):

@@ -6,6 +6,15 @@ from flax import nnx
 
 from msconv_jax import load_state_dict
 from msconv_jax.operators.sis import SISConv
+from tests.operators.rows import SPATIAL, Row
+
+ROWS = [
+    Row(
+        SISConv,
+        {**SPATIAL, "inner": "bnrelu", "kind": "recurrent1"},
+        settings=[{}, {"kind": "interactive2"}, {"kind": "recurrent2", "share_paths": True, "feature_group_count": 2}],
+    )
+]
 
 KINDS = ("basic", "interactive1", "interactive2", "recurrent1", "recurrent2")
 

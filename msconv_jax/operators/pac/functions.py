@@ -1,7 +1,7 @@
 """Pixel-adaptive convolution, its transpose and pooling, and their kernel, as pure functions.
 
 The paper, and the modules that hold the parameters, stand in :mod:`msconv_jax.operators.pac.modules`;
-how a sum over taps is computed without the unfolded signal in :mod:`msconv_jax.operators.pac.kernel`.
+how a sum over taps is computed without the unfolded signal in :mod:`msconv_jax.operators.pac.taps`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,16 @@ from jax.typing import ArrayLike, DTypeLike
 from msconv_jax.arguments import Padding
 from msconv_jax.modes.dtypes import compute_dtype, wide_dtype
 from msconv_jax.operators.lattice_conv import check_kernel_size
-from msconv_jax.operators.pac import kernel as adapting
-from msconv_jax.operators.pac.kernel import AdaptingKernel, AdaptingOptions, Geometry
+from msconv_jax.operators.pac.geometry import Geometry, check_output_padding, convolution_geometry, transpose_geometry
+from msconv_jax.operators.pac.kernel import AdaptingKernel, AdaptingOptions, as_float32
+from msconv_jax.operators.pac.taps import (
+    Operands,
+    flattened,
+    flattened_mask,
+    kernel_of_taps,
+    weighted_sum,
+    with_output_mask,
+)
 
 Result = jax.Array | tuple[jax.Array, jax.Array]
 
@@ -56,18 +64,18 @@ def pac_kernel(
         (1, 4, 4, 9, 1)
     """
     size = check_kernel_size(kernel_size, "pac_kernel", odd=True)
-    guide = adapting.widened(guide)
+    guide = as_float32(guide)
     batch, spatial = _batch_and_spatial("guide", guide, len(size))
     form = AdaptingKernel.of(options, guide, len(size))
     if transposed:
-        geometry = adapting.transpose_geometry(None, size, strides, kernel_dilation, padding, output_padding, spatial)
-    elif any(adapting.check_output_padding(output_padding, len(size))):
+        geometry = transpose_geometry(None, size, strides, kernel_dilation, padding, output_padding, spatial)
+    elif any(check_output_padding(output_padding, len(size))):
         raise ValueError(f"output_padding={output_padding!r} belongs to the transposed operator: leave it at 0.")
     else:
-        geometry = adapting.convolution_geometry(spatial, size, strides, kernel_dilation, padding)
-    valid = adapting.flattened_mask(mask, batch, geometry.signal)
-    K, norm = adapting.kernel_of_taps(adapting.flattened(guide, batch), valid, form, geometry=geometry)
-    return adapting.with_output_mask(K, norm, batch, mask)
+        geometry = convolution_geometry(spatial, size, strides, kernel_dilation, padding)
+    valid = flattened_mask(mask, batch, geometry.signal)
+    K, norm = kernel_of_taps(flattened(guide, batch), valid, form, geometry=geometry)
+    return with_output_mask(K, norm, batch, mask)
 
 
 def pac_convolve(
@@ -123,7 +131,7 @@ def pac_convolve(
         (1, 5, 5, 8)
     """
     x, kernel, size, spatial = _check_signal(x, kernel)
-    geometry = adapting.convolution_geometry(spatial, size, strides, kernel_dilation, padding)
+    geometry = convolution_geometry(spatial, size, strides, kernel_dilation, padding)
     return _apply(x, kernel, guide, geometry, adapting_kernel, mask, options, precision, preferred_element_type)
 
 
@@ -173,7 +181,7 @@ def pac_convolve_transpose(
         (1, 16, 16, 8)
     """
     x, kernel, size, spatial = _check_signal(x, kernel)
-    geometry = adapting.transpose_geometry(spatial, size, strides, kernel_dilation, padding, output_padding)
+    geometry = transpose_geometry(spatial, size, strides, kernel_dilation, padding, output_padding)
     return _apply(x, kernel, guide, geometry, adapting_kernel, mask, options, precision, preferred_element_type)
 
 
@@ -215,7 +223,7 @@ def pac_pool(
     size = check_kernel_size(kernel_size, "pac_pool", odd=True)
     x = jnp.asarray(x)
     _, spatial = _batch_and_spatial("x", x, len(size))
-    geometry = adapting.convolution_geometry(spatial, size, strides, kernel_dilation, padding)
+    geometry = convolution_geometry(spatial, size, strides, kernel_dilation, padding)
     return _apply(x, None, guide, geometry, adapting_kernel, mask, options, None, preferred_element_type)
 
 
@@ -261,7 +269,7 @@ def _apply(
     widths = {1, channels} if kernel is None else {1}
     K = None
     if guide is not None:
-        guide = adapting.widened(guide)
+        guide = as_float32(guide)
         expected = (*batch, *geometry.guide.signal)
         if guide.shape[:-1] != expected or guide.ndim != x.ndim:
             whose = "the output" if geometry.transposed else "the signal"
@@ -276,7 +284,7 @@ def _apply(
     else:
         if mask is not None:
             raise ValueError("a mask with a precomputed adapting kernel: give the mask where that kernel is made.")
-        K = adapting.widened(cast(ArrayLike, adapting_kernel))
+        K = as_float32(cast(ArrayLike, adapting_kernel))
         expected = (*batch, *geometry.output, len(geometry.taps))
         if K.shape[:-1] != expected or K.shape[-1] not in widths:
             raise ValueError(
@@ -298,9 +306,9 @@ def _apply(
     if kernel is not None:
         shared = kernel.shape[-2:] == (1, 1)
         weights = kernel.astype(dtype).reshape((-1,) if shared else (-1, *kernel.shape[-2:]))
-    guide, K = (None if a is None else adapting.flattened(a, batch) for a in (guide, K))
-    signal = adapting.flattened(x.astype(dtype), batch)
-    arrays = adapting.Operands(signal, weights, guide, K, adapting.flattened_mask(mask, batch, geometry.signal))
-    y, norm = adapting.weighted_sum(arrays, form, geometry=geometry, precision=precision)
+    guide, K = (None if a is None else flattened(a, batch) for a in (guide, K))
+    signal = flattened(x.astype(dtype), batch)
+    arrays = Operands(signal, weights, guide, K, flattened_mask(mask, batch, geometry.signal))
+    y, norm = weighted_sum(arrays, form, geometry=geometry, precision=precision)
     y = y.astype(dtype if preferred_element_type is None else preferred_element_type)
-    return adapting.with_output_mask(y, norm, batch, mask)
+    return with_output_mask(y, norm, batch, mask)

@@ -32,9 +32,9 @@ from msconv_jax.costs import Shapes, known_shape
 from msconv_jax.modes.dtypes import compute_dtype
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.lattice_conv import ConvOptions, check_kernel_size
-from msconv_jax.operators.pac import kernel as adapting
 from msconv_jax.operators.pac.functions import Result, pac_convolve, pac_convolve_transpose, pac_kernel, pac_pool
-from msconv_jax.operators.pac.kernel import Geometry, KernelType, smoothing_kernel
+from msconv_jax.operators.pac.geometry import Geometry, check_output_padding, transpose_geometry
+from msconv_jax.operators.pac.kernel import KernelType, smoothing_kernel
 from msconv_jax.signatures import explains_arguments
 
 Filler = Literal["uniform", "linear"]
@@ -335,8 +335,8 @@ class PACConvTranspose(_PACBase):
     ):
         size = check_kernel_size(kernel_size, "PACConvTranspose", odd=True)
         dilation, padding = options.get("kernel_dilation", 1), options.get("padding", "SAME")
-        geometry = adapting.transpose_geometry((1,) * len(size), size, strides, dilation, padding, output_padding)
-        self.output_padding = adapting.check_output_padding(output_padding, len(size))
+        geometry = transpose_geometry((1,) * len(size), size, strides, dilation, padding, output_padding)
+        self.output_padding = check_output_padding(output_padding, len(size))
         if filler == "linear":
             if not options.get("shared_filters", False) and in_features != out_features:
                 raise ValueError(
