@@ -13,49 +13,10 @@ from flax import nnx
 from msconv_jax.arguments import check_positive
 from msconv_jax.models.families.dla import Res2TreeBlock, Tree
 from msconv_jax.models.image_model import ImageModel
-from msconv_jax.models.layers import Layer, Parts, batch_norm, check_drop_path_rate, kaiming_normal
+from msconv_jax.models.layers import ConvNormAct, Layer, Parts, batch_norm, check_drop_path_rate, kaiming_normal
 from msconv_jax.models.registry import IMAGENET, ModelEntry, Published
-from msconv_jax.modes.picklable import Picklable
 
 __all__ = ["DLA", "MODELS"]
-
-
-class ConvNormAct(Picklable):
-    """Convolution, normalisation, activation.
-
-    Args:
-        in_features: input channels.
-        out_features: output channels.
-        kernel_size: side of the kernel, padded by half of it.
-        strides: stride of the convolution.
-        parts: the network's parts.
-        name: path of the layer in the model, for error messages.
-        rngs: source of the `params` stream.
-
-    Example:
-        >>> layer = ConvNormAct(3, 8, 3, 2, parts=Parts(), name="level1", rngs=nnx.Rngs(0))
-        >>> layer(jnp.ones((1, 7, 7, 3))).shape
-        (1, 4, 4, 8)
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        kernel_size: int,
-        strides: int,
-        *,
-        parts: Parts,
-        name: str,
-        rngs: nnx.Rngs,
-    ):
-        self.conv = parts.dense(f"{name}.conv", in_features, out_features, kernel_size, strides, rngs)
-        self.bn = parts.normalise(f"{name}.bn", out_features, rngs)
-        self.act = parts.act
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, in_features) to (N, ceil(H/s), ceil(W/s), out_features)."""
-        return self.act(self.bn(self.conv(x)))
 
 
 class DLA(ImageModel):
