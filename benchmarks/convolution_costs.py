@@ -23,7 +23,7 @@ NARROW = 16  # XLA on CPU sends convolutions with more channels than this, in or
 def fit(shapes: list[tuple[int, int, int, int]], times_ms: list[float]) -> dict[str, float]:
     """Constants of `CostModel`, in multiply-accumulates, and how many of these a millisecond has.
 
-    The model is ``rate * time = overhead + pixels * (pixel + taps * inputs * (outputs + narrowness))``; the relative
+    The model is ``rate * time = overhead + pixels * (pixel + taps * inputs * (outputs + extra_outputs))``; the relative
     error is made small.
 
     Args:
@@ -38,7 +38,7 @@ def fit(shapes: list[tuple[int, int, int, int]], times_ms: list[float]) -> dict[
     return {
         "overhead": overhead / product,
         "pixel": pixel / product,
-        "narrowness": narrow / product,
+        "extra_outputs": narrow / product,
         "rate per ms": 1 / product,
     }
 

@@ -27,7 +27,6 @@ from msconv_jax.signatures import explains_arguments
 
 __all__ = [
     "ConvolveSettings",
-    "Pads",
     "convolve",
     "grouped_lattice",
     "lattice_convolve",

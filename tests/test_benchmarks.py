@@ -67,7 +67,7 @@ def test_the_fit_finds_the_constants_again():
     shapes = [(p, t, i, o) for p in (100, 3000) for t in (1, 9) for i in (8, 64) for o in (4, 32, 128)]
     times = [(5e6 + p * (700 + t * i * (o + 3))) / 8e7 for p, t, i, o in shapes]
     assert fit(shapes, times) == pytest.approx(
-        {"overhead": 5e6, "pixel": 700, "narrowness": 3, "rate per ms": 8e7}, rel=1e-3
+        {"overhead": 5e6, "pixel": 700, "extra_outputs": 3, "rate per ms": 8e7}, rel=1e-3
     )
 
 

@@ -23,8 +23,7 @@ from typing import Literal, Unpack, get_args
 import jax
 from flax import nnx
 
-from msconv_jax.arguments import BORDERS, Padding, base_pads, check_padding, dilated_extent, per_axis
-from msconv_jax.convolution import Pads
+from msconv_jax.arguments import BORDERS, Padding, Pads, base_pads, check_padding, dilated_extent, per_axis
 from msconv_jax.costs import Shape, Shapes
 from msconv_jax.operators.composite import CompositeConv
 from msconv_jax.operators.grouped import GroupedConv

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from msconv_jax.arguments import Padding, base_pads, check_padding, dilated_extent, per_axis, zero_padding
-from msconv_jax.convolution import Pads
+from msconv_jax.arguments import Padding, Pads, base_pads, check_padding, dilated_extent, per_axis, zero_padding
 
 Shape = tuple[int, ...]
 Ints = int | Sequence[int] | None
