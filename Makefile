@@ -38,7 +38,7 @@ train: $(VENV)/.train ## Train a PSConv network on handwritten digits (about a m
 	$(BIN)/python -m train --config=configs/ps_resnet_digits.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.test ## Run the tests (minutes)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.test ## Run the long sweeps
 	$(BIN)/python -m pytest -n 2 -m slow

@@ -9,8 +9,10 @@ from jaxtyping import install_import_hook
 
 import tests.array_types
 
-# Before any test imports the library: its annotated arrays are checked in every call.
-install_import_hook(["msconv_jax", "train"], f"{tests.array_types.__name__}.{tests.array_types.check_arrays.__name__}")
+# Before any test imports the library: the annotated arrays of these modules are checked in every call.
+install_import_hook(
+    tests.array_types.annotated_modules(), f"{tests.array_types.__name__}.{tests.array_types.check_arrays.__name__}"
+)
 
 # Under the strictest settings that users may choose: what is promoted silently would fail for them.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -14,7 +14,7 @@ from msconv_jax.arguments import check_positive
 __all__ = ["adaptive_average_pool", "resize_bilinear"]
 
 
-def adaptive_average_pool(x: Float[Array, "N H W C"], size: Sequence[int]) -> Float[Array, "N h w C"]:
+def adaptive_average_pool(x: Float[Array | np.ndarray, "N H W C"], size: Sequence[int]) -> Float[Array, "N h w C"]:
     """Averages over a grid of bins, which overlap if the maps' size is no multiple of the grid's.
 
     Args:
@@ -39,7 +39,7 @@ def adaptive_average_pool(x: Float[Array, "N H W C"], size: Sequence[int]) -> Fl
 
 
 def resize_bilinear(
-    x: Float[Array, "N H W C"], size: Sequence[int], *, align_corners: bool = True
+    x: Float[Array | np.ndarray, "N H W C"], size: Sequence[int], *, align_corners: bool = True
 ) -> Float[Array, "N h w C"]:
     """Interpolates linearly between the nearest pixels, without anti-aliasing.
 

@@ -202,8 +202,8 @@ def test_a_folder_in_use_is_refused_with_host_and_process(tmp_path, monkeypatch,
     code = """
 import os, sys, time
 from pathlib import Path
-from train.engine.folder import own
-with own(Path(sys.argv[1])):
+from train.engine.folder import lock_folder
+with lock_folder(Path(sys.argv[1])):
     child = os.fork()
     if child:
         print(child, flush=True)
