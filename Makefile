@@ -41,7 +41,7 @@ test: $(VENV)/.test ## Run the tests (minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(VENV)/.test ## Run the long sweeps
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 test-onnx: $(ONNX_VENV)/.onnx ## Compare ONNX files with the networks, in onnxruntime (an environment of its own)
 	JAX_PLATFORMS=cpu $(ONNX_VENV)/bin/python -m pytest tests/test_onnx.py
