@@ -1,12 +1,12 @@
-"""Inception convolution (IC-Conv): every filter has its own dilation along each axis.
+"""Inception convolution (IC-Conv): one dilation per filter and axis.
 
 J. Liu, C. Li, F. Liang, C. Lin, M. Sun, J. Yan, W. Ouyang, D. Xu: "Inception Convolution with Efficient Dilation
-Search", CVPR 2021. With one pair of dilations for each output channel i, shared by all its inputs (Sec. 3.1):
+Search", CVPR 2021. Each output channel i has one pair of dilations, shared by all its inputs (Sec. 3.1):
 
     Y[i, y, x] = sum_c sum_{a,b} W[i, c, a, b] * X[c, y + a * d_h[i], x + b * d_w[i]].
 
-The paper does not say which of its pair belongs to which image axis; here, as in the public files, the first is the
-vertical one. How the dilations are found is another matter: :mod:`msconv_jax.edo`.
+The paper does not specify the image axis of either dilation. Here, as in the public files, the first is the vertical
+one. :mod:`msconv_jax.edo` searches for the dilations.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ class ICConv(LatticeConv):
         out_features: number of output channels.
         kernel_size: taps per spatial axis, odd, one int for each axis.
         strides: pixels between outputs, one int or one per axis.
-        pattern: the dilations of the filters, in units of `kernel_dilation`: for each filter one ``(d_h, d_w)``; or
-            counts, ``(d_h, d_w, count)``, for runs of filters in order; or an entry of the published pattern files,
-            ``{"(p, q)": count}`` with zero-based p and q, in the file's order. A dilation belongs to the filter's
-            number, whatever the groups: depthwise, channel i has the i-th.
+        pattern: the dilations of the filters, in units of `kernel_dilation`: one ``(d_h, d_w)`` for each filter; or
+            one ``(d_h, d_w, count)`` for each run of filters, in order; or an entry of the published pattern files,
+            ``{"(p, q)": count}`` with zero-based p and q, in the file's order. Filter i has the i-th dilation for any
+            number of groups, and so has channel i of a depthwise convolution.
         rngs: for the initial values.
         **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`.
 
     Attributes:
-        pattern: the dilations of each filter, written out: ``out_features`` tuples.
+        pattern: the dilations of each filter, ``out_features`` tuples.
 
     Raises:
         ValueError: for arguments that do not fit, at construction.
 
-    Source: Sec. 3.1 of the paper. The public module pads kernels larger than 3x3 short where they are dilated, and
-    cannot express dilations by filter within groups; here every kernel is centred, and any groups are possible.
+    Source: Sec. 3.1 of the paper. The public module pads dilated kernels larger than 3x3 too little, and does not
+    support dilations per filter within groups. Here every kernel is centred, and any number of groups works.
 
     Example:
         >>> import jax.numpy as jnp
@@ -140,15 +140,15 @@ def _icconv_lattice(
 
 
 def dilations_of_filters(pattern: Pattern, out_features: int, ndim: int = 2) -> Dilations:
-    """A pattern in any of its forms as one tuple of dilations for each filter.
+    """Converts a pattern of any form to one tuple of dilations per filter.
 
     Args:
         pattern: see :class:`ICConv`.
-        out_features: number of filters that the pattern must have.
+        out_features: expected number of filters.
         ndim: number of spatial axes.
 
     Raises:
-        ValueError: if the pattern is in none of the forms, or is for another number of filters.
+        ValueError: if the pattern has none of the forms, or another number of filters.
 
     Example:
         >>> from msconv_jax.operators.icconv import dilations_of_filters
@@ -180,7 +180,7 @@ def dilations_of_filters(pattern: Pattern, out_features: int, ndim: int = 2) -> 
 
 
 def _key(key: Any) -> tuple[int, ...]:
-    """A key of a published pattern file, "(p, q)", or a tuple of ints."""
+    """Parses a key of a published pattern file: a string "(p, q)" or a tuple of ints."""
     if isinstance(key, str):
         return tuple(int(number) for number in re.findall(r"\d+", key))
     return tuple(operator.index(number) for number in key)
@@ -192,10 +192,10 @@ def _short(pattern: Any) -> str:
 
 
 def icconv_official_init(pattern: Pattern) -> Any:
-    """The public code's initialiser: Kaiming normal, with the fan of the filters that share a dilation.
+    """The public code's initialiser: Kaiming normal, with a fan that counts only the filters of the same dilation.
 
-    Rare dilations get larger weights than common ones, because the public module is one convolution for each. The usual
-    initialisers, for which the whole layer counts, do not.
+    The public module has one convolution per dilation, so rare dilations get larger weights than common ones. The usual
+    initialisers compute the fan of the whole layer.
 
     Args:
         pattern: see :class:`ICConv`.

@@ -5,8 +5,8 @@ ECCV 2020. Eq. (3): with one dilation ``D[c, k]`` for each output channel c and 
 
     H[c, x, y] = sum_k sum_{i,j} G[c, k, i, j] * F[k, x + i * D[c, k], y + j * D[c, k]].
 
-The paper leaves open which way the pattern shifts from filter to filter and where it starts; we take the public
-code's choice, a shift to the right and ``phase=1``. Every choice is the same up to a permutation of channels.
+The paper does not specify the direction in which the pattern shifts from filter to filter, nor its start. This module
+follows the public code: a shift to the right and ``phase=1``. All choices are equal up to a permutation of channels.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ Layout = Literal["block", "lattice"]
 class PSConv(LatticeConv):
     """Poly-scale convolution, a drop-in for ``nnx.Conv`` with the same parameters and multiply-accumulates.
 
-    With t the length of the pattern d, the dilation of output channel c and input channel k (both counted
-    within their group) is
+    The pattern d has length t. The dilation of output channel c and input channel k, both counted within their
+    group, is
 
     * ``layout="lattice"``, the paper's literal order: ``d[(k - c + phase) mod t]``;
-    * ``layout="block"``: the same with channels of equal residue gathered into contiguous blocks, that is
-      ``d[(q - p + phase) mod t]`` for input block q and output block p. Equal to the former up to a permutation
-      of the input and the output channels.
+    * ``layout="block"``: ``d[(q - p + phase) mod t]`` for input block q and output block p. Channels of equal residue
+      form contiguous blocks. This equals the lattice layout up to a permutation of the input and output channels.
 
     `vary` restricts the variation to one axis (Table 5): "in" drops the shift between filters,
     ``d[(k + phase) mod t]``; "out" gives each filter one dilation, ``d[(c + phase) mod t]``; "none" is
@@ -54,14 +53,13 @@ class PSConv(LatticeConv):
         kernel_size: taps per spatial axis, odd, one int for each axis.
         strides: pixels between outputs, one int or one per axis.
         pattern: the dilations d, in units of `kernel_dilation`; the default is the paper's best (Table 4).
-        phase: where the pattern starts, at least 0 and below t. The default 1 is accepted for t = 1 as well, where
-            it changes nothing.
+        phase: index at which the pattern starts, at least 0 and below t. The default 1 is also accepted for t = 1,
+            where it has no effect.
         vary: "both", "in", "out" or "none".
-        layout: "block" or "lattice". Blocks need channels per group that are divisible by t along the axes that
-            vary.
-        official_compat: hold the dilation-1 kernels that the public code's grouped form adds, by a slip in its mask,
-            to some of the dilated ones (`overlap_kernel`, zero at first, of the kernel's shape), so that weights
-            trained with it can be loaded. It needs layout "block", vary "both" and an even t.
+        layout: "block" or "lattice". Blocks need channels per group divisible by t along the axes that vary.
+        official_compat: adds the parameter `overlap_kernel` (of the kernel's shape, initially zero) so that weights
+            of the public code can be loaded. By a bug in its mask, the public code's grouped form adds dilation-1
+            kernels to some of the dilated ones. Needs layout "block", vary "both" and an even t.
         rngs: for the initial values.
         **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`.
 
@@ -112,7 +110,7 @@ class PSConv(LatticeConv):
             feature_group_count=options.get("feature_group_count", 1),
         )
         super().__init__(lattice, lattice.tiles[0].kernel_size, strides, rngs=rngs, **options)
-        self.pattern = tuple(map(int, pattern))  # NumPy's ints would be taken for data
+        self.pattern = tuple(map(int, pattern))  # nnx would treat NumPy ints as data
         self.phase = int(phase)
         self.vary = vary
         self.layout = layout
@@ -146,7 +144,7 @@ class PSConv(LatticeConv):
         ).astype(y.dtype)
 
     def official_overlap(self) -> np.ndarray:
-        """Where the public code has a dilation-1 kernel besides a dilated one: bool (fan_in, out_features)."""
+        """Mask of the dilated kernels to which the public code adds a dilation-1 one: bool (fan_in, out_features)."""
         t = len(self.pattern)
         served, zeroed = official_blocks(self.feature_group_count, t)
         blocks = (served & ~zeroed).repeat(self.out_features // len(served), axis=0)
@@ -155,14 +153,14 @@ class PSConv(LatticeConv):
 
 @functools.lru_cache(maxsize=128)
 def official_blocks(groups: int, parts: int) -> tuple[np.ndarray, np.ndarray]:
-    """The public code's bookkeeping for its dense kernel, by blocks: (groups * parts outputs, parts inputs).
+    """Block masks of the public code's kernels, of shape (groups * parts outputs, parts inputs).
 
-    Its two other kernels, dilated by d and 2 d, serve in every row of blocks two blocks of inputs. The constructor
-    means to zero the dense kernel there, but counts the rows of group j from ``j * groups`` in place of
-    ``j * parts``; so with groups other than 1 and `parts` it misses some and hits others.
+    The public code's two other kernels, dilated by d and 2 d, use two input blocks in every row. Its constructor
+    is meant to zero the dense kernel in these blocks. It starts the rows of group j at ``j * groups`` instead of
+    ``j * parts``, so with groups other than 1 and `parts` it misses some of these blocks and zeroes others.
 
     Returns:
-        The blocks that the dilated kernels serve, and those that the constructor zeroes.
+        The blocks that the dilated kernels use, and the blocks that the constructor zeroes.
     """
     half = parts // 2
     own = np.arange(groups * parts)[:, None] % parts
@@ -266,7 +264,7 @@ def _psconv_lattice(
                 )
 
     def classes(features: int, varies: bool) -> list[tuple[int, slice]]:
-        """Residues mod t along one axis of a group, each with its channels."""
+        """The residues mod t along one axis of a group, and the channels of each."""
         if not varies:
             return [(0, slice(0, features))]
         if layout == "lattice":
@@ -278,7 +276,7 @@ def _psconv_lattice(
 
     tiles = []
     for group in range(groups):
-        # Depthwise: the pattern runs over the groups. "out": the filter's own place moves the pattern on.
+        # Depthwise: the group number advances the pattern. vary="out": the filter number advances it (q + p).
         place = group if depthwise and vary != "none" else 0
         for p, outputs in classes(fan_out, varies_out):
             for q, inputs in classes(fan_in, varies_in):

@@ -1,13 +1,13 @@
-"""Pyramidal convolution (PyConv): levels of growing kernels and falling connectivity, side by side.
+"""Pyramidal convolution (PyConv): parallel levels with larger kernels and more groups from level to level.
 
 I. C. Duta, L. Liu, F. Zhu, L. Shao: "Pyramidal Convolution: Rethinking Convolutional Neural Networks for Visual
-Recognition", 2020. Level l convolves the full input with kernels ``K_l`` in ``G_l`` groups and gives ``O_l`` of the
-output channels (Sec. 3, Eq. 1):
+Recognition", 2020. Level l convolves the full input with kernels ``K_l`` in ``G_l`` groups and computes ``O_l`` of
+the output channels (Sec. 3, Eq. 1):
 
     Y = concat over l of GroupConv(X; W_l, kernel K_l, groups G_l).
 
-The paper's Table 1 lists the levels from the largest kernel down; the public code, and so the order of channels here,
-begins with the smallest.
+The paper's Table 1 lists the levels from the largest kernel to the smallest. The channels here follow the public code,
+which starts with the smallest.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ KernelSizes = Sequence[int | Sequence[int]]
 
 
 class PyConv(CompositeConv, LatticeOperator):
-    """Pyramidal convolution, for images or volumes, with ``nnx.Conv``'s arguments but a kernel size for each level.
+    """Pyramidal convolution, for images or volumes, with ``nnx.Conv``'s arguments and one kernel size per level.
 
-    The output has the shape that the smallest kernel gives under the same `padding`; larger kernels are padded
-    further by half of what they are larger.
+    `padding` refers to the smallest kernel and fixes the output shape. A larger kernel gets half the size difference
+    as additional padding on each side.
 
     Args:
         in_features: number of input channels.
         out_features: number of output channels, over all levels.
-        kernel_sizes: for each level its kernel size, odd: an int for a square image kernel, or one int per spatial
-            axis, as in ``((3, 3, 3), (5, 7, 7))`` for video. The order is that of the output channels.
+        kernel_sizes: odd kernel size of each level: an int for a square image kernel, or one int per spatial
+            axis, as in ``((3, 3, 3), (5, 7, 7))`` for video, in the order of the output channels.
         strides: pixels between outputs, one int or one per axis.
-        groups: for each level its number of groups, which divides `in_features` and the level's outputs. None takes
+        groups: number of groups of each level, a divisor of `in_features` and the level's outputs. None applies
             the paper's rule, :func:`pyconv_groups`. The published networks use (1, 4, 8, 16).
-        level_features: for each level its number of output channels. None divides them as the public networks do,
+        level_features: number of output channels of each level. None divides them like the public networks,
             :func:`pyconv_split`: equally among 1, 2 or 4 levels, 1/4, 1/4 and 1/2 among three.
-        kernel_size: the kernel of the plain convolution whose place this one takes, if a network or
-            ``functools.partial`` gives it by that name; it must be the first of `kernel_sizes`.
+        kernel_size: kernel size of the replaced plain convolution, if a network or ``functools.partial`` passes it
+            by this name; it must equal the first of `kernel_sizes`.
         rngs: for the initial values.
         **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `feature_group_count` multiplies the
             groups of every level; `kernel_dilation` dilates every level.
@@ -132,15 +132,15 @@ def pyconv_groups(
 ) -> tuple[int, ...]:
     """The paper's rule for the groups of the levels.
 
-    Equal cost for every level asks for ``prod(K_l) / prod(K_1)`` groups (the denominators of Eq. 1), seldom a whole
-    number; the rule takes the closest number that divides both the level's inputs and outputs, the smaller of two
-    equally close ones. The published networks depart from it and take 1, 4, 8, 16, which costs less.
+    Levels of equal cost need ``prod(K_l) / prod(K_1)`` groups (the denominators of Eq. 1), rarely a whole number.
+    The rule takes the closest common divisor of the level's inputs and outputs, the smaller one in a tie. The
+    published networks use 1, 4, 8, 16 instead, which costs less.
 
     Args:
         in_features: number of input channels.
         level_features: output channels of each level.
-        kernel_sizes: kernel size of each level, the one that the others are measured by first.
-        feature_group_count: groups that every level has besides; the rule speaks of the channels of one.
+        kernel_sizes: kernel size of each level; the first is the reference K_1.
+        feature_group_count: number of additional groups of every level; the rule applies to the channels of one.
 
     Returns:
         The number of groups of each level.
@@ -168,11 +168,11 @@ def pyconv_groups(
 
 
 def pyconv_split(out_features: int, levels: int) -> tuple[int, ...]:
-    """How the public networks divide the output channels among levels.
+    """The output channels of each level in the public networks.
 
-    Every level gets one of ``m`` equal shares, m being the smallest power of two that is not below the number of
-    levels; the largest kernels get the remaining shares, one each. So 2 and 4 levels are equal, 3 levels have 1/4, 1/4,
-    1/2, and 5 levels 1/8, 1/8, 1/4, 1/4, 1/4 (Table 2, line (5, 4, 3, 2)).
+    The channels form ``m`` equal shares; m is the smallest power of two that is not below the number of levels. Every
+    level gets one share, and the largest kernels get one more each from the remainder. So 2 and 4 levels are equal,
+    3 levels have 1/4, 1/4, 1/2, and 5 levels 1/8, 1/8, 1/4, 1/4, 1/4 (Table 2, line (5, 4, 3, 2)).
 
     Args:
         out_features: number of output channels.
@@ -261,17 +261,17 @@ def _pyconv_lattice(
 
 
 def _packed(lattice: KernelLattice, kernels: Sequence[jax.Array]) -> list[jax.Array]:
-    """The levels' kernels as the lattice's banks: levels of one kernel size and fan-in share a bank."""
+    """The levels' kernels as the lattice's banks: levels of equal kernel size and fan-in share a bank."""
     shapes = [(*bank.kernel_size, bank.fan_in) for bank in lattice.banks]
     of_bank = [[kernel for kernel in kernels if kernel.shape[:-1] == shape] for shape in shapes]
     return [jax.numpy.concatenate(own, axis=-1) if len(own) > 1 else own[0] for own in of_bank]
 
 
 def _sizes(kernel_sizes: KernelSizes) -> tuple[tuple[int, ...], ...]:
-    """The kernel size of each level, written out per axis.
+    """The kernel size of each level, one int per axis.
 
     Raises:
-        ValueError: if there is none, or the levels differ in their number of axes, or a size is even.
+        ValueError: if `kernel_sizes` is empty, the levels differ in their number of axes, or a size is even.
     """
     rule = "expected a size for each level, such as (3, 5, 7, 9) or ((3, 3, 3), (5, 7, 7))"
     if isinstance(kernel_sizes, int | str) or not isinstance(kernel_sizes, Sequence) or not kernel_sizes:
@@ -291,7 +291,7 @@ def _levels(
     level_features: Sequence[int] | None,
     feature_group_count: int = 1,
 ) -> tuple[tuple[tuple[int, ...], ...], tuple[int, ...], tuple[int, ...]]:
-    """Kernel sizes, groups and output channels of the levels, written out.
+    """The kernel sizes, groups and output channels of the levels, with defaults filled in.
 
     Raises:
         ValueError: if they do not fit together.
