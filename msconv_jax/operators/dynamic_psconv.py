@@ -1,8 +1,8 @@
-"""PSConv with a learnt choice of dilations: a binary mask over the kernel lattice, trained with the kernels.
+"""PSConv with learnt dilations: a binary mask over the kernel lattice, trained with the kernels.
 
-D. Li, A. Yao, Q. Chen: "PSConv", ECCV 2020, Sec. 4.2: the dilation of every kernel of the lattice is
-one of two, chosen by a binary mask that is a Kronecker product and is trained with a straight-through estimator. The
-paper gives neither sizes nor gradients, and the code was not published; the reading here:
+D. Li, A. Yao, Q. Chen: "PSConv", ECCV 2020, Sec. 4.2: a binary mask chooses one of two dilations for every kernel of
+the lattice. The mask is a Kronecker product, trained with a straight-through estimator. The paper gives neither sizes
+nor gradients, and its code is not public. This module assumes
 
     S = sign(U) kron sign(V) in {-1, +1},   sign(0) = +1,   M = (1 + S) / 2,
     Y = conv(X; W * (1 - M), first dilation) + conv(X; W * M, second dilation),
@@ -42,9 +42,9 @@ from msconv_jax.signatures import explains_arguments
 class DynamicPSConv(LatticeConv):
     """Poly-scale convolution whose lattice is learnt, a drop-in for ``nnx.Conv``.
 
-    While it is trained it costs twice the plain convolution's multiply-accumulates, and it has
-    ``a * b + out_features * inputs of a group / (a * b)`` parameters more. When the mask is final, ``lattice``
-    describes it, and ``lattice_convolve(x, conv.kernel[...], conv.lattice)`` computes the same at the plain cost.
+    Training costs twice the plain convolution's multiply-accumulates. The mask adds
+    ``a * b + out_features * inputs of a group / (a * b)`` parameters. After training,
+    ``lattice_convolve(x, conv.kernel[...], conv.lattice)`` computes the same output at the plain cost.
 
     Args:
         in_features: number of input channels.
@@ -124,12 +124,12 @@ class DynamicPSConv(LatticeConv):
 
     @property
     def dilation_mask(self) -> np.ndarray:
-        """Which kernels have the second dilation at present: bool (inputs of a group, out_features)."""
+        """The current mask of the kernels with the second dilation: bool (inputs of a group, out_features)."""
         return np.asarray(self._signs() > 0).T
 
     @property
     def lattice(self) -> KernelLattice:
-        """The kernel lattice at present, of the dilations that the mask chooses; needs the factors' values."""
+        """The current kernel lattice, with the dilations that the mask chooses; needs the factors' values."""
         mask, groups = self.dilation_mask.T, self.feature_group_count
         base = per_axis("kernel_dilation", self.kernel_dilation, len(self.kernel_size))
         fan_in, fan_out = self.in_features // groups, self.out_features // groups
@@ -147,7 +147,7 @@ class DynamicPSConv(LatticeConv):
 
     @property
     def num_parameters(self) -> int:
-        """Number of weights, the mask's factors included, without the bias."""
+        """Number of weights, with the mask's factors, without the bias."""
         outer, inner = self.outer_factor, self.inner_factor
         return math.prod(self.kernel_shape) + math.prod(outer.shape) + math.prod(inner.shape)
 
@@ -160,7 +160,7 @@ class DynamicPSConv(LatticeConv):
         return jnp.kron(sign_straight_through(self.outer_factor[...]), sign_straight_through(self.inner_factor[...]))
 
     def _candidates(self) -> list[KernelLattice]:
-        """The lattices of either dilation alone."""
+        """One lattice for each dilation, with this dilation for all kernels."""
         size = tuple(self.kernel_size)
         base = per_axis("kernel_dilation", self.kernel_dilation, len(size))
         return [
@@ -176,7 +176,7 @@ class DynamicPSConv(LatticeConv):
 
 @jax.custom_jvp
 def sign_straight_through(u: jax.Array) -> jax.Array:
-    """The sign of `u`, +1 at 0, with the straight-through gradient: that of `u` where ``|u| <= 1``, else 0.
+    """The sign of `u`, +1 at 0, with the straight-through gradient: 1 where ``|u| <= 1``, else 0.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,13 +1,13 @@
 """Heterogeneous convolution (HetConv): k x k kernels on one part of the inputs, 1 x 1 kernels on the others.
 
 P. Singh, V. K. Verma, P. Rai, V. P. Namboodiri: "HetConv: Heterogeneous Kernel-Based Convolutions for Deep CNNs", CVPR
-2019. With P parts and ``S[c, k] = 1`` on 1/P of the inputs k of each filter c:
+2019. There are P parts, and ``S[c, k] = 1`` for 1/P of the inputs k of each filter c:
 
     Y[c] = sum over k with S = 1 of (W[c, k] convolved with X[k])  +  sum over k with S = 0 of w[c, k] X[k].
 
-In the paper's figure the k x k kernels move on by one channel from filter to filter, ``S[c, k] = 1`` where k - c is
-divisible by P (``layout="lattice"``). The public reproduction is a grouped convolution plus a pointwise one without the
-grouped blocks (``layout="block"``); the two are equal up to a permutation of channels.
+In the paper's figure the k x k kernels shift by one channel from filter to filter: ``S[c, k] = 1`` where k - c is
+divisible by P (``layout="lattice"``). The public reproduction adds a grouped convolution and a pointwise one that is
+zero on the grouped blocks (``layout="block"``). The two are equal up to a permutation of channels.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ class HetConv(CompositeConv, LatticeOperator):
         out_features: number of output channels.
         kernel_size: taps of the large kernels per spatial axis, odd, one int for each axis.
         strides: pixels between outputs, one int or one per axis.
-        parts: the paper's P, which divides the inputs and outputs of a group. 1 is the plain convolution,
+        parts: the paper's P, a divisor of the inputs and outputs of a group. 1 gives the plain convolution,
             ``in_features`` a depthwise plus a pointwise one.
-        layout: "block", as the public code: outputs of the p-th of P blocks have their large kernels on the p-th block
-            of inputs; or "lattice", the paper's order: on every P-th input, shifted by one from filter to filter.
-        masked: False keeps the 1x1 kernels also where there are large ones, as the public module does before its
-            training script zeroes them: another operator, with ``in_features * out_features`` 1x1 kernels.
+        layout: "block", the public code's: the p-th of P output blocks has its large kernels on the p-th input block;
+            or "lattice", the paper's: large kernels on every P-th input, shifted by one from filter to filter.
+        masked: False keeps 1x1 kernels on all inputs, for ``in_features * out_features`` 1x1 kernels. The public
+            module has them until its training script zeroes those on the inputs of large kernels.
         rngs: for the initial values.
-        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `padding` and `kernel_dilation` speak of
-            the large kernels; the small ones stand at their centres.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `padding` and `kernel_dilation` refer to
+            the large kernels; the small kernels are at their centres.
 
-    With a `kernel_size` of 1 there are no two sizes, and the operator is the plain 1x1 convolution.
+    A `kernel_size` of 1 gives the plain 1x1 convolution.
 
     Attributes:
         kernel: the large kernels, ``(*kernel_size, inputs of a group // parts, out_features)``.
-        pointwise_kernel: the small ones, ``(1, ..., 1, other inputs of the group, out_features)``, an output's inputs
-            in ascending order; None if there are none.
+        pointwise_kernel: the small kernels, ``(1, ..., 1, other inputs of the group, out_features)``, with the inputs
+            of each output in ascending order; None without small kernels.
         bias: ``(out_features,)``, or None.
         lattice: the :class:`msconv_jax.KernelLattice`.
 
@@ -126,7 +126,7 @@ class HetConv(CompositeConv, LatticeOperator):
 
     @property
     def large_inputs(self) -> np.ndarray:
-        """For each output the inputs of its group that have a large kernel, as numbers within the group, ascending."""
+        """The inputs with a large kernel for each output, as ascending indices within the group."""
         return large_inputs(self.in_features, self.out_features, self.parts, self.layout, self.feature_group_count)
 
 
@@ -195,7 +195,7 @@ def _hetconv_lattice(
     fan_in, fan_out = in_features // groups, out_features // groups
 
     def part(features: int, number: int, first: int) -> slice:
-        """Channels of one part in the group that begins at `first`."""
+        """The channels of one part in the group that starts at `first`."""
         if layout == "lattice":
             return slice(first + number, first + features, parts)
         width = features // parts
@@ -214,7 +214,7 @@ def _hetconv_lattice(
 
 @functools.lru_cache(maxsize=128)
 def large_inputs(in_features: int, out_features: int, parts: int, layout: str, groups: int) -> np.ndarray:
-    """For each output the inputs of its group with a large kernel, (out_features, inputs of a group // parts)."""
+    """The inputs with a large kernel for each output, (out_features, inputs of a group // parts)."""
     fan_in, fan_out = in_features // groups, out_features // groups
     within = np.arange(out_features) % fan_out
     steps = np.arange(fan_in // parts)
@@ -224,14 +224,14 @@ def large_inputs(in_features: int, out_features: int, parts: int, layout: str, g
 
 
 def small_inputs(large: np.ndarray, fan_in: int) -> np.ndarray:
-    """For each output the other inputs of its group, ascending."""
+    """The other inputs of the group for each output, ascending."""
     present = np.ones((len(large), fan_in), bool)
     present[np.arange(len(large))[:, None], large] = False
     return np.nonzero(present)[1].reshape(len(large), -1)
 
 
 def _merged(kernel: jax.Array, pointwise: jax.Array, large: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
-    """1x1 kernels on all inputs: those beside a large kernel join its centre, the others remain."""
+    """Adds the 1x1 kernels on inputs with a large kernel to its centre; returns the other 1x1 kernels separately."""
     outputs = np.arange(len(large))[:, None]
     table = pointwise.reshape(pointwise.shape[-2:]).T  # outputs, inputs
     centre = tuple(size // 2 for size in kernel.shape[:-2])
@@ -247,4 +247,4 @@ def _banks(kernel: jax.Array, pointwise: jax.Array | None) -> list[jax.Array]:
     """The kernels in the order of the lattice's banks."""
     if pointwise is None:
         return [kernel]
-    return sorted([kernel, pointwise], key=lambda array: array.shape[:-2])  # as the banks are
+    return sorted([kernel, pointwise], key=lambda array: array.shape[:-2])  # the banks' order
