@@ -1,4 +1,4 @@
-"""What the operators of several convolutions share: ``nnx.Conv``'s arguments and attributes, without its one kernel."""
+"""Base of the operators with several convolutions: ``nnx.Conv``'s arguments and attributes, without its kernel."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from msconv_jax.signatures import explains_arguments
 
 
 class CompositeConv(nnx.Module, ConvCost):
-    """Base of the operators that stand where ``nnx.Conv`` stood and hold more than one kernel.
+    """Base of the drop-in operators for ``nnx.Conv`` that have more than one kernel.
 
-    It checks the arguments and keeps them under ``nnx.Conv``'s attribute names. A subclass builds its convolutions
+    It checks the arguments and stores them under ``nnx.Conv``'s attribute names. A subclass builds its convolutions
     with :meth:`inner`, then its bias with :meth:`make_bias`, and calls :meth:`check_input` and :meth:`add_bias`
-    from its own ``__call__``. It sets ``self.lattice``, or defines ``macs_per_image``, for :meth:`macs`.
+    from its ``__call__``. It sets ``self.lattice``, or defines ``macs_per_image``, for :meth:`macs`.
 
     Args:
         in_features: number of input channels, divisible by `feature_group_count`.
@@ -79,12 +79,12 @@ class CompositeConv(nnx.Module, ConvCost):
         rngs: nnx.Rngs,
         **changes: Any,
     ) -> GroupedConv:
-        """One convolution without bias, under the operator's own options but for the `changes`."""
+        """Builds one convolution without bias, with the operator's options updated by `changes`."""
         own: dict[str, Any] = {**options, "use_bias": False, **changes}
         return GroupedConv(in_features, out_features, kernel_size, strides, rngs=rngs, **own)
 
     def make_bias(self, options: ConvOptions, rngs: nnx.Rngs) -> None:
-        """Sets ``self.bias``, one value per output channel, if `use_bias` asks for one."""
+        """Sets ``self.bias``, one value per output channel, if `use_bias` is true."""
         if self.use_bias:
             init = options.get("bias_init", nnx.initializers.zeros_init())
             value = init(rngs.params(), (self.out_features,), self.param_dtype)
@@ -100,7 +100,7 @@ class CompositeConv(nnx.Module, ConvCost):
         """The inputs as an array ``(*batch, *spatial, in_features)``.
 
         Raises:
-            ValueError: if they are not of that shape, or an `out_sharding` is asked for.
+            ValueError: if the inputs have another shape, or `out_sharding` is not None.
         """
         refuse_out_sharding(type(self).__name__, out_sharding)
         x = jnp.asarray(inputs)

@@ -1,4 +1,4 @@
-"""Grouped convolution (``nnx.Conv``) with a lowering that is fast where XLA's own is not."""
+"""Grouped convolution (``nnx.Conv``) with a faster lowering than XLA's."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from msconv_jax.signatures import explains_arguments
 
 
 class GroupedConv(LatticeConv):
-    """``nnx.Conv`` with the fast grouped lowering; equal in its numbers, arguments and parameters.
+    """``nnx.Conv`` with the fast grouped lowering, and the same outputs, arguments and parameters.
 
-    On CPU, XLA's own grouped convolutions are several times, and their gradients up to 100 times, slower than
-    dense ones of the same cost; this operator computes them as dense convolutions over packs of groups, and
-    depthwise ones as a sum of shifted products.
+    On CPU, XLA's grouped convolutions are several times, and their gradients up to 100 times, slower than dense ones
+    of the same cost. This operator computes them as dense convolutions over packs of groups, and depthwise ones as a
+    sum of shifted products.
 
     Args:
         in_features: number of input channels, divisible by `feature_group_count`.

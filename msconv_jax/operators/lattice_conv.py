@@ -1,4 +1,4 @@
-"""What the drop-in operators share: ``nnx.Conv`` with a kernel lattice in place of the plain kernel."""
+"""Base classes of the drop-in operators: ``nnx.Conv`` with a kernel lattice instead of the plain kernel."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ class ConvOptions(TypedDict, total=False):
 class LatticeOperator(ConvCost):
     """Mixin of the operators that are one convolution with a kernel lattice.
 
-    It stands last among the bases, after :class:`LatticeConv`'s or :class:`CompositeConv`'s Flax classes. The operator
-    has ``nnx.Conv``'s attributes, ``lattice`` and ``lowering``; one with several kernels overrides `lattice_kernels`.
+    It must be the last base, after :class:`LatticeConv`'s or :class:`CompositeConv`'s Flax classes. The operator has
+    ``nnx.Conv``'s attributes, ``lattice`` and ``lowering``; an operator with several kernels overrides
+    `lattice_kernels`.
     """
 
     kernel: Any
@@ -85,9 +86,9 @@ class LatticeOperator(ConvCost):
 class LatticeConv(nnx.Conv, LatticeOperator):
     """Base of the operators with one kernel of the plain convolution's shape.
 
-    A subclass builds the lattice; this class holds the parameters of ``nnx.Conv`` and applies them. It differs from
-    ``nnx.Conv`` in one rule: without `dtype`, half-precision input is computed and returned in half precision, not
-    promoted to the parameters' float32.
+    A subclass builds the lattice; this class holds the parameters of ``nnx.Conv`` and applies them. One rule differs
+    from ``nnx.Conv``: without `dtype`, half-precision input is computed and returned in half precision, not promoted
+    to the parameters' float32.
 
     Attributes:
         lowering: the forced lowering, or "auto".
@@ -131,7 +132,7 @@ class LatticeConv(nnx.Conv, LatticeOperator):
 
     def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
         """Convolves ``(*batch, *spatial, in_features)``; see :meth:`LatticeOperator.__call__`."""
-        return LatticeOperator.__call__(self, inputs, out_sharding)  # before nnx.Conv's
+        return LatticeOperator.__call__(self, inputs, out_sharding)  # nnx.Conv precedes it in the MRO
 
 
 def apply_lattice(
@@ -175,7 +176,7 @@ def apply_lattice(
 def check_conv_options(
     operator_name: str, ndim: int, strides: int | Sequence[int] | None, options: ConvOptions
 ) -> None:
-    """Checks the arguments of ``nnx.Conv`` that mean the same for every operator.
+    """Checks the arguments of ``nnx.Conv`` that have the same meaning for every operator.
 
     Raises:
         ValueError: for a malformed value, or a value that no operator supports.
@@ -214,7 +215,7 @@ def check_kernel_size(kernel_size: Sequence[int], operator_name: str, *, odd: bo
     """`kernel_size` as a tuple of positive ints.
 
     Raises:
-        ValueError: if it is an int (``nnx.Conv`` would build a one-dimensional kernel), or does not fit.
+        ValueError: if it is an int (``nnx.Conv`` would build a one-dimensional kernel), or malformed.
     """
     if isinstance(kernel_size, int):
         raise ValueError(
