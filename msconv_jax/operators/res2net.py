@@ -1,14 +1,14 @@
-"""Res2Net's convolution: the channels in slices, each convolved together with the result of the slice before it.
+"""Res2Net's convolution: the channels form slices, and the result of each slice is added to the next slice.
 
 S.-H. Gao, M.-M. Cheng, K. Zhao, X.-Y. Zhang, M.-H. Yang, P. Torr: "Res2Net: A New Multi-scale Backbone Architecture",
 TPAMI 2021. With s slices x_1, ..., x_s of equal width and K_i a convolution with normalisation and activation,
 
     y_1 = K_1(x_1),   y_i = K_i(x_i + y_{i-1}) for 1 < i < s,   y_s = x_s,
 
-joined to one map. The paper's Eq. (1) leaves the first slice as it is and the public code the last; the two are equal
-up to the order of the slices, and we take the code's, so that its weights fit. The first block of every stage is not in
-the paper's formula: there the public code leaves out the sums, ``y_i = K_i(x_i)`` with the block's stride, and averages
-the last slice over the kernel's window.
+concatenated. The paper's Eq. (1) passes the first slice unchanged, the public code the last. The two are equal up to
+the order of the slices; this module follows the public code, so that its weights fit. The paper's formula does not
+cover the first block of a stage. There the public code omits the sums, ``y_i = K_i(x_i)`` with the block's stride, and
+averages the last slice over the kernel's window.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ _BATCH_NORM = functools.partial(BatchNorm, momentum=0.9, epsilon=1e-5)  # PyTorc
 
 
 class Res2Conv(Picklable, CompositeConv):
-    """Res2Net's split convolution in ``nnx.Conv``'s place, with normalisation and activation inside.
+    """Res2Net's split convolution, a drop-in for ``nnx.Conv`` with normalisation and activation inside.
 
-    By default it is the part of the paper's block between its two 1x1 convolutions: each K_i is a convolution without
+    The default is the part of the paper's block between its two 1x1 convolutions: each K_i is a convolution without
     bias, a batch normalisation and a ReLU. The slices are contiguous blocks of ``in_features / scale`` channels.
 
-    * ``kind="normal"``: the sums of the module's formula; it keeps the image's size.
+    * ``kind="normal"``: the sums of the module's formula; the image size does not change.
     * ``kind="stage"``: no sums, a stride in each K_i, and the last slice averaged over windows of `kernel_size` with
-      the same stride and padding. The zeros of the padding count as values, so the divisor is the same everywhere.
-      The windows are not dilated: they lie centred in those of K_i.
+      the same stride and padding. The mean includes the zeros of the padding, so the divisor is the same everywhere.
+      The windows are not dilated; each is at the centre of K_i's window.
 
     One slice (``scale=1``) is a plain convolution with normalisation and activation, for either kind.
 
-    It holds ``k^2 w^2 n / g`` kernel weights for slices of w channels, g groups and n convolutions: one less than
-    slices, or one each for ``scale=1`` and ``last_slice="conv"``.
+    The operator has ``k^2 w^2 n / g`` kernel weights for slices of w channels, g groups and n convolutions. n is
+    ``scale - 1``, or `scale` for ``scale=1`` and ``last_slice="conv"``.
 
     Args:
         in_features: number of input channels, divisible by `scale`.
@@ -64,20 +64,20 @@ class Res2Conv(Picklable, CompositeConv):
         strides: pixels between outputs, one int or one per axis; 1 for several slices of kind "normal".
         scale: number of slices, at least 1.
         kind: "normal" or "stage"; "auto" is "stage" with strides other than 1, else "normal".
-        last_slice: what kind "stage" does with the last slice: "pool" averages it as the public code, "conv" gives it a
-            K of its own, which reproduces the parameter counts of the paper's CIFAR table. Kind "normal" always passes
-            it on as it is.
+        last_slice: the function of the last slice for kind "stage": "pool" averages it like the public code, "conv"
+            convolves it with one more K, which reproduces the parameter counts of the paper's CIFAR table. Kind
+            "normal" always passes the last slice unchanged.
         conv: factory of the slices' convolutions, with the arguments of ``nnx.Conv``, such as a class, or a
-            ``functools.partial`` of one. It gets the slice's width, all other arguments and options.
+            ``functools.partial`` of one. Its arguments are the slice's width and all other arguments and options.
         norm: factory of the normalisations, called with the width and ``nnx.BatchNorm``'s `dtype`, `param_dtype` and
-            `rngs`; None leaves them out. The default is ``nnx.BatchNorm`` with momentum 0.9 and epsilon 1e-5.
-        act: activation function; None leaves it out. It is stored: use a named function, since two lambdas are never
-            equal. (The factories are used at construction only.)
+            `rngs`; None for no normalisation. The default is ``nnx.BatchNorm`` with momentum 0.9 and epsilon 1e-5.
+        act: activation function; None for no activation. The module stores it: use a named function, since two lambdas
+            are never equal. (The factories are used at construction only.)
         rngs: for the initial values.
         **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `feature_group_count` (Res2NeXt's
-            cardinality) is that of each slice's convolution and divides the slice's width. `use_bias` is each slice's
-            as well, there is no bias of the whole; by default there are biases only without `norm`, which would
-            cancel them. The `padding` of kind "normal" must keep the image's size, as "SAME" does.
+            cardinality) applies to each slice's convolution and divides the slice's width. `use_bias` applies to each
+            slice's convolution, not to the whole output; by default there are biases only without `norm`, which would
+            cancel them. The `padding` of kind "normal" must keep the image size, as "SAME" does.
 
     Attributes:
         convs: the slices' convolutions, an ``nnx.List``.
@@ -191,15 +191,15 @@ class Res2Conv(Picklable, CompositeConv):
     def __call__(self, inputs: ArrayLike, out_sharding: None = None) -> jax.Array:
         """Convolves.
 
-        In training (``module.train()``, the initial mode) the batch normalisations use and record the batch's
-        statistics, after ``module.eval()`` the recorded ones.
+        In training (``module.train()``, the initial mode) the batch normalisations use the batch statistics and update
+        the running ones. After ``module.eval()`` they use the running ones.
 
         Args:
             inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
-            out_sharding: as in ``nnx.Conv``, must be None: the output is sharded as the input is.
+            out_sharding: as in ``nnx.Conv``, must be None: the output has the input's sharding.
 
         Returns:
-            ``(*batch, *output_spatial, out_features)``, of the spatial size that ``nnx.Conv`` gives.
+            ``(*batch, *output_spatial, out_features)``, with ``nnx.Conv``'s output size.
 
         Raises:
             ValueError: if the inputs do not fit.
@@ -220,9 +220,9 @@ class Res2Conv(Picklable, CompositeConv):
         return y if self.act is None else self.act(y)
 
     def _average(self, x: jax.Array) -> jax.Array:
-        """The mean over windows of `kernel_size`, at the positions where K_i's windows lie.
+        """The mean over windows of `kernel_size`, at the positions of K_i's windows.
 
-        As a convolution with ones: XLA's window sums are two to three times slower on CPU, and coarser in bfloat16.
+        It is a convolution with ones: XLA's window sums are two to three times slower on CPU, and coarser in bfloat16.
         """
         extent, ndim = self._extent(), len(self.kernel_size)
         strides = per_axis("strides", self.strides, ndim)
@@ -275,15 +275,15 @@ def res2conv(
     kind: Kind = "normal",
     last: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
-    """The split as a pure function of the K_i: what :class:`Res2Conv` does with its convolutions.
+    """:class:`Res2Conv`'s split as a pure function of the K_i.
 
     Args:
         x: ``(*batch, *spatial, features)``.
-        branches: the functions K_i, from a slice to a map of the same batch; for kind "normal" also of the same shape.
-            ``scale - 1`` of them, or `scale`, then the last slice has its own as well.
+        branches: the functions K_i, from a slice to a map of the same batch, and of the same shape for kind "normal".
+            There are ``scale - 1`` of them, or `scale` if the last slice has a K.
         scale: number of slices, a divisor of the features.
         kind: "normal" adds the result for each slice to the next one, "stage" does not.
-        last: function of the last slice where it has no K; None passes it on.
+        last: function of the last slice if it has no K; None passes it unchanged.
 
     Returns:
         ``(*batch, *output_spatial, output features)``, the slices' maps in their order.

@@ -1,9 +1,10 @@
 """SIS: a scale-in-scale operator, several small convolutions in series inside one layer.
 
-"SIS: A new multi-scale convolutional operator", JUSTC 2022. The input is turned into C/2 channels, two further kernels
-make C/4 each of them, and the three results, of growing receptive field, are concatenated. There is no public code;
-where the paper's matrix notation (Eqs. 12, 15, 18 and 23) contradicts its component equations (Eqs. 8 to 11, 13, 14 and
-19 to 22), the latter hold here. Eq. 18, printed among the interactive forms, is Eq. 24.
+"SIS: A new multi-scale convolutional operator", JUSTC 2022. The first kernel computes C/2 channels, and two further
+kernels compute C/4 channels each. The output concatenates the three results, whose receptive fields increase. There is
+no public code. The paper's matrix notation (Eqs. 12, 15, 18 and 23) contradicts its component equations (Eqs. 8 to 11,
+13, 14 and 19 to 22) in places; this module follows the component equations. Eq. 18, printed among the interactive
+forms, is Eq. 24.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Kind = Literal["basic", "interactive1", "interactive2", "recurrent1", "recurrent
 Inner = Literal["bnrelu"]
 
 Application = Callable[[int, jax.Array], jax.Array]
-"""One kernel applied to an array for the n-th time, counted from 0."""
+"""The n-th application of one kernel to an array, counted from 0."""
 
 
 class SISConv(CompositeConv):
@@ -47,9 +48,9 @@ class SISConv(CompositeConv):
       ``h_t(Z) = K * (h_{t-1}(Z) + Z)``, where K is K2 for Y11 and K3 for Y12;
     * "recurrent2" (Eq. 24, Fig. 1g): ``[Y1, sum_t h_t(Y11), sum_t h_t(Y12)]``.
 
-    The paper gives T = 2 only; more steps follow by the recursion. It says that each of the two paths "shares a
-    weight". By its equations each path uses its own kernel again; its table of parameters fits K2 = K3 better. The
-    default is the equations' reading, ``share_paths=True`` the other.
+    The paper gives T = 2 only; more steps follow by the recursion. In the paper each of the two paths "shares a
+    weight". Its equations use one kernel per path in all steps; its table of parameters fits K2 = K3 better. The
+    default follows the equations, ``share_paths=True`` the table.
 
     Weights and multiply-accumulates, as fractions of those of ``nnx.Conv`` with as many input as output channels:
 
@@ -61,9 +62,9 @@ class SISConv(CompositeConv):
     recurrent1 and 2    5/8      9/16                 1/2 + 2 T / 16
     ==================  =======  ===================  ================================
 
-    `padding` and `strides` belong to K1, so that the output has the shape that ``nnx.Conv`` gives; K2 and K3 keep their
-    input's size. `kernel_dilation` and `feature_group_count` belong to every kernel. The paper treats equal numbers of
-    input and output channels; for others the split is of the output channels.
+    `padding` and `strides` apply to K1, so that the output has ``nnx.Conv``'s shape; K2 and K3 keep their input's size.
+    `kernel_dilation` and `feature_group_count` apply to every kernel. The paper has equal numbers of input and output
+    channels; for unequal numbers the output channels are split.
 
     Args:
         in_features: number of input channels, divisible by `feature_group_count`.
@@ -71,12 +72,12 @@ class SISConv(CompositeConv):
         kernel_size: taps per spatial axis of every kernel, one int for each axis.
         strides: pixels between outputs, one int or one per axis.
         kind: "basic", "interactive1", "interactive2", "recurrent1" or "recurrent2".
-        steps: the number T of steps of the recurrent kinds, at least 1; for other kinds leave it at 2.
-        share_paths: whether K3 is K2. The basic kind cannot: its K2 has twice K3's input channels. With "interactive1"
-            the second and third part of the output are then equal.
-        inner: "bnrelu" puts a batch normalisation of its own and a ReLU after each application of a kernel, K1's as
-            well; K2 and K3 have one for each time they are applied, since its statistics differ. None, the default, is
-            the paper's equations, where the network's own normalisation follows the operator.
+        steps: the number T of steps of the recurrent kinds, at least 1; must be 2 for other kinds.
+        share_paths: whether K3 is K2. The basic kind does not support it: its K2 has twice K3's input channels. With
+            "interactive1" the second and third part of the output are then equal.
+        inner: "bnrelu" adds a batch normalisation and a ReLU after each application of K1, K2 and K3. Every
+            application has a separate normalisation, since the statistics differ. None, the default, follows the
+            paper's equations, where the network's normalisation follows the operator.
         rngs: for the initial values.
         **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. The bias is added to the output.
 
@@ -85,8 +86,8 @@ class SISConv(CompositeConv):
         k2: K2, ``C / 4 -> C / 4``, or ``C / 2 -> C / 4`` for "basic".
         k3: K3, ``C / 4 -> C / 4``, or None with `share_paths`.
         bn1: the normalisation after K1, or None.
-        bn2: those after K2, one for each time it is applied to the first path, or None.
-        bn3: those of the second path, or None.
+        bn2: the normalisations after K2, one per application on the first path, or None.
+        bn3: the normalisations of the second path, or None.
 
     Raises:
         ValueError: for arguments that do not fit, at construction.
@@ -187,7 +188,7 @@ class SISConv(CompositeConv):
 
     @property
     def _applications(self) -> int:
-        """How often each of K2 and K3 is applied, each in its own path."""
+        """Number of applications of K2 on the first path, and of K3 on the second."""
         return 1 if self.kind == "basic" else self.steps  # two for the interactive kinds
 
     def _normalisation(self, features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
@@ -195,13 +196,13 @@ class SISConv(CompositeConv):
 
 
 def _size_keeping(padding: Padding) -> str:
-    """The padding of K2 and K3, which keep the size: K1's border, if it has one, else "SAME"."""
+    """The size-keeping padding of K2 and K3: K1's border mode, if it has one, else "SAME"."""
     named = padding.upper() if isinstance(padding, str) else ""
     return named if named in (*BORDERS, "CAUSAL") else "SAME"
 
 
 def _scales(y1: jax.Array, second: Application, third: Application, kind: str, steps: int) -> jax.Array:
-    """The operator's equations from Y1 on: the concatenation of Y1 and what K2 and K3 make of it."""
+    """Applies the operator's equations to Y1: concatenates Y1 and the results of K2 and K3."""
     if kind == "basic":
         y2 = second(0, y1)
         return jnp.concatenate([y1, y2, third(0, y2)], axis=-1)
@@ -218,7 +219,7 @@ def _scales(y1: jax.Array, second: Application, third: Application, kind: str, s
 
 
 def _recur(z: jax.Array, apply: Application, steps: int, fuse: bool) -> jax.Array:
-    """The last of ``h_t = K * (h_{t-1} + z)``, or the sum of all."""
+    """The last h_t of ``h_t = K * (h_{t-1} + z)``, or with `fuse` the sum of all."""
     total = h = apply(0, z)
     for time in range(1, steps):
         h = apply(time, h + z)
@@ -227,12 +228,12 @@ def _recur(z: jax.Array, apply: Application, steps: int, fuse: bool) -> jax.Arra
 
 
 def _finish(y: jax.Array, norm: nnx.BatchNorm | None) -> jax.Array:
-    """Normalised and rectified, if there is a normalisation; in the dtype of `y`."""
+    """Normalisation and ReLU in the dtype of `y`; the identity if `norm` is None."""
     return y if norm is None else nnx.relu(norm(y)).astype(y.dtype)
 
 
 def _check_kind(kind: str, steps: int, share_paths: bool) -> int:
-    """`steps` as an int; raises ValueError for what the kinds do not allow."""
+    """`steps` as an int; raises ValueError for a combination that the kind does not allow."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind={kind!r}: expected one of {', '.join(get_args(Kind))}.")
     try:
