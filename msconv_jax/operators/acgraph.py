@@ -27,17 +27,18 @@ class ACGraph(nnx.Module):
         y_i = alpha x_i u + beta sum_{j in N(i)} zeta_ij (x_j v) + gamma sum_{all j} xi_ij (x_j w) + bias,
 
     where u, v and w are learnt matrices that all nodes share and (alpha, beta, gamma) is the softmax of three learnt
-    numbers. zeta and xi are not learnt: they are arguments of the call, drawn once by :func:`graph_constants` or given
-    otherwise, such as a normalised adjacency matrix.
+    numbers. zeta and xi are not learnt but arguments of the call: samples of :func:`graph_constants`, or for example a
+    normalised adjacency matrix.
 
-    The paper writes alpha_i, beta_i and gamma_i; here all nodes share them, as Eq. (2) has it, so that one layer serves
+    The paper writes alpha_i, beta_i and gamma_i. Here all nodes share them, as in Eq. (2), so that one layer works for
     graphs of any number of nodes. Experimental: the paper gives one result for this form and no details.
 
     Args:
         in_features: number of features of a node.
         out_features: number of output features of a node.
         use_bias: whether to add a bias; the paper's equation has none.
-        dtype: of the computation; by default that of half-precision nodes, else what nodes and parameters promote to.
+        dtype: of the computation; by default the nodes' dtype if it is half precision, else the promoted dtype of
+            nodes and parameters.
         param_dtype: of the parameters.
         precision: of the products, as in ``jax.numpy.matmul``.
         kernel_init: for u, v and w.
@@ -45,10 +46,10 @@ class ACGraph(nnx.Module):
         rngs: for the initial values.
 
     Attributes:
-        u: ``(in_features, out_features)``, of the node itself.
-        v: ``(in_features, out_features)``, of its neighbours.
-        w: ``(in_features, out_features)``, of all nodes.
-        mix_logits: ``(3,)``, for alpha, beta and gamma, ones at first.
+        u: ``(in_features, out_features)``, for the node itself.
+        v: ``(in_features, out_features)``, for its neighbours.
+        w: ``(in_features, out_features)``, for all nodes.
+        mix_logits: ``(3,)``, for alpha, beta and gamma, initially ones.
         bias: ``(out_features,)``, or None.
 
     Raises:
@@ -102,7 +103,7 @@ class ACGraph(nnx.Module):
         """Applies the layer.
 
         Args:
-            inputs: ``(*batch, n, in_features)``, n nodes; any number of batch axes, also none.
+            inputs: ``(*batch, n, in_features)``, n nodes; zero or more batch axes.
             zeta: ``(n, n)`` weights, row i of the neighbours of node i, zero elsewhere; or ``(*batch, n, n)``.
             xi: ``(n, n)`` weights, row i of all nodes for node i; or ``(*batch, n, n)``.
 
@@ -154,8 +155,8 @@ def ac_graph(
         precision: of the products, as in ``jax.numpy.matmul``.
 
     Returns:
-        ``(*batch, n, out_features)``. The computation's dtype is that of `x` if it is a half-precision one, else what
-        the nodes, matrices and edge weights promote to.
+        ``(*batch, n, out_features)``. The computation has the dtype of `x` if this is half precision, else the promoted
+        dtype of the nodes, matrices and edge weights.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -203,18 +204,19 @@ def graph_constants(
 ) -> tuple[jax.Array, jax.Array]:
     """Draws the constant edge weights zeta and xi of Eq. (6).
 
-    The paper says no more than that they are Gaussian. Both are independent for every ordered pair of nodes, of mean 0.
+    The paper specifies only that they are Gaussian. Here both have mean 0 and are independent for every ordered pair of
+    nodes.
 
     Args:
         key: random key.
-        neighbours: ``(*batch, n, n)``, nonzero where node j (last axis) is a neighbour of node i. Whether a node is its
-            own neighbour is the caller's choice; on a grid the paper's N(i) is the 3 x 3 window with its centre.
-        normalize: whether the variance in row i is 1 over the number of its entries, so that a sum has the variance of
-            one term, however many there are; else it is 1.
+        neighbours: ``(*batch, n, n)``, nonzero where node j (last axis) is a neighbour of node i. The diagonal is the
+            caller's choice; on a grid the paper's N(i) is the 3 x 3 window with its centre.
+        normalize: if true, the variance in row i is 1 over the number of its entries, so that a sum of any number of
+            terms has the variance of one term; else it is 1.
         dtype: of the weights.
 
     Returns:
-        zeta, zero where there is no neighbour, and xi; both ``(*batch, n, n)``.
+        zeta, zero between nodes that are not neighbours, and xi; both ``(*batch, n, n)``.
 
     Raises:
         ValueError: if `neighbours` is not square.

@@ -5,9 +5,8 @@ G. Wang, K. Wang, L. Lin: "Adaptively Connected Neural Networks", CVPR 2019. Eq.
     y_i = alpha_i sum_{j=i} x_j u_ij + beta_i sum_{j in N(i)} x_j v_ij + gamma_i sum_{all j} x_j w_ij,
 
 with (alpha, beta, gamma) the softmax of three learnt numbers (Eq. 2, "dataset-aware"), or a gate computed from the
-input (Eq. 3, "pixel-aware"). :class:`ACConv` is both for images, as the public code has them; :class:`ACGraph` is the
-form for general graphs (Eqs. 5 and 6), of which no code is public. Not to be confused with the asymmetric convolutions
-of the same abbreviation.
+input (Eq. 3, "pixel-aware"). :class:`ACConv` has both forms for images and follows the public code. :class:`ACGraph` is
+the form for general graphs (Eqs. 5 and 6), which has no public code. The asymmetric convolutions (ACNet) are unrelated.
 """
 
 from __future__ import annotations
@@ -39,31 +38,31 @@ _KERNEL_INIT, _BIAS_INIT = nnx.initializers.lecun_normal(), nnx.initializers.zer
 
 
 class ACConv(CompositeConv):
-    """Adaptively connected convolution, called as ``nnx.Conv`` is.
+    """Adaptively connected convolution, a drop-in for ``nnx.Conv``.
 
-    With C output channels, `local` the convolution that ``nnx.Conv`` would be, and
-    ``g = fc2(relu(fc1(mean of the input over its spatial axes)))``, one vector for each image:
+    C is the number of output channels, `local` the convolution of ``nnx.Conv``, and
+    ``g = fc2(relu(fc1(mean of the input over its spatial axes)))`` one vector per image:
 
     * "dataset" (Eqs. 1 and 2): ``z = p[0] * local(x) + p[1] * point(x) + p[2] * g``, where `point` is a 1 x 1
       convolution and ``p = softmax(mix_logits, axis=0)`` is learnt. The logits start at 1, so the weights are equal;
-    * "pixel" (Eq. 3 as the public code has it): ``z = l + g * sigmoid(gate2(relu(gate1([l, g]))))`` with
-      ``l = local(x)`` and 1 x 1 convolutions 2 C -> C -> C. Only the global term is gated, for each pixel and channel,
-      and there is no pointwise term.
+    * "pixel" (Eq. 3 in the public code's form): ``z = l + g * sigmoid(gate2(relu(gate1([l, g]))))`` with
+      ``l = local(x)`` and 1 x 1 convolutions 2 C -> C -> C. The gate applies to the global term only, for each pixel
+      and channel, and there is no pointwise term.
 
-    z is returned, plus the bias; the paper's networks go on with batch normalisation and ReLU and have no bias. The
-    mean is of the whole input, whatever the strides.
+    The output is z plus the bias. In the paper's networks batch normalisation and ReLU follow, and there is no bias.
+    The mean is over the whole input for any strides.
 
-    The paper speaks of scalar weights (`mix` "scalar", the default, for images of any size); the public code learns
-    three weights for each position of the output ("position"), hence for one size only. "channel" is a third choice.
+    The paper has scalar weights (`mix` "scalar", the default, for images of any size). The public code learns three
+    weights for each output position ("position"), so it fits one size only. "channel" is a third choice.
 
-    `feature_group_count` and `kernel_dilation` belong to the local convolution alone; the other terms connect all
-    channels. With `padding` "SAME" or "SAME_LOWER" the pointwise convolution pads by the same rule, hence reads pixels
-    0, s, 2 s, ... for strides s, as in the released networks. With any other padding it reads, for each output, pixel
-    ``(extent - 1) // 2`` of the local kernel's window: its middle tap, for an even extent the pixel before the middle;
-    zero outside the image. So for odd kernels with ``padding = kernel_size // 2`` that is 0, s, 2 s, ... again.
+    `feature_group_count` and `kernel_dilation` apply to the local convolution only; the other terms connect all
+    channels. With `padding` "SAME" or "SAME_LOWER" the pointwise convolution pads by the same rule and reads pixels
+    0, s, 2 s, ... for strides s, as in the released networks. With any other padding each output reads pixel
+    ``(extent - 1) // 2`` of the local kernel's window: the middle tap, for an even extent the pixel before the middle;
+    zero outside the image. For odd kernels with ``padding = kernel_size // 2`` this also gives pixels 0, s, 2 s, ...
 
-    Beyond a plain convolution of C to C channels, "dataset" with output positions ``Ho x Wo`` has
-    ``C^2 + 2 (C^2 + C)`` parameters, and ``3``, ``3 C`` or ``3 Ho Wo`` logits; "pixel" has ``5 C^2 + 2 C``.
+    Compared with a plain convolution of C to C channels, "dataset" with output positions ``Ho x Wo`` adds
+    ``C^2 + 2 (C^2 + C)`` parameters, and ``3``, ``3 C`` or ``3 Ho Wo`` logits; "pixel" adds ``5 C^2 + 2 C``.
 
     Args:
         in_features: number of input channels.
@@ -71,16 +70,17 @@ class ACConv(CompositeConv):
         kernel_size: taps per spatial axis of the local convolution, one int for each axis.
         strides: pixels between outputs, one int or one per axis.
         kind: "dataset" or "pixel".
-        mix: which values share a weight: "scalar", "channel" or "position". For "dataset" only, as are the next three.
-        spatial_shape: for "position", and only then, the size of the OUTPUT, one int or one per axis; the operator then
-            takes no input that gives another.
-        use: the terms to take, among "local", "point" and "global"; the softmax is over these. A single term has
-            weight 1 and no logits.
-        learn_mix: if false, the terms have equal fixed weights and there are no logits, whatever `mix`.
+        mix: one weight per term ("scalar"), per term and channel ("channel") or per term and position ("position").
+            This and the next three arguments are for "dataset" only.
+        spatial_shape: size of the OUTPUT, one int or one per axis, for "position" only; an input with another output
+            size is an error.
+        use: a subset of "local", "point" and "global": the terms of the sum and the softmax. A single term has weight 1
+            and no logits.
+        learn_mix: if false, the terms have equal fixed weights and no logits, for every `mix`.
         rngs: for the initial values.
-        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `kernel_init` is that of all
-            convolutions; without it they start as ``nnx.Conv`` does, and the linear layers as ``nnx.Linear``. The
-            public code starts convolutions with truncated normals of ``std = sqrt(2 / fan_out)`` and linear layers with
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `kernel_init` applies to all convolutions;
+            the defaults are those of ``nnx.Conv``, and of ``nnx.Linear`` for the linear layers. The public code
+            initialises convolutions with truncated normals of ``std = sqrt(2 / fan_out)`` and linear layers with
             ``std = sqrt(1.3 * 2 / fan_in)``.
 
     Attributes:
@@ -184,10 +184,10 @@ class ACConv(CompositeConv):
             out_sharding: as in ``nnx.Conv``, must be None.
 
         Returns:
-            ``(*batch, *output_spatial, out_features)``, of the dtype that the local convolution gives.
+            ``(*batch, *output_spatial, out_features)``, in the local convolution's dtype.
 
         Raises:
-            ValueError: if the inputs do not fit, or give another size than `spatial_shape`.
+            ValueError: if the inputs do not fit, or the output size differs from `spatial_shape`.
         """
         x = self.check_input(inputs, out_sharding)
         size = self._output_size(x.shape[-len(self.kernel_size) - 1 : -1])
@@ -211,8 +211,8 @@ class ACConv(CompositeConv):
     def macs_per_image(self, output_size: Shape) -> int:
         """Multiply-accumulates for one image whose output has this spatial size.
 
-        Those of the convolutions and linear layers as the equations have them; neither the mean nor the mixing. The
-        half of `gate1` that reads g, the same for every pixel, is in fact computed once for each image.
+        The count covers the convolutions and linear layers of the equations, not the mean or the mixing. It includes
+        the half of `gate1` that reads g at every pixel, although this half is computed once per image.
         """
         convolutions = (self.local, self.point, self.gate1, self.gate2)
         linear = 0 if self.fc1 is None else (self.in_features + self.out_features) * self.out_features
@@ -220,30 +220,30 @@ class ACConv(CompositeConv):
 
     def _global_term(self, x: jax.Array, fc1: nnx.Linear) -> jax.Array:
         """g: ``(*batch, 1, ..., 1, out_features)``."""
-        assert self.fc2 is not None  # the two come together
+        assert self.fc2 is not None  # built together with fc1
         axes = tuple(range(-len(self.kernel_size) - 1, -1))
         g = jnp.mean(x, axes, keepdims=True)
         g = self._linear(self.fc2, nnx.relu(self._linear(fc1, g)))
         return g if self.preferred_element_type is None else g.astype(self.preferred_element_type)
 
     def _mixed(self, terms: list[jax.Array]) -> jax.Array:
-        """The weighted sum of the terms; that of half precision is rounded once."""
+        """The weighted sum of the terms; a half-precision sum is rounded once."""
         dtype = terms[0].dtype
         wide = wide_dtype(dtype)
         if self.mix_logits is None:
             weights = [jnp.asarray(1 / len(terms), wide)] * len(terms)
         else:
             weights = list(jax.nn.softmax(self.mix_logits[...].astype(wide), axis=0))
-        # All axes are written out: the weights of channels or positions have fewer than the terms.
+        # Explicit leading axes: the weights of channels or positions have fewer axes than the terms.
         spread = [weight.reshape((1,) * (terms[0].ndim - weight.ndim) + weight.shape) for weight in weights]
         products = [weight * term.astype(wide) for weight, term in zip(spread, terms, strict=True)]
         return functools.reduce(operator.add, products).astype(dtype)
 
     def _gated(self, local: jax.Array, g: jax.Array) -> jax.Array:
-        """The local term plus the gated global one."""
+        """The local term plus the gated global term."""
         assert self.gate1 is not None
         assert self.gate2 is not None
-        # g is the same at every pixel, so its half of the kernel is applied once; no concatenation over the image.
+        # g is the same at every pixel: its half of the kernel is applied once, without a concatenation over the image.
         kernel = self.gate1.kernel[...].reshape(2, self.out_features, self.out_features)
         gate = nnx.relu(self._product(local, kernel[0]) + self._product(g, kernel[1]))
         return local + (g * nnx.sigmoid(self.gate2(gate))).astype(local.dtype)
@@ -252,14 +252,14 @@ class ACConv(CompositeConv):
         return self._product(x, layer.kernel[...], None if layer.bias is None else layer.bias[...])
 
     def _product(self, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-        """``x @ kernel + bias`` in the dtype that the convolutions compute in."""
+        """``x @ kernel + bias`` in the convolutions' compute dtype."""
         dtype = self.dtype if self.dtype is not None else compute_dtype(x, kernel)
         x, kernel, bias = self.promote_dtype((x, kernel, bias), dtype=dtype)
         y = jnp.matmul(x, kernel, precision=self.precision)
         return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
     def _point_padding(self) -> Padding:
-        """What makes the 1 x 1 convolution read the place that the class's text says."""
+        """The padding of the 1 x 1 convolution, which reads the pixels described in the class docstring."""
         padding = check_padding(self.padding, len(self.kernel_size))  # type: ignore[arg-type]
         if padding in ("SAME", "SAME_LOWER"):
             return padding
@@ -269,7 +269,7 @@ class ACConv(CompositeConv):
         return tuple((low - (n - 1) // 2, high - n // 2) for (low, high), n in zip(pads, extent, strict=True))
 
     def _output_size(self, spatial: Sequence[int]) -> tuple[int, ...]:
-        """The output's spatial size, ``nnx.Conv``'s."""
+        """The output's spatial size, equal to ``nnx.Conv``'s."""
         extent = self._extent()
         strides = per_axis("strides", self.strides, len(extent))
         pads = base_pads(self.padding, spatial, extent, strides)  # type: ignore[arg-type]
