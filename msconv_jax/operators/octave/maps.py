@@ -1,7 +1,7 @@
-"""Maps of two frequencies, which octave convolutions take and give: pooling, upsampling, functions and normalisation.
+"""Maps of two frequencies, the inputs and outputs of octave convolutions: pooling, upsampling and mapped functions.
 
-Written as a pair ``(high, low)``, where a part without channels is None; maps without a low part are a bare array. For
-the convolution itself, and the paper, see :mod:`msconv_jax.operators.octave.octconv`.
+They are a pair ``(high, low)``, where a part without channels is None; maps without a low part are one array. The
+convolution, and the paper's reference, are in :mod:`msconv_jax.operators.octave.octconv`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ T = TypeVar("T")
 
 
 def oct_pool(x: jax.Array, ndim: int, odd: Odd = "ceil") -> jax.Array:
-    """Half the resolution: the mean over two pixels along every spatial axis.
+    """Halves the resolution by the mean over two pixels along every spatial axis.
 
     Args:
         x: ``(*batch, *spatial, channels)``.
         ndim: number of spatial axes.
-        odd: "ceil" takes the last pixel of an odd axis alone, "floor" drops it.
+        odd: "ceil" keeps the last pixel of an odd axis unchanged, "floor" drops it.
 
     Returns:
-        ``(*batch, *halves, channels)``, in the dtype of `x` if it is a floating one.
+        ``(*batch, *halves, channels)``, in the dtype of `x` if this is a floating dtype, else in float32.
 
     Raises:
         ValueError: if "floor" leaves no pixel.
 
-    Source: pool2 of Eq. (3), whose index ``2 p + 0.5 + i`` is this mean.
+    Source: pool2 of Eq. (3); its index ``2 p + 0.5 + i`` denotes this mean.
 
     Example:
         >>> import jax.numpy as jnp
@@ -57,7 +57,7 @@ def oct_pool(x: jax.Array, ndim: int, odd: Odd = "ceil") -> jax.Array:
 
 
 def _mean_of_pairs(x: jax.Array, size: Sequence[int]) -> jax.Array:
-    """The pooling to maps of this size."""
+    """Pools to maps of this size."""
     ndim = len(size)
     spatial = x.shape[-ndim - 1 : -1]
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.dtype(jnp.float32)
@@ -72,17 +72,17 @@ def _mean_of_pairs(x: jax.Array, size: Sequence[int]) -> jax.Array:
     total = x.sum(tuple(len(keep) + 2 * axis + 1 for axis in range(ndim)), dtype=wide_dtype(dtype))
     weights = np.ones((1,) * total.ndim)
     for axis, (half, n) in enumerate(zip(size, spatial, strict=True)):
-        of_axis = np.where(2 * np.arange(half) + 1 < n, 0.5, 1.0)  # 1 for a pixel alone
+        of_axis = np.where(2 * np.arange(half) + 1 < n, 0.5, 1.0)  # 1 for an odd last pixel
         weights = weights * of_axis.reshape((-1,) + (1,) * (ndim - axis))
     return (total * jnp.asarray(weights, total.dtype)).astype(dtype)
 
 
 def oct_upsample(x: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Twice the resolution: repeats each pixel twice along every spatial axis and crops.
+    """Doubles the resolution: repeats each pixel twice along every spatial axis and crops.
 
     Args:
         x: ``(*batch, *spatial, channels)``.
-        size: the spatial size to reach in pixels, twice that of `x` or one less.
+        size: the output's spatial size in pixels, twice that of `x` or one less.
 
     Returns:
         ``(*batch, *size, channels)``.
@@ -115,7 +115,7 @@ def oct_upsample(x: jax.Array, size: Sequence[int]) -> jax.Array:
 
 
 def oct_map(function: Callable[[Any], T], maps: Any) -> T | tuple[T | None, T | None]:
-    """Applies a function to each frequency that there is.
+    """Applies a function to each existing frequency.
 
     Args:
         function: of one array, such as an activation.
@@ -146,8 +146,8 @@ def oct_channels(features: int, alpha: float, name: str = "alpha") -> tuple[int,
 
     Args:
         features: number of channels.
-        alpha: share of the low ones, in [0, 1].
-        name: what an error calls `alpha`.
+        alpha: share of the low channels, in [0, 1].
+        name: name of `alpha` in error messages.
 
     Raises:
         ValueError: if `alpha` is not a number in [0, 1].
@@ -162,19 +162,19 @@ def oct_channels(features: int, alpha: float, name: str = "alpha") -> tuple[int,
             f"{name}={alpha!r}: expected a share of low-frequency channels in [0, 1], such as 0.5; 0 for none."
         )
     low = int(alpha * features)
-    return int(features) - low, low  # NumPy's ints would be taken for data
+    return int(features) - low, low  # nnx would treat NumPy ints as data
 
 
 # --- pairs and their sizes ---
 
 
 def halved_size(size: Sequence[int], odd: Odd) -> tuple[int, ...]:
-    """The size of the low maps that go with high maps of this size."""
+    """The size of the low maps for high maps of this size."""
     return tuple(n // 2 if odd == "floor" else -(-n // 2) for n in size)
 
 
 def is_pair(maps: Any) -> bool:
-    """Whether `maps` is a pair; else it is one array.
+    """Whether `maps` is a pair, not one array.
 
     Raises:
         ValueError: for a tuple or list of another length.
@@ -194,7 +194,7 @@ def high_and_low(maps: Maps, split: tuple[int, int], ndim: int, user: str) -> tu
     elif 0 in split:
         high_low = (maps, None) if split[0] else (None, maps)  # type: ignore[assignment]
     else:
-        shape = jnp.shape(maps)  # type: ignore[arg-type]  # a pair came above
+        shape = jnp.shape(maps)  # type: ignore[arg-type]  # pairs are handled above
         raise ValueError(
             f"inputs are one array of shape {shape}: {user} expects a pair (high, low) with {split[0]} and {split[1]} "
             "channels; for plain maps, begin with a layer of alpha_in=0."
@@ -210,5 +210,5 @@ def high_and_low(maps: Maps, split: tuple[int, int], ndim: int, user: str) -> tu
 
 
 def joined_maps(high: jax.Array | None, low: jax.Array | None) -> OctArrays:
-    """The pair, or the high part alone where there is no low one."""
+    """The pair, or only the high part if there is no low part."""
     return high if low is None and high is not None else (high, low)

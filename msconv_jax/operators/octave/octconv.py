@@ -1,15 +1,15 @@
-"""Octave convolution (OctConv): feature maps in two frequencies, the low one at half the resolution.
+"""Octave convolution (OctConv): feature maps in two frequencies, the low frequency at half the resolution.
 
 Y. Chen, H. Fan, B. Xu, Z. Yan, Y. Kalantidis, M. Rohrbach, S. Yan, J. Feng: "Drop an Octave: Reducing Spatial
-Redundancy in Convolutional Neural Networks with Octave Convolution", ICCV 2019. Eqs. (1), (3) and (4): with f a
-convolution of stride 1, pool2 the mean of 2x2 pixels and up2 the repetition of each pixel 2x2 times,
+Redundancy in Convolutional Neural Networks with Octave Convolution", ICCV 2019. Eqs. (1), (3) and (4), where f is a
+convolution of stride 1, pool2 the mean of 2x2 pixels and up2 the repetition of each pixel 2x2 times:
 
     Y_H = f(X_H; W_HH) + up2(f(X_L; W_LH)),
     Y_L = f(X_L; W_LL) + f(pool2(X_H); W_HL).
 
-Maps of two frequencies are written as a pair ``(high, low)``, where a part without channels is None; maps without a
-low part are a bare array. The paper speaks of even sizes only. Here the low maps have half the high size rounded up, so
-that every size has its octave; even sizes give the numbers of the public code.
+Maps of two frequencies are a pair ``(high, low)``, where a part without channels is None; maps without a low part are
+one array. The paper covers even sizes only. Here the low maps have half the high size rounded up, so that every size
+works; even sizes give the outputs of the public code.
 """
 
 from __future__ import annotations
@@ -46,40 +46,41 @@ Exchange = Literal["l2h", "h2l"]
 Down = Literal["avg", "stride"]
 GroupRule = Literal["gluon", "symbol", "pytorch"]
 
-# Each path with the places of its input and its output in a pair (high, low).
+# For each path, the index of its input and of its output in a pair (high, low).
 PATHS = {"h2h": (0, 0), "h2l": (0, 1), "l2h": (1, 0), "l2l": (1, 1)}
 
 
 class OctConv(CompositeConv):
-    """Octave convolution, in ``nnx.Conv``'s place for maps of two frequencies.
+    """Octave convolution, a drop-in for ``nnx.Conv`` on maps of two frequencies.
 
-    Of C channels, ``int(alpha * C)`` are low and the rest high. ``alpha_in=0`` makes the first octave convolution of a
-    network, ``alpha_out=0`` its last, both 0 an ordinary convolution (after pooling, with strides 2).
+    Of C channels, ``int(alpha * C)`` are low and the others high. ``alpha_in=0`` gives the first octave convolution of
+    a network, ``alpha_out=0`` the last, both 0 an ordinary convolution (after pooling, with strides 2).
 
-    Sizes. High maps of n pixels go with low maps of ``ceil(n / 2)`` along every spatial axis: pooling leaves cells
-    beyond the edge out of the mean, as the gluon code does, and upsampling drops what would reach beyond the high size.
-    With ``odd="floor"`` low maps have ``floor(n / 2)`` pixels, as in the PyTorch port: pooling drops an odd last row
-    and column, and an odd high size then cannot be reached from the low maps at strides 1, which is an error. Without
-    high input, the high output at strides 1 has twice the low size.
+    Sizes. High maps of n pixels have low maps of ``ceil(n / 2)`` along every spatial axis. The mean of a pooled pixel
+    excludes cells outside the image, as in the gluon code, and upsampling crops to the high size. With ``odd="floor"``
+    low maps have ``floor(n / 2)`` pixels, as in the PyTorch port: pooling drops an odd last row and column, and an odd
+    high size at strides 1 is an error, since upsampled low maps have even sizes. Without high input, the high output at
+    strides 1 has twice the low size.
 
-    Strides 2 (both public codes): X_H is pooled, then all convolutions have stride 1, from the pooled X_H to Y_H, from
-    the twice pooled X_H and the pooled X_L to Y_L, and from X_L to Y_H without upsampling. The high output has the high
-    input's size halved and rounded as above. The second pooling is of the first one's result, also where odd sizes make
-    this differ from one mean over 4x4 pixels, which the gluon code takes.
+    Strides 2 (both public codes): X_H is pooled first, and all convolutions have stride 1. They map the pooled X_H to
+    Y_H, the twice pooled X_H and the pooled X_L to Y_L, and X_L to Y_H without upsampling. The high output has half the
+    high input's size, rounded as above. The second pooling uses the first one's result; for odd sizes this can differ
+    from the gluon code's single mean over 4x4 pixels.
 
-    ``down="stride"``, an ablation of the paper's Table 3, leaves all pooling out and gives the convolution that would
-    follow it the stride instead: 2, or 4 from X_H to Y_L at strides 2.
+    ``down="stride"``, an ablation of the paper's Table 3, replaces each pooling by a stride in the following
+    convolution: 2, or 4 from X_H to Y_L at strides 2.
 
-    Groups. By `group_rule`, the public codes differ in the number of groups of a path for g = `feature_group_count`:
+    Groups. The public codes differ in the number of groups of a path for g = `feature_group_count`; `group_rule`
+    chooses one:
 
     * "gluon": g, which keeps the parameters of the plain grouped convolution (the published networks);
-    * "symbol": g, but no more than the path has outputs;
+    * "symbol": the smaller of g and the path's number of outputs;
     * "pytorch": ``ceil(alpha_in * g)`` from low to low, ``ceil(g - alpha_in * g)`` from high to high, g across.
 
-    The depthwise form, ``feature_group_count == in_features > 1``, convolves each frequency for itself and has no
+    The depthwise form, ``feature_group_count == in_features > 1``, convolves each frequency separately, without
     exchange.
 
-    Bias. One for each output frequency, as in the gluon code. `bias`, ``nnx.Conv``'s attribute, is None.
+    Bias. There is one for each output frequency, as in the gluon code. `bias`, ``nnx.Conv``'s attribute, is None.
 
     Args:
         in_features: number of input channels, high and low together.
@@ -88,14 +89,14 @@ class OctConv(CompositeConv):
         strides: 1 or 2, the same along every axis.
         alpha_in: share of the input channels that are low, in [0, 1].
         alpha_out: share of the output channels that are low, in [0, 1].
-        exchange: the paths kept between the frequencies, out of "l2h" and "h2l" (Table 3). An input frequency from
-            which no path is left does not influence the output.
+        exchange: the paths between the frequencies, a subset of "l2h" and "h2l" (Table 3). An input frequency without
+            any path does not influence the output.
         down: "avg" for pooling, "stride" for strided convolutions.
-        odd: "ceil" or "floor": how the size of the low maps is rounded.
+        odd: "ceil" or "floor": the rounding of the low maps' size.
         group_rule: "gluon", "symbol" or "pytorch".
         rngs: for the initial values.
-        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `padding` must keep the size, such as
-            "SAME" (read as half of the dilated kernel on either side, at all strides) or that number itself.
+        **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. `padding` must keep the size at stride 1,
+            such as "SAME" (half of the dilated kernel on either side, for all strides) or this number of pixels.
 
     Attributes:
         h2h, h2l, l2h, l2l: the convolutions from each input to each output frequency, or None.
@@ -185,7 +186,7 @@ class OctConv(CompositeConv):
         self.low_bias: nnx.Param[jax.Array] | None = bias(self.out_split[1])
 
     def _path_groups(self) -> dict[str, int]:
-        """The paths that there are, each with its number of groups."""
+        """The number of groups of each existing path."""
         groups = self.feature_group_count
         splits = (
             f"{self.in_split[0]} high and {self.in_split[1]} low input channels (alpha_in={self.alpha_in}) and "
@@ -219,7 +220,7 @@ class OctConv(CompositeConv):
         return found
 
     def _groups_of(self, path: str, outputs: int) -> int:
-        """The groups of a path that is not depthwise, by the rule."""
+        """The number of groups of a path that is not depthwise, by `group_rule`."""
         groups = self.feature_group_count
         if self.group_rule == "symbol":
             return min(outputs, groups)
@@ -232,13 +233,13 @@ class OctConv(CompositeConv):
 
         Args:
             inputs: ``(high, low)``, each ``(*batch, *spatial, channels)`` with any number of batch axes, low at half
-                the high size (see the class); or, where there is only one input frequency, this array alone or with
-                None in the other's place.
-            out_sharding: as in ``nnx.Conv``, must be None: the output is sharded as the input is.
+                the high size (see the class). With only one input frequency: this array alone, or a pair with None for
+                the other frequency.
+            out_sharding: as in ``nnx.Conv``, must be None: the output has the input's sharding.
 
         Returns:
-            ``(high, low)``, or only the high array where there are no low outputs; ``(None, low)`` where there are no
-            high ones. At strides 1 the high output has the high input's size.
+            ``(high, low)``; only the high array without low outputs; ``(None, low)`` without high outputs. At strides 1
+            the high output has the high input's size.
 
         Raises:
             ValueError: if the inputs do not fit.
@@ -262,7 +263,7 @@ class OctConv(CompositeConv):
 
     @property
     def num_parameters(self) -> int:
-        """Weights of all paths, without biases: a plain convolution's, if no path is left out."""
+        """Number of weights of all paths, without biases; with all four paths, that of a plain convolution."""
         return sum(math.prod(convolution.kernel_shape) for convolution in self._convolutions.values())
 
     def macs_per_image(self, output_size: Shape) -> int:
@@ -276,7 +277,7 @@ class OctConv(CompositeConv):
         """
         high = output_size
         low = halved_size(high, self.odd)
-        doubled = per_axis("strides", self.strides, len(high))[0] == 1  # l2h then works before the upsampling
+        doubled = per_axis("strides", self.strides, len(high))[0] == 1  # l2h then convolves before the upsampling
         total = 0
         for path, convolution in self._convolutions.items():
             size = high if path == "h2h" or (path == "l2h" and not doubled) else low
@@ -284,7 +285,7 @@ class OctConv(CompositeConv):
         return total
 
     def _batch_and_size(self, output_shapes: Shapes) -> tuple[Shape, Shape]:
-        """The batch axes of a call and the high output's size; without high output, twice the low one's."""
+        """The batch axes of a call and the high output's size; without high output, twice the low output's size."""
         if output_shapes and output_shapes[0] is None:
             batch, low = super()._batch_and_size(output_shapes[1:])
             return batch, tuple(2 * n for n in low)
@@ -303,7 +304,7 @@ def _octave(
     down: Down,
     odd: Odd,
 ) -> tuple[jax.Array | None, jax.Array | None]:
-    """Eqs. (1), (3) and (4) for the convolutions in `paths`, which bring their own strides with down="stride"."""
+    """Eqs. (1), (3) and (4) for the convolutions in `paths`, which are strided with down="stride"."""
     high, low = inputs
     high_size = () if high is None else high.shape[-ndim - 1 : -1]
     low_size = () if low is None else low.shape[-ndim - 1 : -1]
@@ -337,7 +338,7 @@ def _octave(
 
 
 def _path_stride(path: str, strides: int, down: Down) -> int:
-    """The stride of a path's convolution: 1 after pooling, else all that the path's resolution falls by."""
+    """The stride of a path's convolution: 1 with pooling, else the path's reduction of the resolution."""
     if down == "avg":
         return 1
     return {"h2h": strides, "h2l": 2 * strides, "l2h": 1, "l2l": strides}[path]
@@ -347,10 +348,10 @@ def _path_stride(path: str, strides: int, down: Down) -> int:
 
 
 def same_pads(padding: Padding, kernel_size: Sequence[int], kernel_dilation: int | Sequence[int] | None) -> Pads | str:
-    """`padding` as a pair of ints for each axis, or the name of a border, checked to keep the size at stride 1.
+    """`padding` as a pair of ints for each axis, or the name of a border mode; it must keep the size at stride 1.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if the padding changes the size.
     """
     ones = (1,) * len(kernel_size)
     extent = dilated_extent(kernel_size, per_axis("kernel_dilation", kernel_dilation, len(kernel_size)))
