@@ -1,7 +1,7 @@
 """Pixel-adaptive convolution, its transpose and pooling, and their kernel, as pure functions.
 
-The paper, and the modules that hold the parameters, stand in :mod:`msconv_jax.operators.pac.modules`;
-how a sum over taps is computed without the unfolded signal in :mod:`msconv_jax.operators.pac.taps`.
+:mod:`msconv_jax.operators.pac.modules` has the modules with parameters, and the paper's reference.
+:mod:`msconv_jax.operators.pac.taps` computes the sum over taps without the unfolded signal.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def pac_kernel(
     mask: ArrayLike | None = None,
     **options: Unpack[AdaptingOptions],
 ) -> Result:
-    """The adapting kernel K by itself, to look at or to share between several operators.
+    """Computes the adapting kernel K, for inspection or for several operators.
 
     The arguments are those of the operator, :func:`pac_convolve` or, with `transposed`, :func:`pac_convolve_transpose`,
-    whose `guide` has the output's size. The `mask` has the signal's size, ``(*batch, *signal spatial)``, in any case.
+    whose `guide` has the output's size. The `mask` always has the signal's size, ``(*batch, *signal spatial)``.
 
     Returns:
-        ``(*batch, *output spatial, taps, 1)``, with `channel_wise` one for each guide channel at the end; at least
-        float32. With a `mask` also the output's mask, see :func:`pac_convolve`.
+        ``(*batch, *output spatial, taps, 1)`` in at least float32; with `channel_wise` the last axis is the guide's
+        channels. With a `mask` also the output's mask, see :func:`pac_convolve`.
 
     Raises:
         ValueError: for arguments that do not fit.
@@ -97,27 +97,27 @@ def pac_convolve(
     Args:
         x: the signal, ``(*batch, *spatial, in_features)``.
         kernel: the weights W, ``(*kernel_size, in_features, out_features)`` with odd sizes, or ``(*kernel_size, 1, 1)``
-            for one filter that is applied to each channel by itself.
-        guide: ``(*batch, *spatial, guide channels)``; its scale is the kernel's: divide by the wanted deviation.
+            for one filter shared by all channels.
+        guide: ``(*batch, *spatial, guide channels)``; divide it by the standard deviation that K should have.
         strides: pixels between outputs, one int or one per spatial axis.
         padding: "SAME", "SAME_LOWER", "VALID", an int, or for each axis an int or a pair, of signal and guide.
         kernel_dilation: pixels between taps.
-        adapting_kernel: K from :func:`pac_kernel`, in place of `guide` and `mask`. With `normalize_kernel` it is
-            divided by its sum over the taps in the image, which changes nothing if it is normalised already. A
-            `smooth_kernel` is refused, and the kernel's type and its numbers mean nothing here.
-        mask: ``(*batch, *spatial)`` or with one channel: where `x` is valid, 1 or True. Invalid taps are left out, and
-            the rest is divided by the share of valid taps among those in the image, or, with `normalize_kernel`,
-            by their sum of K.
+        adapting_kernel: K from :func:`pac_kernel`, instead of `guide` and `mask`. `normalize_kernel` divides it by its
+            sum over the taps in the image, which is 1 if K is already normalised. A `smooth_kernel` is an error; the
+            kernel type and its numbers have no effect.
+        mask: ``(*batch, *spatial)`` or with one channel: 1 or True where `x` is valid. The sum excludes invalid taps
+            and is divided by the share of valid taps among those in the image or, with `normalize_kernel`, by their
+            sum of K.
         precision: of the products with the weights; None computes float32 in full float32 (unless JAX's default matmul
             precision is set).
         preferred_element_type: dtype of the result.
-        **options: :class:`AdaptingOptions`. K has one channel here, so `channel_wise` is for a guide of one channel.
+        **options: :class:`AdaptingOptions`. K has one channel here, so `channel_wise` needs a guide of one channel.
 
     Returns:
-        ``(*batch, *output_spatial, out_features)`` in the dtype of the computation, which is that of `x` if it is a
-        half-precision one, else what `x` and the kernel promote to; K is computed and the sum taken in at least
-        float32. With a `mask` also the output's mask, of bools and with a channel axis if `mask` has one: where there
-        was something to divide by; the output is 0 elsewhere.
+        ``(*batch, *output_spatial, out_features)`` in the compute dtype: that of `x` if this is half precision, else
+        the promoted dtype of `x` and the kernel. K and the sum are computed in at least float32. With a `mask` also
+        the output's mask, of bools and with a channel axis if `mask` has one: True where the divisor is not 0. The
+        output is 0 elsewhere.
 
     Raises:
         ValueError: for arguments that do not fit.
@@ -152,17 +152,16 @@ def pac_convolve_transpose(
 ) -> Result:
     """Transposed pixel-adaptive convolution: up-sampling by `strides` under a guide of the output's size.
 
-    The signal with ``strides - 1`` zeros between its samples and ``(kernel_size - 1) * kernel_dilation - padding``
-    zeros around (and `output_padding` more after) is convolved with stride 1 and the kernel as it is, not flipped.
-    The arguments are those of :func:`pac_convolve`, except that
+    It inserts ``strides - 1`` zeros between the samples of the signal, pads it with
+    ``(kernel_size - 1) * kernel_dilation - padding`` zeros on each side (and `output_padding` more after), and
+    convolves it with stride 1 and the unflipped kernel. The arguments are those of :func:`pac_convolve`, except that
 
-    * `guide` is ``(*batch, *output_spatial, guide channels)``, and an `adapting_kernel` is made with `transposed`;
+    * `guide` is ``(*batch, *output_spatial, guide channels)``, and an `adapting_kernel` is computed with `transposed`;
     * `strides` is the factor of up-sampling;
-    * `padding` is in PyTorch's sense, what is cut off the full output: an int, or for each axis an int or a pair;
-      "VALID" is 0, and "SAME" gives outputs of ``input * stride``, cutting an odd pixel before ("SAME_LOWER": after)
-      the image;
-    * `output_padding`, pixels more after the image, is one int or one per spatial axis; 0 with "SAME";
-    * `normalize_kernel` sums over the taps that meet a sample.
+    * `padding` is the crop of the full output, as in PyTorch: an int, or for each axis an int or a pair; "VALID" is 0,
+      and "SAME" gives outputs of ``input * stride`` and crops an odd pixel before ("SAME_LOWER": after) the image;
+    * `output_padding`, additional pixels after the image, is one int or one per spatial axis; 0 with "SAME";
+    * `normalize_kernel` sums over the taps that coincide with a sample.
 
     Returns:
         ``(*batch, *output_spatial, out_features)``; along each axis ``(input - 1) * stride - (padding before and after)
@@ -200,13 +199,13 @@ def pac_pool(
 ) -> Result:
     """Pixel-adaptive pooling: the sum of each channel over the taps, weighted by K (its mean with `normalize_kernel`).
 
-    The arguments are those of :func:`pac_convolve`, with odd taps per spatial axis as `kernel_size`. With
-    `channel_wise` the `guide` has as many channels as `x`, and its channel c makes the K of channel c; an
-    `adapting_kernel` has one channel or, and with `channel_wise` always, as many as `x`.
+    The arguments are those of :func:`pac_convolve`; `kernel_size` has odd taps per spatial axis. With `channel_wise`
+    the `guide` has as many channels as `x`, and its channel c determines the K of channel c. An `adapting_kernel` has
+    one channel or as many as `x`; with `channel_wise` it must have as many.
 
     Returns:
-        ``(*batch, *output_spatial, features)``; with a `mask` also the output's mask, which has one channel for each
-        of `x` if K is normalised and `channel_wise` and the `mask` has a channel axis.
+        ``(*batch, *output_spatial, features)``; with a `mask` also the output's mask. This has the channels of `x` if K
+        is normalised and `channel_wise` and the `mask` has a channel axis.
 
     Raises:
         ValueError: for arguments that do not fit.
@@ -234,7 +233,7 @@ def _batch_and_spatial(name: str, array: jax.Array, ndim: int) -> tuple[tuple[in
 
 
 def _check_signal(x: ArrayLike, kernel: ArrayLike) -> tuple[jax.Array, jax.Array, tuple[int, ...], tuple[int, ...]]:
-    """Both as arrays, the kernel's size and the signal's."""
+    """Signal and kernel as arrays, the kernel size and the signal's spatial size."""
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if kernel.ndim < 3:
         raise ValueError(f"kernel has shape {kernel.shape}: expected (*kernel_size, inputs, outputs).")
@@ -258,7 +257,7 @@ def _apply(
     precision: lax.PrecisionLike,
     preferred_element_type: DTypeLike | None,
 ) -> Result:
-    """Checks the guide or K against the signal, and computes."""
+    """Checks the guide or K against the signal, and computes the output."""
     ndim, channels = len(geometry.size), x.shape[-1]
     batch = x.shape[: -ndim - 1]
     if (guide is None) == (adapting_kernel is None):
@@ -298,7 +297,7 @@ def _apply(
             )
     form = AdaptingKernel.of(options, guide, ndim)
     dtype = compute_dtype(x) if kernel is None else compute_dtype(x, kernel)
-    if not jnp.issubdtype(dtype, jnp.inexact):  # whole numbers, pooled
+    if not jnp.issubdtype(dtype, jnp.inexact):  # integers, pooled
         dtype = wide_dtype(dtype)
     if precision is None and dtype == jnp.float32 and jax.config.jax_default_matmul_precision is None:  # type: ignore[attr-defined]
         precision = lax.Precision.HIGHEST

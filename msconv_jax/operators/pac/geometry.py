@@ -1,4 +1,4 @@
-"""The places of the taps: which samples of the signal and the guide meet which output."""
+"""The positions of the taps: the samples of the signal and the guide that each output reads."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Geometry:
 
     size: Shape  # taps per axis
     dilation: Shape  # pixels between taps
-    strides: Shape  # pixels between outputs, or of the transposed operator samples' distance
+    strides: Shape  # pixels between outputs; of the transposed operator: between samples
     signal: Shape  # the signal's size
-    low: Shape  # zeros before the signal (of the transposed operator: with zeros inserted; its own stride is 1)
+    low: Shape  # zeros before the signal (transposed: before the dilated signal, which is convolved at stride 1)
     output: Shape  # the output's size
     transposed: bool = False  # whether zeros are inserted
 
@@ -46,7 +46,7 @@ class Geometry:
 def convolution_geometry(
     signal: Shape, size: Shape, strides: Ints, kernel_dilation: Ints, padding: Padding
 ) -> Geometry:
-    """The geometry of a convolution or pooling, of the arguments as they are given; ValueError if they do not fit."""
+    """The geometry of a convolution or pooling; raises ValueError for arguments that do not fit."""
     strides = per_axis("strides", strides, len(size))
     dilation = per_axis("kernel_dilation", kernel_dilation, len(size))
     extent = dilated_extent(size, dilation)
@@ -66,10 +66,10 @@ def transpose_geometry(
     extra: int | Sequence[int],
     output: Shape = (),
 ) -> Geometry:
-    """The geometry of the transposed operator for a signal, or without one for an output, of this size.
+    """The geometry of the transposed operator for a signal size or, if this is None, for an output size.
 
     Raises:
-        ValueError: for arguments that do not fit, and if no signal has an output of this size.
+        ValueError: for arguments that do not fit, or if no signal has an output of this size.
     """
     strides = per_axis("strides", strides, len(size))
     dilation = per_axis("kernel_dilation", kernel_dilation, len(size))
@@ -92,7 +92,7 @@ def transpose_geometry(
 
 
 def check_output_padding(output_padding: int | Sequence[int], ndim: int) -> Shape:
-    """`output_padding` for each axis; ValueError if it is neither an int at least 0 nor one for each axis."""
+    """`output_padding` per axis; raises ValueError unless it is an int of at least 0, or one for each axis."""
     try:
         values = output_padding if isinstance(output_padding, Sequence) else (output_padding,) * ndim
         extra = tuple(operator.index(n) for n in values)
@@ -106,7 +106,7 @@ def check_output_padding(output_padding: int | Sequence[int], ndim: int) -> Shap
 
 
 def _crops(padding: Padding, output_padding: int | Sequence[int], extent: Shape, strides: Shape) -> Pads:
-    """Pixels that the transposed operator crops before and after each axis; output_padding crops less after."""
+    """The transposed operator's crops before and after each axis; output_padding reduces the crop after."""
     extra = check_output_padding(output_padding, len(extent))
     named = check_padding(zero_padding(padding, len(extent), "pixel-adaptive convolution"), len(extent))
     if named == "VALID":
@@ -120,13 +120,13 @@ def _crops(padding: Padding, output_padding: int | Sequence[int], extent: Shape,
         )
     pads = []
     for reach, stride in zip(extent, strides, strict=True):
-        large = max(0, -((stride - reach) // 2))  # PyTorch's padding; the rest is its output_padding
+        large = max(0, -((stride - reach) // 2))  # PyTorch's padding; the remainder is its output_padding
         pads.append((large, reach - stride - large) if named == "SAME" else (reach - stride - large, large))
     return tuple(pads)
 
 
 class Group(NamedTuple):
-    """Taps that read the same residue class of the signal's pixels and write the same phase of the output's."""
+    """Taps that read the same residue class of signal pixels and write the same phase of output pixels."""
 
     phase: int
     residue: int
@@ -135,7 +135,7 @@ class Group(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the signal is padded and split into residue classes, and the groups of taps."""
+    """The padding of the signal, its split into residue classes, and the groups of taps."""
 
     low: Shape  # zeros before the signal, negative to crop
     sizes: Shape  # pixels per class
@@ -147,7 +147,7 @@ class Layout(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def layout_of(geometry: Geometry) -> Layout:
-    """The layout of the taps, computed once for each geometry."""
+    """The layout of the taps of a geometry (cached)."""
     strides, ones = geometry.strides, (1,) * len(geometry.size)
     places: list[list[tuple[int, int, int]]] = []  # per axis and tap: phase, residue, offset
     low, count, window = [], [], []

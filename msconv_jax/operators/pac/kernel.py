@@ -18,14 +18,15 @@ MaybeArray = jax.Array | None
 
 
 class AdaptingOptions(TypedDict, total=False):
-    """What the pure functions take to describe the adapting kernel K.
+    """The options of the pure functions for the adapting kernel K.
 
-    `kernel_type` is "gaussian" (default) or "inv_{alpha}_{lambda}": with q the squared distance of the two guide
-    features, K = exp(-q / 2) or K = alpha + (q + 1e-4)^(lambda / 2). ``_asym`` behind the latter counts only where the
-    neighbour's feature exceeds the centre's; ``_fixed`` matters to the modules alone. `inv_alpha` and `inv_lambda` take
-    the place of the two numbers in the name, as scalars or, with `channel_wise`, one for each guide channel.
-    `channel_wise` gives one K for each guide channel instead of one for their sum. `smooth_kernel`, of odd sizes along
-    the spatial axes, smooths the centre's feature. `normalize_kernel` divides K by its sum over the taps in the image.
+    `kernel_type` is "gaussian" (default) or "inv_{alpha}_{lambda}": K = exp(-q / 2) or
+    K = alpha + (q + 1e-4)^(lambda / 2), where q is the squared distance of the two guide features. The suffix ``_asym``
+    of the latter clips negative differences (neighbour minus centre) to 0; the suffix ``_fixed`` affects the modules
+    only. `inv_alpha` and `inv_lambda` replace the two numbers in the name, as scalars or, with `channel_wise`, one for
+    each guide channel. `channel_wise` gives one K for each guide channel instead of one for their sum. `smooth_kernel`,
+    of odd sizes along the spatial axes, smooths the centre's feature. `normalize_kernel` divides K by its sum over the
+    taps in the image.
     """
 
     kernel_type: str
@@ -37,7 +38,7 @@ class AdaptingOptions(TypedDict, total=False):
 
 
 class KernelType(NamedTuple):
-    """A kernel type's name, taken apart."""
+    """The fields of a kernel type's name."""
 
     inverse: bool = False
     alpha: float = 0.0
@@ -47,7 +48,7 @@ class KernelType(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> KernelType:
-        """Reads "gaussian" or "inv_{alpha}_{lambda}[_asym][_fixed]"; raises ValueError for another name."""
+        """Parses "gaussian" or "inv_{alpha}_{lambda}[_asym][_fixed]"; raises ValueError for another name."""
         if name == "gaussian":
             return cls()
         head, *rest = str(name).split("_")
@@ -69,8 +70,8 @@ def smoothing_kernel(smooth_kernel_type: str, ndim: int = 2) -> np.ndarray | Non
     """The kernel that smooths the centre's feature: float32 with `ndim` axes, or None for "none".
 
     Args:
-        smooth_kernel_type: "none", "gaussian" (the outer product of 1/4, 1/2, 1/4), "average_{n}" or, with the same
-            initial values, "full_{n}", with an odd n.
+        smooth_kernel_type: "none", "gaussian" (the outer product of 1/4, 1/2, 1/4), "average_{n}" or "full_{n}" with
+            an odd n. The last two have the same initial values.
         ndim: number of spatial axes.
 
     Raises:
@@ -100,10 +101,10 @@ _STATIC = {"static": True}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AdaptingKernel:
-    """All that decides K besides the guide: :class:`AdaptingOptions`, checked. Its arrays are a pytree's leaves."""
+    """The checked :class:`AdaptingOptions`, which with the guide determine K. The arrays are the pytree's leaves."""
 
     alpha: MaybeArray = None  # of an inverse kernel: () or (guide channels,)
-    power: MaybeArray = None  # its lambda, likewise
+    power: MaybeArray = None  # lambda, of the same shape
     smooth: MaybeArray = None  # the smoothing kernel, with the spatial axes
     kind: KernelType = dataclasses.field(default=KernelType(), metadata=_STATIC)
     channel_wise: bool = dataclasses.field(default=False, metadata=_STATIC)
@@ -114,8 +115,8 @@ class AdaptingKernel:
         """Validates the options. Without a guide K is precomputed, and only `normalize_kernel` applies.
 
         Raises:
-            TypeError: for an option that does not exist.
-            ValueError: for one that does not fit, such as a smoothing kernel without a guide.
+            TypeError: for an unknown option.
+            ValueError: for an option that does not fit, such as a smoothing kernel without a guide.
         """
         unknown = set(options) - set(AdaptingOptions.__annotations__)
         if unknown:
@@ -151,7 +152,7 @@ class AdaptingKernel:
         return cls(alpha, power, smooth, kind, channel_wise, normalize)
 
     def between(self, neighbour: jax.Array, centre: jax.Array) -> jax.Array:
-        """K of features, (..., G) and (..., G), as (..., 1), or (..., G) if it is channel-wise; not normalised."""
+        """K of two feature arrays (..., G), not normalised: (..., 1), or (..., G) if it is channel-wise."""
         difference = neighbour - centre
         if self.kind.asym:
             difference = jax.nn.relu(difference)
@@ -161,12 +162,12 @@ class AdaptingKernel:
         if self.alpha is None or self.power is None:  # an inverse kernel has both
             return jnp.exp(-0.5 * q)
         dtype = common_dtype(q, self.alpha, self.power)
-        ones = (1,) * (q.ndim - 1)  # both are scalars, or have one number for each channel
+        ones = (1,) * (q.ndim - 1)  # both are scalars or have one number for each channel
         alpha, power = (number.astype(dtype).reshape((*ones, -1)) for number in (self.alpha, self.power))
         return alpha + (q.astype(dtype) + 1e-4) ** (power / 2)
 
 
 def as_float32(array: ArrayLike) -> jax.Array:
-    """The array in at least float32: K depends on differences of features, which half precision would lose."""
+    """The array in at least float32, since half precision would lose the differences of features."""
     array = jnp.asarray(array)
     return array.astype(wide_dtype(array.dtype))

@@ -1,16 +1,16 @@
-"""Pixel-adaptive convolution (PAC): a convolution whose taps are weighted by a kernel of guide features.
+"""Pixel-adaptive convolution (PAC): a kernel of guide features weights the taps of a convolution.
 
 H. Su, V. Jampani, D. Sun, O. Gallo, E. Learned-Miller, J. Kautz: "Pixel-Adaptive Convolutional Neural Networks",
-CVPR 2019. Eq. (3): with the signal v, the guide f, the weights W and the adapting kernel K,
+CVPR 2019. Eq. (3), for the signal v, the guide f, the weights W and the adapting kernel K:
 
     v'_i = sum_{j in Omega(i)} K(f_i, f_j) W[p_j - p_i] v_j + b,      K(f_i, f_j) = exp(-|f_i - f_j|^2 / 2).
 
-The paper writes W[p_i - p_j]; like its public code, and every convolution of this library, we correlate. The transposed
-operator convolves the signal with zeros inserted and does not flip its kernel either: under a constant guide it is the
-ordinary transposed convolution with the kernel flipped. The guide is zero outside the image, so that K is K(f_i, 0)
-there; normalisation leaves those taps out.
+The paper writes W[p_i - p_j]; this module correlates, like the public code and every convolution of this library. The
+transposed operator inserts zeros into the signal and does not flip its kernel either: under a constant guide it is the
+ordinary transposed convolution with the kernel flipped. The guide is zero outside the image, so K is K(f_i, 0) there;
+normalisation excludes those taps.
 
-The operators as pure functions and as modules; :mod:`msconv_jax.operators.pac.kernel` computes them, tap by tap.
+This file has the operators as modules. :mod:`msconv_jax.operators.pac.functions` has them as pure functions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Filler = Literal["uniform", "linear"]
 
 
 class PACOptions(ConvOptions, total=False):
-    """:class:`ConvOptions` and what :class:`PACConv` adds to them."""
+    """:class:`ConvOptions` and the additional options of :class:`PACConv`."""
 
     kernel_type: str
     normalize_kernel: bool
@@ -50,7 +50,7 @@ class PACOptions(ConvOptions, total=False):
 
 
 class _Adapting(nnx.Module):
-    """The parameters of the adapting kernel, which all three modules hold alike."""
+    """The parameters of the adapting kernel, common to all three modules."""
 
     transposed: ClassVar[bool] = False
     kernel_size: tuple[int, ...]
@@ -86,7 +86,7 @@ class _Adapting(nnx.Module):
         self.smooth_kernel = nnx.Param(jnp.asarray(smooth, dtype)) if full else nnx.data(None)
 
     def _settings(self) -> dict[str, Any]:
-        """What the pure functions take besides the arrays and the kernel's size."""
+        """The arguments of the pure functions other than the arrays and the kernel size."""
         smooth = None if self.smooth_kernel is None else self.smooth_kernel[...]
         return {
             "strides": self.strides,
@@ -103,13 +103,13 @@ class _Adapting(nnx.Module):
         }
 
     def _kernel_macs(self, guide_features: int | None) -> int:
-        """Multiply-accumulates of one tap of K: the squared distance, and its scaling; none of a K that is given."""
+        """Multiply-accumulates of one tap of K: the squared distance and its scaling; 0 for a precomputed K."""
         if guide_features is None:
             return 0
         return guide_features + (guide_features if self.channel_wise else 1)
 
     def adapting_kernel(self, guide: ArrayLike, mask: ArrayLike | None = None) -> Result:
-        """K for this guide, and with a mask the output's mask: see :func:`pac_kernel`."""
+        """K for this guide, and with a mask also the output's mask: see :func:`pac_kernel`."""
         return pac_kernel(guide, self.kernel_size, mask=mask, transposed=self.transposed, **self._settings())
 
 
@@ -174,13 +174,13 @@ class _PACBase(_Adapting, CompositeConv):
     ) -> int:
         """Multiply-accumulates for one image, or of a call: the convolution, its inputs times K, and K itself.
 
-        ``taps * (in * out + in + guide_features + 1)`` for each output pixel; for shared filters, ``out`` is 1. The
-        transposed operator meets samples on one of ``prod(strides)`` taps only, on average. K itself counts nothing
-        in a call that is given K.
+        The cost is ``taps * (in * out + in + guide_features + 1)`` for each output pixel; for shared filters, ``out``
+        is 1. On average only one of ``prod(strides)`` taps of the transposed operator coincides with a sample. A call
+        with a precomputed K has no cost for K.
 
         Args:
-            output_size: spatial size of the output, in pixels, one int or one per axis. With `output_shapes`, the
-                shapes of the inputs instead, in the order of the call: of the signal, the guide and K.
+            output_size: spatial size of the output, in pixels, one int or one per axis. With `output_shapes` it is
+                the shapes of the inputs, in the order of the call: signal, guide and K.
             output_shapes: shapes of the outputs of one call: see :mod:`msconv_jax.costs`.
             guide_features: channels of the guide, for one image.
 
@@ -213,15 +213,15 @@ class _PACBase(_Adapting, CompositeConv):
 
         Args:
             inputs: ``(*batch, *spatial, in_features)``, any number of batch axes.
-            guide: ``(*batch, *spatial, guide channels)``, for the transposed operator of the output's size.
-            kernel: K from :meth:`adapting_kernel` or another layer's, in place of the guide and the mask. With
-                `normalize_kernel` it is normalised, unless it is already; a layer that smooths refuses it.
-            mask: ``(*batch, *spatial)`` or with one channel: where the inputs are valid.
+            guide: ``(*batch, *spatial, guide channels)``; for the transposed operator with the output's size.
+            kernel: K from :meth:`adapting_kernel` of this or another layer, instead of the guide and the mask.
+                `normalize_kernel` normalises it; a layer that smooths raises an error.
+            mask: ``(*batch, *spatial)`` or with one channel: True where the inputs are valid.
             out_sharding: as in ``nnx.Conv``, must be None.
 
         Returns:
-            ``(*batch, *output_spatial, out_features)``; with a mask also the output's: see :func:`pac_convolve` and
-            :func:`pac_convolve_transpose`.
+            ``(*batch, *output_spatial, out_features)``; with a mask also the output's mask: see :func:`pac_convolve`
+            and :func:`pac_convolve_transpose`.
 
         Raises:
             ValueError: if the inputs do not fit.
@@ -251,17 +251,16 @@ class PACConv(_PACBase):
         out_features: number of output channels.
         kernel_size: taps per spatial axis, odd, one int for each axis.
         strides: pixels between outputs, one int or one per axis.
-        kernel_type: "gaussian", or "inv_{alpha}_{lambda}" followed by ``_asym`` and ``_fixed`` if wanted: see
+        kernel_type: "gaussian", or "inv_{alpha}_{lambda}" with the optional suffixes ``_asym`` and ``_fixed``: see
             :class:`AdaptingOptions`. Alpha and lambda are learnt (`inv_alpha`, `inv_lambda`) unless fixed.
         normalize_kernel: divide K by its sum over the taps in the image.
-        shared_filters: one filter ``(*kernel_size, 1, 1)`` for every channel by itself.
-        smooth_kernel_type: "none", "gaussian", "average_{n}", or "full_{n}", learnt (`smooth_kernel`): smooths the
-            feature that the others are compared with.
+        shared_filters: apply one filter ``(*kernel_size, 1, 1)`` to every channel separately.
+        smooth_kernel_type: smoothing of the centre's guide feature: "none", "gaussian", "average_{n}", or "full_{n}",
+            which is learnt (`smooth_kernel`).
         rngs: for the initial values.
         **options: the other arguments of ``nnx.Conv``: :class:`ConvOptions`. There are no groups and no `lowering`.
-            Kernel and bias are uniform in +-1/sqrt(in_features * prod(kernel_size)) at first (shared filters:
-            times in_features), unless `kernel_init` and `bias_init` say otherwise; `precision` as in
-            :func:`pac_convolve`.
+            By default kernel and bias are initially uniform in +-1/sqrt(in_features * prod(kernel_size)) (shared
+            filters: times in_features). `precision` is as in :func:`pac_convolve`.
 
     Attributes:
         kernel: ``(*kernel_size, in_features, out_features)``, or ``(*kernel_size, 1, 1)``.
@@ -292,17 +291,17 @@ class PACConvTranspose(_PACBase):
         out_features: number of output channels.
         kernel_size: taps per spatial axis, odd, one int for each axis.
         strides: the factor of up-sampling, one int or one per axis.
-        output_padding: pixels more after the image, one int or one per axis.
-        filler: the initial values: "uniform" as in :class:`PACConv`, or "linear", which up-samples linearly (under a
-            constant guide, the edges aside) each channel by itself, with a bias of zeros. `kernel_init` and
-            `bias_init` prevail.
+        output_padding: additional pixels after the image, one int or one per axis.
+        filler: the initial values: "uniform" as in :class:`PACConv`, or "linear". Under a constant guide the latter
+            up-samples each channel linearly, except at the edges; its bias is zero. `kernel_init` and `bias_init`
+            take precedence.
         rngs: for the initial values.
-        **options: the other arguments of :class:`PACConv`. `padding` is in PyTorch's sense: see
+        **options: the other arguments of :class:`PACConv`. `padding` crops, as in PyTorch: see
             :func:`pac_convolve_transpose`; the default "SAME" gives outputs of ``input * stride``. `normalize_kernel`
-            sums over the taps that meet a sample of the signal.
+            sums over the taps that coincide with a sample of the signal.
 
     Attributes:
-        kernel: as in :class:`PACConv`, whose other parameters are here too; it is not flipped.
+        kernel: as in :class:`PACConv`, not flipped; the other parameters are those of :class:`PACConv`.
 
     Raises:
         ValueError: for arguments that do not fit, at construction.
@@ -354,7 +353,7 @@ class PACConvTranspose(_PACBase):
 
 
 class PACPool(_Adapting):
-    """Pixel-adaptive pooling: each channel summed over the taps with the weights K, and no others.
+    """Pixel-adaptive pooling: sums each channel over the taps with the weights K, without learnt weights.
 
     Args:
         kernel_size: taps per spatial axis, odd, one int for each axis.
@@ -363,10 +362,10 @@ class PACPool(_Adapting):
         kernel_dilation: pixels between taps, one int or one per axis.
         kernel_type: as in :class:`PACConv`.
         normalize_kernel: divide K by its sum over the taps in the image: a weighted mean.
-        channel_wise: one K for each channel of the guide, which then has as many as the signal.
+        channel_wise: one K for each guide channel; the guide then has as many channels as the signal.
         smooth_kernel_type: as in :class:`PACConv`.
-        features: number of guide channels, for alpha and lambda of each channel.
-        dtype: of the computation, else that of the inputs.
+        features: number of guide channels; needed for learnt alpha and lambda with `channel_wise`.
+        dtype: of the computation; by default that of the inputs.
         param_dtype: of the parameters.
 
     Attributes:
@@ -427,9 +426,9 @@ class PACPool(_Adapting):
         return pac_pool(x, guide, self.kernel_size, adapting_kernel=kernel, mask=mask, **self._settings())
 
     def macs(self, input_shapes: Shapes, output_shapes: Shapes) -> int:
-        """Multiply-accumulates of one call: the inputs times K, and K itself unless it is given.
+        """Multiply-accumulates of one call: the inputs times K, and K itself unless it is precomputed.
 
-        ``taps * (features + guide channels + 1)`` for each output pixel.
+        The cost is ``taps * (features + guide channels + 1)`` for each output pixel.
 
         Args:
             input_shapes: shapes of the signal, the guide and K: see :mod:`msconv_jax.costs`.
@@ -441,7 +440,7 @@ class PACPool(_Adapting):
 
 
 def _guide_features(input_shapes: Shapes) -> int | None:
-    """Channels of the guide of a call; None if K was given in its place."""
+    """Number of guide channels of a call; None for a precomputed K."""
     guide = input_shapes[1] if len(input_shapes) > 1 else None
     return None if guide is None else guide[-1]
 
@@ -457,7 +456,7 @@ def _uniform(bound: float) -> Initializer:
 
 
 def _linear(geometry: Geometry, normalized: bool) -> Initializer:
-    """Linear up-sampling of each channel; under normalisation times the number of samples below the kernel."""
+    """Linear up-sampling of each channel; if `normalized`, times the number of samples under the kernel."""
     rows = []
     for K, s, d in zip(geometry.size, geometry.strides, geometry.dilation, strict=True):
         if 2 * s - 1 > K or d != 1:

@@ -31,20 +31,20 @@ class Operands(NamedTuple):
     """The arrays of a sum over the taps."""
 
     x: jax.Array  # (n, *signal, C)
-    weights: MaybeArray = None  # (taps, C, O), or (taps,) for all channels alike; None for 1
+    weights: MaybeArray = None  # (taps, C, O), or (taps,) shared by all channels; None for 1
     guide: MaybeArray = None  # (n, *guide's size, G)
     adapting: MaybeArray = None  # without a guide: K of kernel_of_taps, 1 or C channels, normalised or not
     mask: MaybeArray = None  # (n, *signal, 1)
 
 
-# Jitted, so that an eager call compiles once; inlined, because XLA optimises less across calls.
+# Jitted so that an eager call compiles once; inlined because XLA optimises less across calls.
 @functools.partial(jax.jit, inline=True, static_argnames=("geometry", "precision"))
 def weighted_sum(
     arrays: Operands, form: AdaptingKernel, *, geometry: Geometry, precision: Any
 ) -> tuple[jax.Array, MaybeArray]:
     """The output without bias, (n, *output, O), in at least float32, and its divisor or None.
 
-    The divisor is (n, *output, 1 or C); `precision` is that of the products with the weights.
+    The divisor is (n, *output, 1 or C); `precision` applies to the products with the weights.
     """
     computed = functools.partial(_weighted_sum, geometry=geometry, precision=precision)
     return sharded_like(arrays.x, computed, arrays, form)
@@ -57,7 +57,7 @@ def _weighted_sum(
     centre = None
     if guide is not None:
         centre = _centre(guide, form.smooth, geometry)
-        if geometry.transposed:  # of the neighbours only those count that lie where a sample is
+        if geometry.transposed:  # only the neighbours at samples of the signal count
             first = [zeros - own for zeros, own in zip(geometry.low, geometry.guide.low, strict=True)]
             guide = _strided_slice(guide, first, geometry.signal, geometry.strides)
     if mask is None and form.normalize:
@@ -106,9 +106,9 @@ def _kernel_of_taps(
 def _sum_over_taps(
     arrays: Operands, centre: MaybeArray, form: AdaptingKernel, geometry: Geometry, precision: Any
 ) -> tuple[jax.Array, MaybeArray]:
-    """Sum over the taps of weight, K, mask and shifted signal; and of K and mask, or of the mask unless normalised.
+    """Sums weight * K * mask * shifted signal over the taps, and K * mask (or only the mask unless normalised).
 
-    The guide holds the neighbours' features alone here, (n, *signal, G); those that they are compared with are the
+    The guide has only the neighbours' features here, (n, *signal, G); the features of the output pixels are the
     `centre`, (n, *output, G). Without a guide and without K, K is 1.
     """
     x, weights, guide, adapting, mask = arrays
@@ -143,8 +143,8 @@ def _sum_over_taps(
             taps["weight"] = weights[chosen]
         if kernels is not None:
             taps["adapting"] = jnp.moveaxis(kernels[group.phase], -2, 0)[chosen]
-        # What is inside is computed anew in the gradient, one tap at a time; the sum is outside, since its value
-        # is of no use there and would be kept for every tap.
+        # The gradient recomputes this function one tap at a time. The sum is outside: the gradient does not need
+        # its value, and would store it for every tap.
         term = jax.checkpoint(functools.partial(contribution, group), prevent_cse=False)
 
         def step(total: Any, tap: Any, term: Any = term) -> tuple[Any, None]:
@@ -152,7 +152,7 @@ def _sum_over_taps(
 
         if not totals:
             shapes = jax.eval_shape(term, jax.tree.map(lambda a: a[0], taps))
-            # Zeros that vary over a shard_map's axes as the terms do, which a scan asks of what it carries.
+            # Under shard_map a scan's carry must vary over the same axes as the terms: zeros_like keeps them.
             totals = [jax.tree.map(jnp.zeros_like, shapes)] * math.prod(layout.phases)
         totals[group.phase], _ = lax.scan(step, totals[group.phase], taps)
     return jax.tree.map(lambda *parts: _join(parts, layout.phases, geometry.output), *totals)
@@ -190,20 +190,20 @@ def flattened_mask(mask: ArrayLike | None, batch: Shape, signal: Shape) -> Maybe
 def with_output_mask(
     y: jax.Array, norm: MaybeArray, batch: Shape, mask: ArrayLike | None
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """`y` with its batch axes, and for a `mask` the output's: where there was something to divide by.
+    """`y` with its batch axes and, for a `mask`, the output's mask: True where the divisor is not 0.
 
-    It has a channel axis if the `mask` has one.
+    The output's mask has a channel axis if the `mask` has one.
     """
     y = y.reshape((*batch, *y.shape[1:]))
     if mask is None:
         return y
-    assert norm is not None  # there is one wherever there is a mask
+    assert norm is not None  # a mask implies a divisor
     valid = (norm != 0).reshape((*batch, *norm.shape[1:]))
     return y, valid if valid.ndim == jnp.ndim(mask) else valid.any(-1)
 
 
 def _share(total: jax.Array, g: Geometry) -> jax.Array:
-    """The masks' sums (n, *output, 1) over the number of taps in the image, 0 where there are none."""
+    """The masks' sums (n, *output, 1) divided by the number of taps in the image, 0 where this is 0."""
     for axis, (K, d, s, low, n, output) in enumerate(
         zip(g.size, g.dilation, g.strides, g.low, g.signal, g.output, strict=True)
     ):
@@ -233,17 +233,17 @@ def _padded(
 
 
 def _span(count: int, stride: int) -> int:
-    """Pixels from the first to the last of `count`, a stride apart."""
+    """The extent of `count` pixels at this stride."""
     return max((count - 1) * stride + 1, 0)
 
 
 def _stepped(array: jax.Array, strides: Sequence[int], first: Sequence[int] | None = None) -> jax.Array:
-    """The pixels from `first` on at the given strides."""
+    """The pixels from `first` at the given strides."""
     return array[(slice(None), *(slice(r, None, s) for r, s in zip(first or [0] * len(strides), strides, strict=True)))]
 
 
 def _strided_slice(array: jax.Array, first: Sequence[int], count: Sequence[int], strides: Sequence[int]) -> jax.Array:
-    """`count` pixels from `first` on, `strides` apart; zeros outside."""
+    """A slice of `count` pixels from `first` at the given strides, with zeros outside the array."""
     lengths = [_span(n, s) for n, s in zip(count, strides, strict=True)]
     return _stepped(_padded(array, [-f for f in first], lengths), strides)
 
