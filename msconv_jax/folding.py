@@ -1,4 +1,4 @@
-"""The form of a network for inference: batch normalisations folded into the convolutions before them."""
+"""Folds batch normalisations into the convolutions before them, for inference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 class Folded(nnx.Module):
-    """The identity, in place of a normalisation that is folded into a convolution.
+    """The identity, which replaces a normalisation after folding.
 
     Example:
         >>> Folded()(jnp.ones(2)).tolist()
@@ -34,21 +34,22 @@ class Folded(nnx.Module):
 
 @explains_arguments
 def fold_batch_norm(model: Module) -> Module:
-    """A copy of a network for inference, without the batch normalisations that follow convolutions.
+    """Copies a network for inference, without the batch normalisations that follow convolutions.
 
-    A kernel is multiplied by the normalisation's scale over its standard deviation; the shift becomes a bias. In
-    evaluation mode the copy computes the same up to rounding. A class names its pairs in a class variable, such as
-    ``norm_follows = {"conv1": "bn1"}``; the library's networks and blocks do. The convolutions may be plain ones,
-    lattice operators of one kernel, PyConv, HetConv, OctConv, Res2Conv or dataset-aware ACConv; others keep theirs.
+    It multiplies each kernel by the normalisation's scale over its standard deviation; the shift becomes a bias. The
+    copy's outputs equal those of the network in evaluation mode up to rounding. A class declares its pairs in a class
+    variable, such as ``norm_follows = {"conv1": "bn1"}``; the library's networks and blocks do. Folding supports plain
+    convolutions, lattice operators of one kernel, PyConv, HetConv, OctConv, Res2Conv and dataset-aware ACConv; other
+    operators keep their normalisation.
 
     Args:
         model: a network or block, which does not change.
 
     Returns:
-        The copy, in evaluation mode. It is not for training, and published weights no longer fit it.
+        The copy, in evaluation mode. It is not for training, and published weights do not fit it.
 
     Raises:
-        ValueError: if there is nothing to fold.
+        ValueError: if the network has nothing to fold.
 
     Example:
         >>> from msconv_jax.models import create_model
@@ -61,7 +62,7 @@ def fold_batch_norm(model: Module) -> Module:
     model.eval()
     count = 0
     for _, module in list(nnx.iter_modules(model)):
-        # Declared by the class: a block that normalises before it convolves has layers of the same names.
+        # The class declares the pairs: a block that normalises before it convolves has layers of the same names.
         for conv, norm in getattr(type(module), "norm_follows", {}).items():
             convs, norms = getattr(module, conv), getattr(module, norm)
             if isinstance(convs, nnx.List) and norms is not None:
@@ -81,7 +82,7 @@ def fold_batch_norm(model: Module) -> Module:
 
 
 def _fold(conv: Any, norm: Any) -> bool:
-    """Folds the normalisation into the convolution; False if that is impossible."""
+    """Folds the normalisation into the convolution; returns False if this is impossible."""
     if isinstance(conv, DeepStemConv):
         return _fold(conv.conv3, norm)
     if isinstance(conv, OctConv) and isinstance(norm, OctBatchNorm):
@@ -99,14 +100,14 @@ def _fold(conv: Any, norm: Any) -> bool:
     if not isinstance(norm, nnx.BatchNorm) or not isinstance(conv, kinds):
         return False
     if isinstance(conv, ACConv) and conv.kind == "pixel":
-        return False  # its gate sees what the normalisation would scale
+        return False  # its gate reads terms that folding would scale
     scale, shift = _affine(norm)
     if isinstance(conv, PyConv):
         first = 0
         for kernel, features in zip(conv.kernels, conv.level_features, strict=True):
             _scale(kernel, scale[first : first + features])
             first += features
-    elif isinstance(conv, ACConv):  # a weighted sum of three terms, each of them scaled
+    elif isinstance(conv, ACConv):  # a weighted sum of three terms, each scaled
         for term in (conv.local, conv.point, conv.fc2):
             if term is not None:
                 _scale(term.kernel, scale)
@@ -122,7 +123,7 @@ def _fold(conv: Any, norm: Any) -> bool:
 
 
 def _affine(norm: nnx.BatchNorm) -> tuple[jax.Array, jax.Array]:
-    """The scale and the shift of each channel in evaluation mode, in float32."""
+    """The scale and the shift per channel in evaluation mode, in float32."""
     scale = jax.lax.rsqrt(norm.var[...].astype(jnp.float32) + norm.epsilon)
     if norm.scale is not None:
         scale *= norm.scale[...].astype(jnp.float32)

@@ -1,8 +1,8 @@
 """The operators as Flax Linen modules, with ordinary ``params`` and ``batch_stats`` collections.
 
-Every class here has the name and the keyword arguments of the NNX operator; as in Linen's own layers, the number of
-outputs is ``features``, the number of inputs follows from the input, and there are no ``rngs``. The tree of parameters
-is the NNX module's, with strings of numbers as the keys of lists; :func:`params_of` converts values from NNX.
+Every class here has the name and the keyword arguments of the NNX operator. As in Linen's layers, the number of output
+channels is ``features``, the number of input channels follows from the input, and there are no ``rngs``. The tree of
+parameters is the NNX module's, with number strings as the keys of lists; :func:`params_of` converts values from NNX.
 
     >>> import jax, jax.numpy as jnp
     >>> from msconv_jax import linen as msconv
@@ -13,8 +13,8 @@ is the NNX module's, with strings of numbers as the keys of lists; :func:`params
     >>> conv.apply(variables, jnp.ones((1, 15, 15, 8))).shape
     (1, 8, 8, 16)
 
-Operators with batch normalisation inside (``Res2Conv``, ``SISConv(inner="bnrelu")``) take ``use_running_average`` when
-they are called, and hold their statistics in ``batch_stats``:
+Operators with batch normalisation inside (``Res2Conv``, ``SISConv(inner="bnrelu")``) have the call argument
+``use_running_average`` and store their statistics in ``batch_stats``:
 
     >>> conv = msconv.Res2Conv(features=16, kernel_size=(3, 3))
     >>> variables = conv.init(jax.random.key(0), jnp.ones((1, 7, 7, 16)))
@@ -45,14 +45,14 @@ __all__ += operators.__all__
 if TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Any Linen form, for type checkers: the loop at the end of this file makes the classes."""
+        """Any Linen form, for type checkers: the loop at the end of this file creates the classes."""
 
 
 _COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
 
 class _OperatorsDefault:
-    """The value of an argument that has the operator's default."""
+    """Placeholder for an argument that keeps the operator's default."""
 
     def __repr__(self) -> str:
         return "<the operator's default>"
@@ -65,11 +65,11 @@ _DEFAULT = _OperatorsDefault()
 
 
 class LinenOperator(nn.Module):
-    """Base of the classes below: holds an NNX operator's arguments, and its values as Linen variables.
+    """Base of the classes below: stores an NNX operator's arguments, and its values as Linen variables.
 
     Attributes:
         operator: the NNX class.
-        renamed: the NNX names of fields that have another one here.
+        renamed: the NNX names of the fields with another name here.
     """
 
     operator: ClassVar[type[nnx.Module]]
@@ -93,11 +93,11 @@ class LinenOperator(nn.Module):
         """Applies the operator.
 
         Args:
-            inputs: as the NNX operator takes them, channels last; for OctConv an array or a pair.
+            inputs: the NNX operator's inputs, channels last; for OctConv an array or a pair.
             *others: the operator's further inputs, such as PACConv's guide.
-            use_running_average: whether to normalise by the running statistics and not by the batch's, without an
-                update. Operators without batch normalisation ignore it.
-            **options: the keyword arguments of the operator's own call.
+            use_running_average: whether to normalise by the running statistics, without an update, instead of the
+                batch statistics. Operators without batch normalisation ignore it.
+            **options: the keyword arguments of the NNX operator's call.
         """
         maps = inputs if isinstance(inputs, tuple | list) else (inputs,)
         in_features = sum(jnp.shape(part)[-1] for part in maps if part is not None)
@@ -110,7 +110,7 @@ class LinenOperator(nn.Module):
             drawn = dict(nnx.to_flat_state(nnx.state(self._make(in_features, key))))
 
         def initial(path: tuple[Any, ...]) -> jax.Array:
-            value = drawn.get(path, flat[path])  # Linen asks again for the shapes alone when it applies the module
+            value = drawn.get(path, flat[path])  # apply calls this too, for the shapes only
             return value[...] if path in drawn else jnp.zeros(value.shape, value.dtype)
 
         values, statistics = {}, {}
@@ -138,13 +138,13 @@ class LinenOperator(nn.Module):
 
 
 def params_of(module: nnx.Module) -> dict[str, Any]:
-    """The values of an NNX operator as the variables of the Linen one.
+    """The values of an NNX operator as the variables of its Linen form.
 
     Args:
         module: an operator of this library.
 
     Returns:
-        A dict with ``params`` and, if there are any, ``batch_stats``.
+        A dict with ``params`` and, if the operator has batch statistics, ``batch_stats``.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -189,14 +189,14 @@ def _at(tree: Any, path: tuple[Any, ...]) -> Any:
 
 
 def linen_form(operator: type[nnx.Module]) -> Any:
-    """The Linen class of an NNX operator: a field for each of its arguments, the usual ones of ``nnx.Conv`` included.
+    """The Linen class of an NNX operator, with one field for each argument, including those of ``nnx.Conv``.
 
-    It makes the classes of this file, and serves operators of your own code.
+    It creates the classes of this file, and also works for your operators.
 
     Args:
-        operator: its constructor takes `in_features` and `rngs`, if it needs them, and `out_features`, here called
-            ``features``. Further arguments of ``nnx.Conv`` are declared as ``**options: Unpack[ConvOptions]``. Its
-            variables are parameters and batch statistics.
+        operator: an NNX class. Its constructor has the arguments `in_features` and `rngs`, if it needs them, and
+            `out_features`, here ``features``. It declares further arguments of ``nnx.Conv`` as
+            ``**options: Unpack[ConvOptions]``. Its variables are parameters and batch statistics.
 
     Returns:
         The class, with the operator's name.
@@ -217,13 +217,13 @@ def linen_form(operator: type[nnx.Module]) -> Any:
         if name in ("self", "in_features", "rngs"):
             continue
         if parameter.kind is parameter.VAR_KEYWORD:
-            (options,) = get_args(get_type_hints(operator.__init__)[name])  # of Unpack[a TypedDict]
+            (options,) = get_args(get_type_hints(operator.__init__)[name])  # the TypedDict inside Unpack
             fields |= {option: _DEFAULT for option in get_type_hints(options) if option not in fields}
         else:
             field = "features" if name == "out_features" else name
             fields[field] = parameter.default
     annotations = dict.fromkeys(fields, Any)
-    order = sorted(fields, key=lambda name: fields[name] is not inspect.Parameter.empty)  # required ones first
+    order = sorted(fields, key=lambda name: fields[name] is not inspect.Parameter.empty)  # required fields first
     first = (operator.__doc__ or "").partition("\n")[0]
     return type(
         operator.__name__,

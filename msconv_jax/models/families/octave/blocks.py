@@ -1,4 +1,4 @@
-"""Parts of octave networks: batch normalisation of two frequencies, and a convolution with it and an activation."""
+"""Parts of octave networks: batch normalisation of two frequencies, and a block of convolution, norm and activation."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ __all__ = ["OctBatchNorm", "OctConvNormAct"]
 
 
 class OctBatchNorm(nnx.Module):
-    """Batch normalisation of maps of two frequencies, each with its own statistics.
+    """Batch normalisation of maps of two frequencies, with separate statistics for each.
 
-    Half-precision maps are normalised in float32 and come back in half precision, unless `dtype` says otherwise.
+    Half-precision maps are normalised in float32 and returned in half precision, unless `dtype` is set.
 
     Args:
         features: number of channels, high and low together.
-        alpha: share of the low ones, in [0, 1].
+        alpha: share of the low channels, in [0, 1].
         rngs: for the initial values.
         **options: the other arguments of ``nnx.BatchNorm``, with the papers' `epsilon` 1e-5 and `momentum` 0.9
             (PyTorch's 0.1) as defaults.
 
     Attributes:
         bn_h: the ``nnx.BatchNorm`` of the high channels, or None.
-        bn_l: that of the low channels, or None.
+        bn_l: the ``nnx.BatchNorm`` of the low channels, or None.
 
     Raises:
         ValueError: if `alpha` is not in [0, 1].
-        TypeError: for an argument that ``nnx.BatchNorm`` does not have.
+        TypeError: for an unknown argument of ``nnx.BatchNorm``.
 
     Example:
         >>> import jax.numpy as jnp
@@ -58,13 +58,13 @@ class OctBatchNorm(nnx.Module):
         self.bn_l: nnx.BatchNorm | None = BatchNorm(low, rngs=rngs, **options) if low else nnx.data(None)
 
     def __call__(self, maps: Maps) -> OctArrays:
-        """Normalises maps of the form that :class:`msconv_jax.OctConv` takes and gives.
+        """Normalises maps in the input and output form of :class:`msconv_jax.OctConv`.
 
         Args:
-            maps: ``(high, low)``, or one array where there is only one frequency.
+            maps: ``(high, low)``, or one array for one frequency.
 
         Returns:
-            ``(high, low)``, or only the high array where there are no low channels.
+            ``(high, low)``, or only the high array without low channels.
 
         Raises:
             ValueError: if the maps do not fit.
@@ -81,7 +81,7 @@ class OctBatchNorm(nnx.Module):
 
 
 class OctConvNormAct(Picklable):
-    """Octave convolution, normalisation of each frequency, activation: the unit of the papers' networks.
+    """Octave convolution, normalisation of each frequency and activation: the unit of the papers' networks.
 
     Args:
         in_features: number of input channels, high and low together.
@@ -91,14 +91,14 @@ class OctConvNormAct(Picklable):
         alpha_in: share of the input channels that are low, in [0, 1].
         alpha_out: share of the output channels that are low, in [0, 1].
         activation: a function of one array, applied to each frequency, or None.
-        norm: makes the normalisation, called with ``(out_features, alpha=alpha_out, dtype=..., param_dtype=...,
+        norm: factory of the normalisation, called with ``(out_features, alpha=alpha_out, dtype=..., param_dtype=...,
             rngs=...)``: :class:`OctBatchNorm` or a ``functools.partial`` of it.
         exchange: see :class:`OctConv`.
         down: see :class:`OctConv`.
         odd: see :class:`OctConv`.
         group_rule: see :class:`OctConv`.
         rngs: for the initial values.
-        **options: see :class:`OctConv`; `use_bias` is False by default, since the normalisation has its own.
+        **options: see :class:`OctConv`; `use_bias` is False by default, since the normalisation has a bias.
 
     Attributes:
         conv: the :class:`OctConv`.
@@ -159,6 +159,6 @@ class OctConvNormAct(Picklable):
         self.activation = activation
 
     def __call__(self, inputs: Maps) -> OctArrays:
-        """Convolves, normalises and activates; takes and gives what :class:`OctConv` does."""
+        """Convolves, normalises and activates; inputs and outputs are those of :class:`OctConv`."""
         maps = self.norm(self.conv(inputs))
         return maps if self.activation is None else oct_map(self.activation, maps)
