@@ -1,4 +1,4 @@
-"""ACConv under the names of the public TensorFlow code, in PyTorch's layouts; the networks as that code saves them."""
+"""Weights of ACConv by the public TensorFlow code's names, in PyTorch's layouts, and the networks' saved arrays."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def _published_logits(module: ACConv) -> tuple[int, ...]:
 
 @converts(ACConv)
 def acnet(module: ACConv) -> tuple[Conversion, ...]:
-    """The convolutions and linear layers, the logits ``PPP`` and the one ``bias``, which the public code lacks.
+    """The convolutions and linear layers, the logits ``PPP`` and the ``bias``, which the public code lacks.
 
-    ``PPP`` is channels first: (terms, 1, *spatial) by position, as published, (terms, C, 1, ...) by channel and
+    ``PPP`` is channels first: (terms, 1, *spatial) by position (the published form), (terms, C, 1, ...) by channel and
     (terms, 1, 1, ...) for scalars.
     """
     names = _DATASET if module.kind == "dataset" else _PIXEL
@@ -39,7 +39,7 @@ def acnet(module: ACConv) -> tuple[Conversion, ...]:
 
     def convert(tensors: Arrays) -> dict[str, object]:
         values = {"bias": tensors["bias"]} if module.use_bias else {}
-        if logits is not None:  # of the axes of channels and of positions one has size 1: the order does not matter
+        if logits is not None:  # either the channel axis or the position axes have size 1: any order is equal
             values["mix_logits"] = tensors["PPP"].reshape(logits)
         for name, part in parts.items():
             own = part.convert({tensor: tensors[f"{names[name]}.{tensor}"] for tensor in part.shapes})
@@ -49,7 +49,7 @@ def acnet(module: ACConv) -> tuple[Conversion, ...]:
     return (Conversion(shapes, convert),)
 
 
-# --- the networks, as tensorpack saves them ---
+# --- the networks in tensorpack's format ---
 
 _LAYER = {"kernel": "W", "bias": "b"}
 _NORM = {"scale": "gamma", "bias": "beta", "mean": "mean/EMA", "var": "variance/EMA"}
@@ -57,7 +57,7 @@ _NORM = {"scale": "gamma", "bias": "beta", "mean": "mean/EMA", "var": "variance/
 
 @converts(ACResNet)
 def ac_resnet(module: ACResNet) -> tuple[Conversion, ...]:
-    """The arrays of a released ``.npz``, such as ``group0/block0/conv2/z3/W``: in our layouts, but for ``PPP``."""
+    """The arrays of a released ``.npz``, such as ``group0/block0/conv2/z3/W``: in our layouts, except ``PPP``."""
     names: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     logits: dict[str, tuple[int, ...]] = {}
@@ -77,7 +77,7 @@ def ac_resnet(module: ACResNet) -> tuple[Conversion, ...]:
 
 
 def _published_name(path: tuple[Any, ...], kind: Kind) -> str:
-    """The public code's name of a variable of the network, given by its path."""
+    """The public code's name of the network's variable at this path."""
     *layer, value = path
     block = ""
     if len(layer) > 2:
@@ -86,7 +86,7 @@ def _published_name(path: tuple[Any, ...], kind: Kind) -> str:
     match layer:
         case ["fc"]:
             return f"linear/{_LAYER[value]}"
-        case ["conv2"]:  # not one of its layers
+        case ["conv2"]:  # the logits, a variable of ACConv itself
             return f"{block}conv2/PPP"
         case ["conv2", part]:
             own = f"conv2/{_DATASET[part]}" if kind == "dataset" else _PIXEL[part]

@@ -1,4 +1,4 @@
-"""HetConv: the public module is a grouped convolution plus a pointwise one whose grouped blocks are zero."""
+"""Weights of HetConv: the public module adds a grouped convolution and a pointwise one with zero grouped blocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from msconv_jax.torch_weights.layers import hwio, oihw
 
 @converts(HetConv)
 def hetconv(module: HetConv) -> tuple[Conversion, ...]:
-    """``gwc.weight`` and ``pwc.weight``; a bias, which the public module does not have, would be the grouped one's."""
+    """``gwc.weight``, ``pwc.weight`` and, for a bias, ``gwc.bias``, which the public module does not have."""
     small = (1,) * len(module.kernel_size)
     fan_in = module.in_features // module.feature_group_count
     shapes = {

@@ -1,4 +1,4 @@
-"""IC-Conv: the public module is a list of convolutions, one for each dilation that occurs."""
+"""Weights of IC-Conv: the public module is a list of convolutions, one per dilation in the pattern."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from msconv_jax.torch_weights.layers import hwio, oihw, plain_weights
 
 @converts(ICConv)
 def icconv(module: ICConv) -> tuple[Conversion, ...]:
-    """``conv_list.{j}.weight`` for the filters of the j-th dilation that occurs, or a plain convolution's ``weight``.
+    """``conv_list.{j}.weight`` for the filters of the pattern's j-th dilation, or a plain convolution's ``weight``.
 
-    The public output lists the filters dilation by dilation, :func:`public_order`; with a pattern in that order, as the
-    published ones are, it is ours. In groups the public module gives every group an equal share of each dilation.
+    The public output sorts the filters by dilation, :func:`public_order`. The published patterns have this order, and
+    then the output order is ours. With groups, every group of the public module has an equal share of each dilation.
     """
     of_dilation = filters_of_dilations(module)
     shares = [np.bincount(np.array(own) * module.feature_group_count // module.out_features) for own in of_dilation]
     if any(len(share) < module.feature_group_count or len(set(share)) > 1 for share in shares):
-        return (plain_weights(module),)  # not a form that the public code has
+        return (plain_weights(module),)  # the public code has no such form
     _, *rest = oihw(module.kernel_shape)
     shapes: dict[str, tuple[int, ...]] = {}
     for number, own in enumerate(of_dilation):
@@ -43,7 +43,7 @@ def icconv(module: ICConv) -> tuple[Conversion, ...]:
 
 
 def filters_of_dilations(module: ICConv) -> list[list[int]]:
-    """The filters of each dilation, in the order in which the dilations first occur."""
+    """The filters of each dilation, in the order of the dilations' first occurrence."""
     found: dict[tuple[int, ...], list[int]] = {}
     for number, dilation in enumerate(module.pattern):
         found.setdefault(dilation, []).append(number)
@@ -51,5 +51,5 @@ def filters_of_dilations(module: ICConv) -> list[list[int]]:
 
 
 def public_order(module: ICConv) -> list[int]:
-    """Our number of each output channel of the public module."""
+    """Our index of each output channel of the public module."""
     return [number for own in filters_of_dilations(module) for number in own]

@@ -1,4 +1,4 @@
-"""PyTorch's weights of plain layers: convolution, linear and batch normalisation; and of a network as a backbone."""
+"""PyTorch's weights of plain layers (convolution, linear, batch normalisation) and of a network as a backbone."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ rename_children(FeatureBackbone, {"model": ""})  # a backbone's names are its ne
 
 
 def hwio(weight: Any) -> Any:
-    """PyTorch's convolution kernel (out, in, *spatial) as ours, (*spatial, in, out)."""
+    """Transposes PyTorch's convolution kernel (out, in, *spatial) to ours, (*spatial, in, out)."""
     spatial = range(2, weight.ndim)
     return weight.transpose(*spatial, 1, 0)
 
 
 def oihw(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of PyTorch's kernel for one of ours, (*spatial, in, out)."""
+    """PyTorch's kernel shape for our shape (*spatial, in, out)."""
     return (shape[-1], shape[-2], *shape[:-2])
 
 
 def plain_weights(module: nnx.Conv) -> Conversion:
-    """``weight`` and, if there is one, ``bias``: a plain convolution's tensors for any operator with one kernel."""
+    """A plain convolution's tensors for any operator with one kernel: ``weight`` and, if there is a bias, ``bias``."""
     shapes = {"weight": oihw(module.kernel_shape)}
     if module.use_bias:
         shapes["bias"] = (module.out_features,)
@@ -45,7 +45,7 @@ def convolution(module: nnx.Conv) -> tuple[Conversion, ...]:
 
 @converts(nnx.Linear)
 def linear(module: nnx.Linear) -> tuple[Conversion, ...]:
-    """``weight`` (out, in) and, if there is one, ``bias``."""
+    """``weight`` (out, in) and, if there is a bias, ``bias``."""
     shapes: dict[str, tuple[int, ...]] = {"weight": (module.out_features, module.in_features)}
     if module.use_bias:
         shapes["bias"] = (module.out_features,)

@@ -7,7 +7,7 @@ from msconv_jax.torch_weights.conversion import rename_children
 
 
 def _block_names(module: InvertedResidual) -> dict[str, str]:
-    """Numbers of the layers in a block's sequence, which may begin with the expanding 1x1 convolution."""
+    """The indices in a block's sequence, which may start with the expanding 1x1 convolution."""
     first = 0 if module.conv1 is None else 1
     return {
         "conv1": "conv.0.0",

@@ -1,4 +1,4 @@
-"""OctConv: the PyTorch port's names, with a bias for each path."""
+"""Weights of OctConv by the PyTorch port's names, with a bias for each path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msconv_jax.operators.octave.octconv import PATHS, OctConv
 from msconv_jax.torch_weights.conversion import Arrays, Conversion, converts, rename_children
 from msconv_jax.torch_weights.layers import hwio, oihw
 
-# Conv_BN and Conv_BN_ACT hold bn_h and bn_l themselves.
+# Conv_BN and Conv_BN_ACT have bn_h and bn_l as direct attributes.
 rename_children(OctConvNormAct, {"norm": ""})
 for _block in (OctBasicBlock, OctBottleneck):
     rename_children(_block, {"downsample": "downsample.0"})
@@ -20,7 +20,7 @@ rename_children(OctSeparableConv, {"conv1": "0", "conv2": "1"})
 
 @converts(OctConv)
 def octconv(module: OctConv) -> tuple[Conversion, ...]:
-    """``conv_h2h.weight`` and so on; where there are biases, each path has one, and they add up in the output."""
+    """``conv_h2h.weight`` and so on; with biases, each path has one, and the output's bias is their sum."""
     paths = {path: getattr(module, path) for path in PATHS if getattr(module, path) is not None}
     shapes = {f"conv_{path}.weight": oihw(conv.kernel_shape) for path, conv in paths.items()}
     if module.use_bias:

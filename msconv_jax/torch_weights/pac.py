@@ -1,4 +1,4 @@
-"""PAC: the public layers' weights, and the constants of their adapting kernels, which they publish as well."""
+"""Weights of PAC: the public layers' parameters, and the constants of their adapting kernels in the same files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from msconv_jax.torch_weights.layers import hwio, oihw
 
 @converts(PACConv)
 def convolution(module: PACConv) -> tuple[Conversion, ...]:
-    """``weight`` (out, in, *spatial), ``bias``, and the adapting kernel's."""
+    """``weight`` (out, in, *spatial), ``bias``, and the adapting kernel's tensors."""
     return _forms(module, {"weight": oihw(module.kernel_shape)}, hwio)
 
 
 @converts(PACConvTranspose)
 def transpose(module: PACConvTranspose) -> tuple[Conversion, ...]:
-    """``weight`` (in, out, *spatial), as it is, not flipped; ``bias``, and the adapting kernel's."""
+    """``weight`` (in, out, *spatial), not flipped, ``bias``, and the adapting kernel's tensors."""
     *size, inputs, outputs = module.kernel_shape
     return _forms(
         module, {"weight": (inputs, outputs, *size)}, lambda weight: weight.transpose(*range(2, weight.ndim), 0, 1)
@@ -31,14 +31,14 @@ def transpose(module: PACConvTranspose) -> tuple[Conversion, ...]:
 
 @converts(PACPool)
 def pool(module: PACPool) -> tuple[Conversion, ...]:
-    """The adapting kernel's alone."""
+    """Only the adapting kernel's tensors."""
     return _forms(module, {}, None)
 
 
 def _forms(module: Any, shapes: dict[str, tuple[int, ...]], layout: Any) -> tuple[Conversion, ...]:
-    """With the constants of the adapting kernel, as the public layers save them, and without.
+    """The forms with the constants of the adapting kernel, which the public layers save, and without them.
 
-    Constants are no parameters of ours: they are compared with the values that the module's kernel types name.
+    The constants are not parameters of our modules; they are compared with the values of the module's kernel types.
     """
     names = {"weight": "kernel"} if shapes else {}
     if getattr(module, "bias", None) is not None:

@@ -1,4 +1,4 @@
-"""PSConv: the public code keeps one poly-scale kernel in three weights."""
+"""Weights of PSConv: the public code stores one poly-scale kernel in three weights."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NAMES = ("gwconv", "gwconv_shift", "conv")
 
 @converts(PSConv)
 def psconv(module: PSConv) -> tuple[Conversion, ...]:
-    """The three weights of PSConv2d and PSGConv2d, or a plain convolution's one."""
+    """The three weights of PSConv2d and PSGConv2d, or a plain convolution's weight."""
     t, groups = len(module.pattern), module.feature_group_count
     d = module.pattern[module.phase % t]
     published = [2 * d if n == t // 2 else 1 for n in range(t)]
     published[0] = d
     turned = [module.pattern[(n + module.phase) % t] for n in range(t)]
     if t % 2 or turned != published or (module.layout, module.vary) != ("block", "both"):
-        return (plain_weights(module),)  # not a form that the public code has
+        return (plain_weights(module),)  # the public code has no such form
     outputs, fan_in, *size = oihw(module.kernel_shape)
     shapes = {
         "gwconv.weight": (outputs, fan_in // t, *size),
@@ -38,7 +38,7 @@ def psconv(module: PSConv) -> tuple[Conversion, ...]:
         if module.overlap_kernel is not None:
             overlap = np.expand_dims(module.official_overlap(), tuple(range(len(size))))
             values["overlap_kernel"] = jnp.where(overlap, hwio(tensors["conv.weight"]), 0)
-        if module.use_bias:  # the public code adds three; one holds their sum
+        if module.use_bias:  # the public code adds three biases
             values["bias"] = sum(tensors[f"{name}.bias"] for name in _NAMES)
         return values
 
@@ -65,10 +65,10 @@ def psconv(module: PSConv) -> tuple[Conversion, ...]:
 
 
 def psconv_kernel(tensors: Arrays, groups: int, parts: int, *, official: bool = False) -> Any:
-    """The one HWIO kernel of PSConv2d's three weights; the dense kernel beside the dilated ones is left out.
+    """Merges PSConv2d's three weights into one HWIO kernel, without the dense kernel on dilated blocks.
 
-    With `official`, what the public constructor zeroes by its slip is left out too: for an odd number of groups it
-    hits blocks that only the dense kernel serves.
+    With `official`, it also drops the blocks that the public constructor zeroes by mistake: for an odd number of groups
+    some of these have only the dense kernel.
     """
     diagonal, swapped, dense = (jnp.asarray(tensors[f"{name}.weight"]) for name in _NAMES)
     outputs, fan_in = dense.shape[0] // (parts * groups), dense.shape[1] // parts  # of a part

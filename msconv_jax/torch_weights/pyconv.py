@@ -1,4 +1,4 @@
-"""PyConv: one weight per level, under the names of the public blocks or of the generic module."""
+"""Weights of PyConv: one per level, by the names of the public blocks or of the generic module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from msconv_jax.torch_weights.layers import hwio, oihw
 
 @converts(PyConv)
 def pyconv(module: PyConv) -> tuple[Conversion, ...]:
-    """``conv2_1``, ... of PyConv2 to PyConv4, ``pyconv_levels.0``, ... of PyConv2d, or a lone ``weight``."""
+    """``conv2_1``, ... of PyConv2 to PyConv4, ``pyconv_levels.0``, ... of PyConv2d, or ``weight`` for one level."""
     levels = range(len(module.kernels))
     namings = [[f"conv2_{n + 1}." for n in levels], [f"pyconv_levels.{n}." for n in levels]]
     if len(module.kernels) == 1:
@@ -40,7 +40,7 @@ def _form(module: PyConv, prefixes: list[str]) -> Conversion:
 
 
 def _shortcut_names(module: MaxPoolShortcut) -> dict[str, str]:
-    """The public shortcut is a sequence, whose pooling, if there is one, comes first."""
+    """The indices in the public shortcut's sequence, which starts with the pooling if there is one."""
     first = 0 if module.strides == 1 else 1
     return {"conv": str(first), "bn": str(first + 1)}
 

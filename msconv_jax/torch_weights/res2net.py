@@ -1,4 +1,4 @@
-"""Res2Net, Res2NeXt and the trees of their DLA networks: the slices' tensors lie beside the block's own."""
+"""Names of Res2Net, Res2NeXt and their DLA networks: the slices' tensors are at the level of the block's tensors."""
 
 from __future__ import annotations
 

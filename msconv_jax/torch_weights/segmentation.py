@@ -1,4 +1,4 @@
-"""Names of segmentation networks: the public code has the stem in a sequence, and numbers the layers of the heads."""
+"""Names of segmentation networks: the public code has sequences for the stem and the layers of the heads."""
 
 from __future__ import annotations
 

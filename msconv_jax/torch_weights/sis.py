@@ -1,4 +1,4 @@
-"""SISConv: no weights are published; the names are ours, in PyTorch's layouts."""
+"""Weights of SISConv by our names, in PyTorch's layouts; there are no published weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msconv_jax.torch_weights.conversion import Arrays, Conversion, conversion_o
 
 @converts(SISConv)
 def sis(module: SISConv) -> tuple[Conversion, ...]:
-    """``k1``, ``k2``, ``k3``, the inner normalisations under their attribute names, and the one ``bias``."""
+    """``k1``, ``k2``, ``k3``, the inner normalisations by their attribute names, and the output's ``bias``."""
     children: dict[str, nnx.Module | None] = {"k1": module.k1, "k2": module.k2, "k3": module.k3, "bn1": module.bn1}
     for name, norms in (("bn2", module.bn2), ("bn3", module.bn3)):
         children |= {f"{name}.{number}": norm for number, norm in enumerate(norms or ())}

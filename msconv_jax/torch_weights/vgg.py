@@ -7,7 +7,7 @@ from msconv_jax.torch_weights.conversion import rename_children
 
 
 def _names_of_stage(stage: VGGStage) -> dict[str, str]:
-    """Each convolution takes three numbers: its own, that of its normalisation and that of its activation."""
+    """Each convolution uses three indices: convolution, normalisation, activation."""
     names = {}
     for number in range(len(stage.convs)):
         names[f"convs.{number}"] = str(stage.place + 3 * number)
@@ -16,7 +16,7 @@ def _names_of_stage(stage: VGGStage) -> dict[str, str]:
 
 
 def _names_of_classifier(classifier: VGGClassifier) -> dict[str, str]:
-    """Each hidden layer takes three numbers, with its normalisation and activation, or its activation and dropout."""
+    """Each hidden layer uses three indices: linear, normalisation, activation; or linear, activation, dropout."""
     hidden = range(len(classifier.hidden))
     names = {f"hidden.{number}": str(3 * number) for number in hidden}
     names |= {f"bns.{number}": str(3 * number + 1) for number in hidden}
