@@ -59,7 +59,7 @@ class DynamicPSConv(LatticeConv):
     Attributes:
         kernel: ``(*kernel_size, inputs of a group, out_features)``.
         outer_factor: U, ``(a, b)``, drawn from N(0, 0.01^2).
-        inner_factor: V, ``(out_features // a, inputs of a group // b)``, likewise.
+        inner_factor: V, ``(out_features // a, inputs of a group // b)``, drawn from N(0, 0.01^2).
         bias: ``(out_features,)``, or None.
 
     Raises:

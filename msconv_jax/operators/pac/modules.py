@@ -172,7 +172,7 @@ class _PACBase(_Adapting, CompositeConv):
         *,
         guide_features: int | None = None,
     ) -> int:
-        """Multiply-accumulates for one image, or of a call: the convolution, its inputs times K, and K itself.
+        """Multiply-accumulates for one image or of one call: the convolution, its inputs times K, and K itself.
 
         The cost is ``taps * (in * out + in + guide_features + 1)`` for each output pixel; for shared filters, ``out``
         is 1. On average only one of ``prod(strides)`` taps of the transposed operator coincides with a sample. A call
@@ -265,7 +265,7 @@ class PACConv(_PACBase):
     Attributes:
         kernel: ``(*kernel_size, in_features, out_features)``, or ``(*kernel_size, 1, 1)``.
         bias: ``(out_features,)``, or None.
-        inv_alpha: (), or None; likewise `inv_lambda`.
+        inv_alpha: (), or None; `inv_lambda` has the same shape.
         smooth_kernel: ``(n, n)``, or None.
 
     Raises:
@@ -369,7 +369,7 @@ class PACPool(_Adapting):
         param_dtype: of the parameters.
 
     Attributes:
-        inv_alpha: () or, with `channel_wise`, ``(features,)``; or None; likewise `inv_lambda`.
+        inv_alpha: () or, with `channel_wise`, ``(features,)``; or None; `inv_lambda` has the same shape.
         smooth_kernel: ``(n, n)``, or None.
 
     Raises:
