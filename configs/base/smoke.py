@@ -54,7 +54,7 @@ def _small(config: dict[str, Any]) -> dict[str, Any]:
     }
     if data["source"] == "digits":
         return small
-    is_sized = "random_resized_crop" not in data.get("augment", {})  # the only transform to one size
+    is_sized = "random_resized_crop" not in data.get("augment", {})  # data of varying sizes need this crop
     source, size = ("miniature32", 0) if is_sized else ("miniature", SIZE)
     if task.get("name") == "segmentation":
         source, size, small["task"] = "miniature32", 0, {**task, "crop": (SIZE + 1, SIZE + 1)}

@@ -101,7 +101,7 @@ def _with_clean_header(data: bytes) -> bytes:
     """Removes needless bytes between the segments of a header, and sets its JFIF revision to a usual one."""
     kept, position = [data[:2]], 2
     while (start := data.find(b"\xff", position, len(data) - 2)) >= 0:
-        start += data[start + 1] == 0xFF  # filling
+        start += data[start + 1] == 0xFF  # a fill byte
         if data[start + 1] == 0xDA:  # the first scan
             return b"".join(kept) + data[start:]
         position = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")

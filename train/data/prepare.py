@@ -47,7 +47,7 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
             "preparing a data set takes TensorFlow, which is not installed; install it with "
             "pip install 'msconv_jax[prepare]' (training does not need it)"
         )
-    # TensorFlow reads these variables when tfds imports it, later.
+    # TensorFlow reads these variables at its import, which tfds delays.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # prints a notice if on, and nothing is computed here
     absl_logging.set_verbosity(absl_logging.ERROR)

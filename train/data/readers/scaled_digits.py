@@ -26,7 +26,7 @@ LARGEST = 6.0  # times the 8 pixels of a scanned digit
 DIMMED = 0.3  # the photograph's brightness factor
 STROKES, DIGITS = (60, 140), (210, 255)  # ranges of each channel's value
 
-# Mean and standard deviation of each channel over the train split, values scaled to 0..1; a test computes them.
+# Mean and standard deviation of each channel over the train split, values scaled to 0..1; verified by a test.
 MEAN = (0.180, 0.174, 0.159)
 STD = (0.199, 0.189, 0.195)
 

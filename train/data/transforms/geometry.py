@@ -56,7 +56,7 @@ def move_map(maps: np.ndarray, matrix: np.ndarray, height: int, width: int, outs
         (..., height, width) of the same type.
     """
     backwards = np.linalg.inv(matrix)
-    if not (backwards[[0, 1, 2, 2], [1, 0, 0, 1]]).any():  # separable: no rotation or shear
+    if not (backwards[[0, 1, 2, 2], [1, 0, 0, 1]]).any():  # separable: no rotation, shear or perspective
         columns = np.floor((backwards[0, 0] * (np.arange(width) + 0.5) + backwards[0, 2]) / backwards[2, 2])[None]
         rows = np.floor((backwards[1, 1] * (np.arange(height) + 0.5) + backwards[1, 2]) / backwards[2, 2])[:, None]
     else:
