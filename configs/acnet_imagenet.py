@@ -2,10 +2,10 @@
 
     python -m train --config=configs/acnet_imagenet.py --workdir=runs/ac_resnet50
 
-The public code multiplies the weight decay by 1.2 every 150,000 steps for the dataset-aware network; the
-pixel-aware one keeps it: --config.model.name=ac_pixel_resnet50 --config.optimizer.decay_growth=1
---config.optimizer.decay_growth_epochs=0. Its crops are resized by cubic interpolation and its channels are blue, green,
-red; here they are linear and red, green, blue.
+The public code multiplies the weight decay by 1.2 every 150,000 steps for the dataset-aware network. It is constant for
+the pixel-aware one: --config.model.name=ac_pixel_resnet50 --config.optimizer.decay_growth=1
+--config.optimizer.decay_growth_epochs=0. The public code resizes crops by cubic interpolation and has channels in the
+order blue, green, red; this recipe has linear interpolation and red, green, blue.
 
 Cost: 29.4 M parameters, 4.30 G multiply-accumulates an image, about 18 hours of one A100 (python -m train.cost).
 Expect: top-1 error 22.5 % (29.4 M parameters), pixel-aware 22.5 % (31.9 M); ResNet-50 23.6 %.

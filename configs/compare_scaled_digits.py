@@ -3,11 +3,11 @@
     python -m train.compare --config=configs/compare_scaled_digits.py --workdir=runs/compare
 
 Cost: 27 minutes on two CPU cores: 51 trainings and the three of the search's supernets, each on one core.
-Expect: the table and what it says, configs/compare_scaled_digits.md; the figures move within their spread.
+Expect: the table of configs/compare_scaled_digits.md; results vary within their spread.
 
-All networks are a ResNet-8 of the width 16 behind a 3x3 stem of stride 2, so that the stages see maps of 16x16, 8x8 and
-4x4 pixels, and are trained in the same way on the same images in the same order. The settings were chosen with the
-plain network alone.
+All networks are a ResNet-8 of width 16 with a 3x3 stem of stride 2, so that the stages have maps of 16x16, 8x8 and 4x4
+pixels. All are trained with the same settings on the same images in the same order. The settings were chosen for the
+plain network only.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seeds = (0, 1, 2)
     config.baseline = "plain"
-    config.scale_edges = (1.0, 1.57, 2.45, 3.83, 6.0)  # equal parts of a logarithmic axis
+    config.scale_edges = (1.0, 1.57, 2.45, 3.83, 6.0)  # equal intervals on a logarithmic axis
     config.timed_steps = 15
     training = config.training = scaled_digits()
     training.epochs = 3
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     def network(name: str, title: str, conv: str, **arguments: object) -> dict[str, object]:
         return {"name": name, "title": title, "model": {"conv": conv, "conv_kwargs": arguments}}
 
-    same_width = {"scale": 4, "kind": "auto"}  # slices keep their width: where it changes there is one slice
+    same_width = {"scale": 4, "kind": "auto"}  # slices keep their width: one slice where the width changes
     config.networks = (
         {"name": "plain"},
         network("dilated", "dilated by 2", "PSConv", pattern=(2,)),

@@ -3,11 +3,11 @@
     python -m train --config=configs/hetconv_imagenet.py --workdir=runs/het_resnet50
 
 The paper gives no recipe for ImageNet; this is the usual one of a ResNet. The VGG-16 of table 5:
---config.model.name=het_vgg16 --config.optimizer.learning_rate=0.01 (it has no shortcuts, and its dense layers do not
-stand more).
+--config.model.name=het_vgg16 --config.optimizer.learning_rate=0.01 (it has no shortcuts, and its dense layers need a
+small rate).
 
 Cost: 18.0 M parameters, 2.86 G multiply-accumulates an image, about 8.8 hours of one A100 (python -m train.cost).
-Expect: top-1 error 23.84 % with parts of 4, the plain network 23.86 %; VGG-16 28.8 % (28.7 %).
+Expect: top-1 error 23.84 % with 4 parts, the plain network 23.86 %; VGG-16 28.8 % (28.7 %).
 """
 
 from ml_collections import ConfigDict

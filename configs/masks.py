@@ -2,15 +2,15 @@
 
     python -m train --config=configs/masks.py --config.data.dir=photos --workdir=runs/masks
 
-The folder holds pictures, photos/images/NAME.jpg or .png, and the classes of their pixels, photos/masks/NAME.png,
-grey or with a palette, with values that count from 0; 255 is ignored. A file photos/classes.txt names the
-classes, one a line. What cannot be used is left out and listed in images.txt of the run.
+The folder has pictures, photos/images/NAME.jpg or .png, and masks with the classes of their pixels,
+photos/masks/NAME.png, grey or with a palette. Classes are numbered from 0, and 255 is ignored. photos/classes.txt lists
+the class names, one on each line. Unusable files are left out and listed in images.txt of the run.
 
-The settings are those of ADE20K: SGD with 0.01, ten times as much for the heads, falling by the power 0.9. Other
-networks are --config.model.name=seg_baseline_resnet50, pyconv_segnet_pyconv_resnet50, ...; for small pictures give a
-crop of your own whose sides are 1 more than a multiple of 8, --config.task.crop="(65, 65)".
+The settings are those of ADE20K: SGD with the rate 0.01, ten times as much for the heads, and polynomial decay of power
+0.9. Other networks are --config.model.name=seg_baseline_resnet50, pyconv_segnet_pyconv_resnet50, ... For small pictures
+set a crop whose sides are 1 more than a multiple of 8, --config.task.crop="(65, 65)".
 
-Cost: depends on pictures and network; on ResNet-50, 116 G multiply-accumulates a picture of 473 x 473.
+Cost: depends on pictures and network; with ResNet-50, 116 G multiply-accumulates a picture of 473 x 473.
 Expect: on ADE20K a mean IoU of 41.54 % (the paper's supplement, table 6); not run by this project.
 """
 

@@ -2,7 +2,7 @@
 
     python -m train --config=configs/octconv_imagenet.py --workdir=runs/oct_resnet50
 
-Other shares of the low resolution: --config.model.kwargs.alpha=0.25 (or 0.125, 0.5, 0.75). The paper's large
+Other fractions of low-resolution channels: --config.model.kwargs.alpha=0.25 (or 0.125, 0.5, 0.75). The paper's large
 networks add label smoothing and, for ResNet-152, Mixup: --config.task.label_smoothing=0.1
 --config.task.mixup_alpha=0.2.
 

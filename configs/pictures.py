@@ -1,13 +1,13 @@
-"""Your own pictures: a folder with a folder for each class.
+"""Your own pictures, one folder for each class.
 
     python -m train --config=configs/pictures.py --config.data.dir=pictures --workdir=runs/pictures
 
-`pictures/cat/*.jpg`, `pictures/dog/*.png`, ... are split by themselves; `pictures/train/cat/...` and
-`pictures/validation/cat/...` as you have split them. What cannot be read is listed in `images.txt` of the run and
-left out; --config.data.strict_images=true stops instead.
+`pictures/cat/*.jpg`, `pictures/dog/*.png`, ... are split automatically; `pictures/train/cat/...` and
+`pictures/validation/cat/...` keep your split. Unreadable files are left out and listed in `images.txt` of the run;
+with --config.data.strict_images=true they are errors.
 
 Cost: depends on your pictures: python -m train.cost --config=configs/pictures.py --config.data.dir=pictures
-Expect: depends on your pictures; from scratch, a network of this size wants some hundreds a class.
+Expect: depends on your pictures; from scratch, a network of this size needs some hundreds of pictures a class.
 """
 
 from ml_collections import ConfigDict

@@ -2,11 +2,11 @@
 
     python -m train --config=configs/ps_imagenet_steps.py --workdir=runs/ps_resnet50_steps
 
-The paper trains its detectors' backbones with ResNet's step-wise schedule, so that the comparison on COCO is fair.
-It gives neither epochs nor steps; these are the usual 90 epochs with a tenth at 30 and 60.
+The paper trains its detectors' backbones with ResNet's step-wise schedule, for a fair comparison on COCO. It gives
+neither epochs nor steps; this recipe has the usual 90 epochs with a tenth of the rate after 30 and 60.
 
 Cost: 25.6 M parameters, 4.09 G multiply-accumulates an image, about 13 hours of one A100 (python -m train.cost).
-Expect: no accuracy is published; the detectors on it gain about 2.0 AP over the plain backbones, table 7.
+Expect: no accuracy is published; detectors gain about 2.0 AP over plain backbones (table 7).
 """
 
 from ml_collections import ConfigDict

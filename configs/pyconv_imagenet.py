@@ -2,8 +2,8 @@
 
     python -m train --config=configs/pyconv_imagenet.py --workdir=runs/pyconv_resnet50
 
-Others of the table: --config.model.name=pyconv_resnet101, pyconv_resnet152, pyconvhg_resnet50, ... For the larger crop
-of table 4 of its supplement: --config.task.eval_size=320.
+Other networks of the table: --config.model.name=pyconv_resnet101, pyconv_resnet152, pyconvhg_resnet50, ... The larger
+crop of the supplement's table 4: --config.task.eval_size=320.
 
 Cost: 24.8 M parameters, 3.82 G multiply-accumulates an image, about 12 hours of one A100 (python -m train.cost).
 Expect: top-1 error 22.12 % (top-5 6.20 %), ResNet-50 23.88 % (7.06 %); PyConvHGResNet-50 21.52, PyConvResNet-101

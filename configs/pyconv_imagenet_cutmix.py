@@ -2,8 +2,8 @@
 
     python -m train --config=configs/pyconv_imagenet_cutmix.py --workdir=runs/pyconv_resnet50_cutmix
 
-The paper names CutMix, 300 epochs, a cosine schedule, batches of 1024 and mixed precision; CutMix's distribution
-(uniform, on every batch) and the weight decay are the usual ones. bfloat16 stands for its float16.
+The paper states CutMix, 300 epochs, a cosine schedule, batches of 1024 and mixed precision. CutMix's distribution
+(uniform, on every batch) and the weight decay are the usual ones. bfloat16 replaces the paper's float16.
 
 Cost: 24.8 M parameters, 3.82 G multiply-accumulates an image, about 39 hours of one A100 (python -m train.cost).
 Expect: top-1 error 20.56 % (top-5 5.31 %), with --config.task.eval_size=320 19.41 % (4.75 %); PyConvResNet-101 19.42,

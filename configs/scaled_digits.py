@@ -4,8 +4,8 @@
     python -m train --config=configs/scaled_digits.py --config.data.dir=data --workdir=runs/scaled_digits
 
 Cost: two minutes on two CPU cores.
-Expect: test accuracy 0.84 (0.8408 for seed 0; of other networks and seeds configs/compare_scaled_digits.md tells the
-spread, with fewer epochs). The settings are those of that comparison, but for the number of epochs.
+Expect: test accuracy 0.84 (0.8408 for seed 0; configs/compare_scaled_digits.md has the spread over networks and seeds
+with fewer epochs). Apart from the number of epochs, the settings are those of that comparison.
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,9 @@
     python -m train.prepare --dataset=scaled_digits --data_dir=data
     python -m train --config=configs/segment_scaled_digits.py --config.data.dir=data --workdir=runs/segment
 
-Class 0 is the background, digit d is d + 1. The background has 95 % of the pixels, so look at the mean IoU, not at the
-pixel accuracy. The head is the 3x3 baseline of PyConvSegNet's paper (Duta et al. 2020, supplement, table 6) on a
-backbone of output stride 8; its maps have 9 x 9 places for 65 x 65 pixels.
+Class 0 is the background, class d + 1 is digit d. The background has 95 % of the pixels, so the mean IoU is informative
+and the pixel accuracy is not. The head is the 3x3 baseline of PyConvSegNet's paper (Duta et al. 2020, supplement, table
+6) on a backbone of output stride 8; its maps have 9 x 9 positions for 65 x 65 pixels.
 
 Cost: four and a half minutes on two CPU cores, and half a minute for the test.
 Expect: test mean IoU 0.67 or more (0.6809, 0.6732 and 0.6832 for the seeds 0, 1, 2).
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
             },
         },
     }
-    config.task = {"name": "segmentation", "crop": (65, 65), "mirror": False}  # mirrored digits are others
+    config.task = {"name": "segmentation", "crop": (65, 65), "mirror": False}  # a flipped digit is a different sign
     config.optimizer = {
         "name": "adamw",
         "learning_rate": 0.01,  # at its peak

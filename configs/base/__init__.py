@@ -1,4 +1,4 @@
-"""What the recipes of one data set share: the data, its augmentation and its evaluation."""
+"""Shared configs of the recipes of a data set: data, augmentation and evaluation."""
 
 from ml_collections import ConfigDict
 
@@ -10,8 +10,8 @@ def _sections() -> ConfigDict:
 def imagenet() -> ConfigDict:
     """ImageNet with the standard augmentation: a crop of 8 to 100 % of the area at 224 pixels, and a flip.
 
-    It is evaluated on the 50,000 validation images, shorter side 256, centre crop 224. They also choose the best epoch,
-    as the papers do, for the test images have no public labels.
+    The 50,000 validation images, at shorter side 256 and centre crop 224, are used for evaluation and, as in the
+    papers, to choose the best epoch, because the test images have no public labels.
     """
     config = _sections()
     config.data.source = "imagenet2012"
@@ -25,7 +25,7 @@ def imagenet() -> ConfigDict:
     config.optimizer.name = "sgd"
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 1e-4
-    config.checkpoint_every = 1000  # steps, between those of the epochs' ends
+    config.checkpoint_every = 1000  # steps, besides the checkpoint after each epoch
     config.seed = 0
     return config
 
@@ -33,8 +33,8 @@ def imagenet() -> ConfigDict:
 def cifar(classes: int) -> ConfigDict:
     """CIFAR-10 or CIFAR-100 with the standard augmentation: a crop of 32 pixels after padding by 4, and a flip.
 
-    As in the papers there is no validation split: the 10,000 test images choose the best epoch, which flatters the
-    result. For a clean one take ``config.data.splits.train="train[:90%]"`` and
+    As in the papers there is no validation split: the best epoch is chosen on the 10,000 test images, which biases the
+    result upwards. For an unbiased result set ``config.data.splits.train="train[:90%]"`` and
     ``config.data.splits.validation="train[90%:]"``.
     """
     config = _sections()
@@ -51,7 +51,7 @@ def cifar(classes: int) -> ConfigDict:
 
 
 def scaled_digits() -> ConfigDict:
-    """Scaled digits, with a ResNet-8 behind a 3x3 stem of stride 2: its stages see 16x16, 8x8 and 4x4 pixels."""
+    """Scaled digits, with a ResNet-8 of a 3x3 stem of stride 2: its stages have maps of 16x16, 8x8 and 4x4 pixels."""
     config = _sections()
     config.data.source = "scaled_digits"
     config.model.name = "resnet8"

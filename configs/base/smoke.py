@@ -1,8 +1,7 @@
 """Shrinks a recipe to a run of seconds: ``--config=configs/FILE.py:smoke``.
 
-What the recipe is about stays: its operator, optimiser, schedule, augmentation, mixing and precision. Small become the
-data (some 200 pictures made of digits), the images, the network and the number of epochs, and with it everything that
-is counted in epochs.
+Operator, optimiser, schedule, augmentation, mixing and precision stay. The data (some 200 pictures made from digits),
+the images, the network, the number of epochs and all settings in epochs shrink.
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ SIZE = 32  # pixels
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """The shrunken recipe; the config given is left as it is.
+    """Returns the shrunken recipe; `config` stays unchanged.
 
     Raises:
         ValueError: if no small network of this kind can be built.
@@ -29,17 +28,17 @@ def smoke(config: ConfigDict) -> ConfigDict:
 
 
 def _small(config: dict[str, Any]) -> dict[str, Any]:
-    if "networks" in config:  # a comparison: of two networks, without scales, which the small data do not have
-        # One with a search if there is one: it has all that the others have.
+    if "networks" in config:  # a comparison: two networks, no scales, which the small data lack
+        # The baseline, and a network with a search if there is one, which covers the most code.
         first = sorted(config["networks"], key=lambda own: (own["name"] != config["baseline"], "search" not in own))
         few = {"networks": tuple(first[:2]), "scale_edges": (), "timed_steps": 2}
         return {**config, **few, "training": _small(config["training"]), "seeds": tuple(config["seeds"])[:1]}
-    if "training" in config:  # a search: of small trainings
+    if "training" in config:  # a search: shrink its training
         return {**config, "training": _small(config["training"]), "seeds": tuple(config["seeds"])[:1]}
     data, model, optimizer, task = (config.get(name, {}) for name in ("data", "model", "optimizer", "task"))
     share = EPOCHS / config["epochs"]
     batch_size = min(BATCH_SIZE, config["batch_size"])
-    rate = optimizer["learning_rate"] * batch_size / config["batch_size"]  # the rate belongs to the batch
+    rate = optimizer["learning_rate"] * batch_size / config["batch_size"]  # proportional to the batch size
     small = {
         **config,
         "epochs": EPOCHS,
@@ -55,7 +54,7 @@ def _small(config: dict[str, Any]) -> dict[str, Any]:
     }
     if data["source"] == "digits":
         return small
-    is_sized = "random_resized_crop" not in data.get("augment", {})  # nothing else makes sizes equal
+    is_sized = "random_resized_crop" not in data.get("augment", {})  # data of varying sizes need this crop
     source, size = ("miniature32", 0) if is_sized else ("miniature", SIZE)
     if task.get("name") == "segmentation":
         source, size, small["task"] = "miniature32", 0, {**task, "crop": (SIZE + 1, SIZE + 1)}
@@ -67,13 +66,13 @@ def _small(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _small_arguments(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that make a model small: one block a stage, and the narrowest width that it can have."""
+    """Makes the arguments of a small model: one block in each stage, and the narrowest possible width."""
     entry = model_entry(model)
     small: dict[str, Any] = {}
     if "layers" in entry.keywords:
         small["layers"] = (1,) * len(arguments.get("layers", entry.config["layers"]))
     if "patterns" in entry.keywords:
-        small["patterns"] = "even"  # published ones are for the full size
+        small["patterns"] = "even"  # published ones fit the full size only
     if "input_size" in entry.keywords:
         small["input_size"] = (SIZE, SIZE)
     if "backbone_options" in entry.keywords:
@@ -90,7 +89,7 @@ def _small_arguments(model: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_stems(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments as the model takes them, with a `Stem` in the place of each dictionary of one."""
+    """Converts the dictionary of each stem to a `Stem`."""
     return {
         name: (Stem(**value) if name == "stem" else _with_stems(value)) if isinstance(value, dict) else value
         for name, value in arguments.items()
@@ -101,7 +100,7 @@ def _widths(keywords: Any) -> Iterator[dict[str, Any]]:
     if "width" in keywords:
         yield {"width": 8}
         if "base_width" in keywords:
-            yield {"width": 8, "base_width": 32}  # with wider groups, which some operators divide once more
+            yield {"width": 8, "base_width": 32}  # wider groups, which some operators split
         yield from ({"width": width} for width in (16, 32))
     if "width_mult" in keywords:
         yield from ({"width_mult": share} for share in (0.25, 0.5))

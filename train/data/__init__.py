@@ -1,7 +1,7 @@
-"""Data sources, and the batches that are made of them.
+"""Data sources and batches.
 
-``sample`` and ``source`` say what a source gives, ``readers`` are sources, ``loading`` finds them by name;
-``transforms`` holds the augmentation, and ``batches`` puts all together.
+``sample`` and ``source`` define the types, ``readers`` implements the sources, and ``loading`` finds them by name.
+``transforms`` holds the augmentation, and ``batches`` the input pipeline.
 """
 
 from train.data.batches import evaluation_batches, train_batches

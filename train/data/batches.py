@@ -1,13 +1,12 @@
-"""The one pipeline that feeds training and evaluation.
+"""The input pipeline of training and evaluation.
 
 Training data flows through grain in a fixed order::
 
     source -> seed -> shuffle -> repeat -> transform -> this process's share -> batch
 
-The transform stands before the share is taken, so a sample is augmented by its place in the global order, and a
-process's share of a batch is the part of it that its devices hold: a global batch has the same rows in the same places
-for any number of processes, devices and threads. A resumed run slices the same endless list of batches at its step;
-there is no iterator state to store.
+The transform precedes the split by process, so the augmentation of a sample depends on its global position only. A
+process loads the rows of its own devices. Global batches are therefore equal for any number of processes, devices and
+threads. A resumed run slices the endless list of batches at its step, so no iterator state is stored.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from train.data.sample import Generator, Sample
 from train.data.source import Source
 from train.errors import UserError
 
-Row = dict[str, np.ndarray]  # one sample as the arrays of a batch, all of fixed shapes
+Row = dict[str, np.ndarray]  # one sample of a batch: arrays of fixed shapes
 
 
 def train_batches(
@@ -37,14 +36,14 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterable[Row]:
-    """Gives this process's part of the batches of steps `first_step` to before `last_step`.
+    """Loads this process's part of the batches for steps `first_step` (included) to `last_step` (excluded).
 
     Args:
         source: the data.
         config: a checked config.
-        transform: from a sample and a generator of its place to a row, ``task.transform(training=True)``.
+        transform: maps a sample and a generator, seeded by position, to a row: ``task.transform(training=True)``.
         first_step: the step of the first batch.
-        last_step: the step after that of the last batch.
+        last_step: the step after the last batch.
         process_index: this process, from 0.
         process_count: the number of processes.
 
@@ -52,8 +51,8 @@ def train_batches(
         Batches of rows, each array (n, ...), where n is `batch_size / process_count`.
 
     Raises:
-        UserError: while iterating, if an image cannot be read, or its row has other shapes than the first; the message
-            names its file.
+        UserError: while iterating, if an image cannot be read, or the shapes of its row differ from the first row's;
+            the message names the file.
     """
     prepare = _Prepare(transform)
     rows = grain.MapDataset.source(source.splits["train"]).seed(config.seed).shuffle().repeat().random_map(prepare)
@@ -70,24 +69,24 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterable[Row]:
-    """Gives this process's part of every sample of a split, once and in order.
+    """Loads this process's part of a split, every sample once and in order.
 
-    The last batch is filled up with copies of the first sample that weigh nothing, so every batch has the same shape.
+    The last batch is padded with copies of the first sample of weight 0, so every batch has the same shape.
 
     Args:
         source: the data.
-        split: the part of it.
+        split: the split.
         config: a checked config.
-        transform: from a sample and None to a row, ``task.transform(training=False)``.
+        transform: maps a sample and None to a row: ``task.transform(training=False)``.
         process_index: this process, from 0.
         process_count: the number of processes.
 
     Returns:
-        Batches as in `train_batches`, and "weight" (n,) float32: 1 for samples of the split, 0 for the filling.
+        Batches as in `train_batches`, and "weight" (n,) float32: 1 for samples of the split, 0 for padding.
 
     Raises:
-        UserError: while iterating, if an image cannot be read, or its row has other shapes than the first; the message
-            names its file.
+        UserError: while iterating, if an image cannot be read, or the shapes of its row differ from the first row's;
+            the message names the file.
     """
     samples = source.splits[split]
     prepare = _Prepare(transform)
@@ -104,10 +103,10 @@ def evaluation_batches(
 
 
 class _Prepare:
-    """Makes rows, and says which file it is that cannot be read, or whose row has other shapes than the first.
+    """Makes rows; its errors name files that cannot be read, and rows whose shapes differ from the first row's.
 
     Args:
-        transform: from a sample and a generator, or None, to a row.
+        transform: maps a sample and a generator, or None, to a row.
     """
 
     def __init__(self, transform: Callable[[Sample, Any], Row]):
@@ -129,7 +128,7 @@ class _Prepare:
 
 @contextlib.contextmanager
 def _names_file(sample: Sample) -> Iterator[None]:
-    """Says which file it is that cannot be read."""
+    """Names the unreadable file in the error."""
     try:
         yield
     except ImageError as error:
@@ -144,7 +143,7 @@ def _name_of(sample: Sample) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Share(Sequence[Any]):
-    """This process's part of every batch: a block of neighbours, as its devices are neighbours in the mesh."""
+    """This process's rows of every batch: a contiguous block, as its devices are contiguous in the mesh."""
 
     rows: grain.MapDataset
     batch_size: int

@@ -1,8 +1,7 @@
-"""What an image file declares of itself, compared with its bytes before a decoder takes memory for it.
+"""Checks the header of an image file against its bytes before decoding.
 
-Decoders believe headers: 34 bytes of GIF ask for half a gigabyte, a chunk of PNG for the two gigabytes that its length
-says. Files of six formats are read, known by their first bytes, and of each format a file can hold no more than so many
-pixels a byte.
+Decoders trust headers: 34 bytes of GIF can request half a gigabyte, and the length of a PNG chunk two gigabytes. Six
+formats are read, recognised by their first bytes, and each has a largest number of pixels for a byte.
 """
 
 import struct
@@ -12,10 +11,10 @@ from train.data.limits import MAX_FILE_BYTES
 from train.data.opencv import MAX_PIXELS
 
 _MAX_CHUNKS = 2**17  # of a PNG file
-_MAX_SCANS = 3 * 2**29  # of a JPEG, times its pixels: each scan may visit every pixel
-_UNCHECKED_PIXELS = 2**20  # pixels that any file may have
-# The most pixels, or bytes of pixels, that a byte can stand for.
-_JPEG_RATIO = 2048  # a block of 64 pixels takes a bit; four times that for brightness at half the resolution
+_MAX_SCANS = 3 * 2**29  # scans x pixels of a JPEG: each scan may visit every pixel
+_UNCHECKED_PIXELS = 2**20  # always allowed
+# The most pixels, or bytes of pixels, that a byte can encode.
+_JPEG_RATIO = 2048  # at least a bit for a block of 64 pixels; 4 x as much for brightness at half the resolution
 _DEFLATE_RATIO, _LZW_RATIO, _RUN_RATIO = 1032, 2560, 128
 _TIFF_COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946)  # none, fax, LZW, JPEG, deflate, PackBits, deflate
 _OTHERS = (
@@ -25,17 +24,17 @@ _OTHERS = (
 
 
 class ImageError(ValueError):
-    """The bytes are no image that can be read; the message says why, in a few words."""
+    """The bytes are not a readable image; the message is a short reason."""
 
 
 def check_file(data: bytes) -> None:
-    """Refuses a file that is of none of the formats, or declares more than its bytes can hold.
+    """Refuses a file of another format, or one that declares more than its bytes can hold.
 
     Args:
         data: the whole file: JPEG, PNG, GIF, WebP, BMP or TIFF.
 
     Raises:
-        ImageError: if the file is empty, of another format, cut off, damaged or too large.
+        ImageError: if the file is empty, of another format, truncated, damaged or too large.
     """
     if not data:
         raise ImageError("the file is empty")
@@ -54,7 +53,7 @@ def check_file(data: bytes) -> None:
         if data.startswith(signature):
             try:
                 return check(data)
-            except (struct.error, IndexError) as error:  # a header that ends too soon
+            except (struct.error, IndexError) as error:  # a truncated header
                 raise ImageError("not an image, or a damaged one") from error
     if data.startswith(_OTHERS) or data[4:8] == b"ftyp":
         raise ImageError("its format is not read; convert it to JPEG, PNG, GIF, WebP, BMP or TIFF")
@@ -62,13 +61,13 @@ def check_file(data: bytes) -> None:
 
 
 def jpeg_frame(data: bytes) -> int | None:
-    """Finds the segment of a JPEG's header that says its size; its height stands 5 bytes from there."""
+    """Finds the frame segment of a JPEG's header; the height is 5 bytes after its start."""
     position = 2
     while data.startswith(b"\xff\xd8") and position + 9 <= len(data) and data[position] == 0xFF:
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == 0xFF:  # filling
+        if marker == 0xFF:  # a fill byte
             position += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # no table: the frame
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, not a table
             return position
         else:
             position += 2 + length
@@ -83,7 +82,7 @@ def _check_jpeg(data: bytes) -> None:
 
 
 def check_jpeg_size(data: bytes, height: int, width: int) -> None:
-    """Refuses a JPEG that cannot have so many pixels.
+    """Refuses a JPEG whose bytes cannot hold so many pixels.
 
     Raises:
         ImageError: as `check_file`.
@@ -94,7 +93,7 @@ def check_jpeg_size(data: bytes, height: int, width: int) -> None:
 
 
 def check_png(data: bytes) -> None:
-    """Refuses a PNG file whose chunks do not lie within it, or whose data cannot hold its pixels.
+    """Refuses a PNG file whose chunks exceed it, or whose data cannot hold its pixels.
 
     Raises:
         ImageError: as `check_file`.
@@ -166,7 +165,7 @@ def _check_tiff(data: bytes) -> None:
         raise ImageError(f"it has {channels} channels of {bits} bits, and at most 5 of 16 bits are read")
     if compression not in _TIFF_COMPRESSIONS:
         raise ImageError("the way in which it is compressed is not read; save it without, or as PNG")
-    for rows, columns in ((322, 323), (278, 256)):  # the parts that are decoded at once, tiles or strips
+    for rows, columns in ((322, 323), (278, 256)):  # tiles or strips, which are decoded whole
         if min(tags.get(rows, 0), max(height, 2**12)) * min(tags.get(columns, 0), max(width, 2**12)) > MAX_PIXELS:
             raise ImageError(f"it has too many pixels, at most {MAX_PIXELS:,} are read")
     size = height * width * channels * bits / 8
@@ -174,7 +173,7 @@ def _check_tiff(data: bytes) -> None:
 
 
 def _tiff_tags(data: bytes) -> dict[int, int]:
-    """Reads the first value of every tag of the first image that is a whole number."""
+    """Reads the first value of every integer tag of the first image."""
     order = "<" if data.startswith(b"II") else ">"
     (first,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, first)
@@ -190,7 +189,7 @@ def _tiff_tags(data: bytes) -> dict[int, int]:
 
 
 def _check_pixels(height: int, width: int, least: float, found: int, *, exact: bool = False) -> None:
-    """Compares an image's size with the least number of bytes that it takes and the bytes there are."""
+    """Checks an image's size against the limit, and the bytes found against the least number needed."""
     if height * width > MAX_PIXELS:
         raise ImageError(f"it has too many pixels, at most {MAX_PIXELS:,} are read")
     if not height or not width:

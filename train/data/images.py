@@ -1,9 +1,9 @@
-"""From the bytes of an image file to its pixels; what cannot be right is refused, not painted over.
+"""Decodes image files; damaged files are errors.
 
-JPEGs are read with simplejpeg (libjpeg-turbo), because it tells what libjpeg warns of, which OpenCV only prints: a JPEG
-has no checksum, and a damaged one is decoded to grey areas or false colours with no more than a warning. It is also
-somewhat faster; the pixels are the same. All other formats are OpenCV's, and so are JPEGs that simplejpeg does not
-know, such as those in four colours. What a file declares is compared with its bytes first, in `train.data.formats`.
+simplejpeg (libjpeg-turbo) decodes JPEGs, because it raises libjpeg's warnings, which OpenCV only prints. A JPEG has no
+checksum, and a damaged one decodes to grey areas or false colours with only a warning. simplejpeg is also somewhat
+faster, and its pixels are the same. OpenCV decodes all other formats, and JPEGs that simplejpeg does not support, such
+as those in four colours. `train.data.formats` first compares the header of a file with its bytes.
 """
 
 import re
@@ -38,34 +38,34 @@ def decode(
 ) -> np.ndarray:
     """Decodes JPEG, PNG, GIF, WebP, BMP and TIFF.
 
-    16 bits become 8, of an animation the first frame is taken; transparency and the camera's orientation are ignored,
-    as torchvision does.
+    16 bits become 8, and an animation gives its first frame. Transparency and the camera's orientation are ignored, as
+    in torchvision.
 
     Args:
         data: the whole file.
         channels: 1 for grey, 3 for red, green, blue.
-        reduction: 1, 2, 4 or 8: what both sides of a JPEG are divided by (and rounded up), which takes less time.
-            Other formats are decoded whole.
-        rows: how many rows of the file are needed, from the top; None for all. Of most JPEGs no more are decoded.
-        strict: refuse a JPEG that libjpeg warns of, too, unless the warning goes away with bytes that are certainly
-            needless. Published data sets have pictures that are good although they look damaged; so training reads
-            what it can, and strict are the check of a folder and the prediction.
+        reduction: 1, 2, 4 or 8: the divisor of both sides of a JPEG (rounded up), which saves time. Other formats are
+            decoded at full size.
+        rows: the number of rows needed, from the top; None for all. Most JPEGs are decoded only so far.
+        strict: also refuse JPEGs with libjpeg warnings, unless removing bytes that are certainly needless removes the
+            warning. Published data sets contain good pictures that look damaged, so training is not strict; the check
+            of a folder and prediction are.
 
     Returns:
-        (height, width, channels) uint8; with `rows` it may be less high, but holds all of these.
+        (height, width, channels) uint8; with `rows` it may have fewer rows than the file, but at least `rows`.
 
     Raises:
-        ImageError: if the file is empty, cut off, damaged, too large or no image of these formats.
+        ImageError: if the file is empty, truncated, damaged, too large or not an image of these formats.
     """
     check_file(data)
     if not data.startswith(b"\xff\xd8"):
         return _with_opencv(data, channels)
-    # The end of the image follows the start of its last scan; before it may come a thumbnail with an end of its own.
+    # The end marker follows the last start of scan; a thumbnail before it may have an end marker, too.
     if not data.endswith(b"\xff\xd9") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ImageError("the JPEG data is cut off")
     try:
         header: Any = simplejpeg.decode_jpeg_header(data, strict=False)
-    except (ValueError, KeyError):  # KeyError: of a header that ends too soon
+    except (ValueError, KeyError):  # KeyError: a truncated header
         return _with_opencv(data, channels, reduction)
     height, width, colours, _ = header
     check_jpeg_size(data, height, width)
@@ -73,10 +73,10 @@ def decode(
         return _with_opencv(data, channels, reduction)
     frame = jpeg_frame(data)
     if rows is not None and frame is not None:
-        # libjpeg reads as many rows as the header says. A few more have a part in the colours of the last.
+        # libjpeg reads the number of rows in the header. A few more rows affect the colours of the last one.
         height = min(height, rows + 4 * reduction)
         data = data[: frame + 5] + height.to_bytes(2, "big") + data[frame + 7 :]
-    # The smallest scale is taken that keeps at least this size.
+    # simplejpeg takes the smallest scale with at least this size.
     size = {"min_height": -(-height // reduction), "min_width": -(-width // reduction), "min_factor": reduction}
     settings: dict[str, Any] = {"colorspace": "GRAY" if channels == 1 else "RGB", "strict": strict}
     return _with_simplejpeg(data, settings | (size if reduction > 1 else {}))
@@ -86,7 +86,7 @@ def _with_simplejpeg(data: bytes, settings: dict[str, Any]) -> np.ndarray:
     try:
         return simplejpeg.decode_jpeg(data, **settings)
     except ValueError:
-        data = _with_clean_header(data)  # its warnings count even if `strict` is off
+        data = _with_clean_header(data)  # its warnings are errors even if `strict` is off
     try:
         return simplejpeg.decode_jpeg(data, **settings)
     except ValueError as error:
@@ -98,10 +98,10 @@ def _with_simplejpeg(data: bytes, settings: dict[str, Any]) -> np.ndarray:
 
 
 def _with_clean_header(data: bytes) -> bytes:
-    """Leaves out what stands needlessly between the segments of a header, and makes its revision a usual one."""
+    """Removes needless bytes between the segments of a header, and sets its JFIF revision to a usual one."""
     kept, position = [data[:2]], 2
     while (start := data.find(b"\xff", position, len(data) - 2)) >= 0:
-        start += data[start + 1] == 0xFF  # filling
+        start += data[start + 1] == 0xFF  # a fill byte
         if data[start + 1] == 0xDA:  # the first scan
             return b"".join(kept) + data[start:]
         position = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
@@ -112,9 +112,9 @@ def _with_clean_header(data: bytes) -> bytes:
 
 
 def _without_filling(data: bytes, warning: str) -> bytes:
-    """Leaves out the bytes before the end that a warning calls needless, if all are alike.
+    """Removes the bytes before the end that a warning calls needless, if all are equal.
 
-    Others may be what a damaged scan has left over, which is how most damage shows.
+    Unequal bytes may be the remainder of a damaged scan, the sign of most damage.
     """
     needless, end = _NEEDLESS.search(warning), data.rfind(b"\xff\xd9")
     count = int(needless[1]) if needless else 0
@@ -138,7 +138,7 @@ def _with_opencv(data: bytes, channels: int, reduction: int = 1) -> np.ndarray:
 
 
 def as_pixels(image: Image, channels: int) -> np.ndarray:
-    """Decodes an image that is not decoded yet.
+    """Decodes an image unless it is decoded already.
 
     Raises:
         ImageError: as `decode`.
@@ -147,7 +147,7 @@ def as_pixels(image: Image, channels: int) -> np.ndarray:
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Reads (height, width) from the header of a JPEG; None if it is not one, or its header says nothing."""
+    """Reads (height, width) from the header of a JPEG; None for other files and headers without a size."""
     frame = jpeg_frame(data)
     if frame is None:
         return None

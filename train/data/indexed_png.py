@@ -1,7 +1,7 @@
-"""Maps of classes from PNG files: the index of every pixel, never its colour.
+"""Reads class indices from PNG files.
 
-Masks are kept as palette or grey PNG files whose values are the numbers of classes, 255 where a pixel does not count.
-OpenCV turns a palette into colours; so these files are read with Pillow, which is allowed to open nothing but PNG.
+Masks are palette or grey PNG files whose values are class indices, 255 for ignored pixels. OpenCV converts a palette to
+colours, so Pillow, restricted to PNG, reads these files.
 """
 
 import io
@@ -19,7 +19,7 @@ _COLOURS = {2: "red, green and blue", 4: "grey with transparency", 6: "colours w
 
 
 def read_indices(data: bytes) -> np.ndarray:
-    """Reads the index of every pixel of a palette or grey PNG file of 1, 2, 4 or 8 bits.
+    """Reads the indices of a palette or grey PNG file of 1, 2, 4 or 8 bits.
 
     Args:
         data: the whole file.
@@ -28,23 +28,23 @@ def read_indices(data: bytes) -> np.ndarray:
         (height, width) uint8.
 
     Raises:
-        ImageError: if the file is empty, no PNG, cut off, damaged or too large, or if its pixels are colours or have 16
-            bits.
+        ImageError: if the file is empty, not a PNG, truncated, damaged or too large, or if its pixels are colours or
+            have 16 bits.
     """
     _, bits, kind = read_header(data)
     check_png(data)
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            image.verify()  # the checksums, which loading skips in part
+            image.verify()  # all checksums; loading skips some
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             pixels = np.array(image, np.uint8)
-    except Exception as error:  # of many kinds: Pillow has no error of its own for damage
+    except Exception as error:  # Pillow has no single error type for damage
         raise ImageError("the PNG data is cut off or damaged") from error
     return pixels // (255 // (2**bits - 1)) if kind == _GREY and bits in (2, 4) else pixels  # Pillow scales these
 
 
 def read_header(data: bytes) -> tuple[tuple[int, int], int, int]:
-    """Reads from the header of a PNG file of indices: (height, width), the bits of a pixel, and the kind of colours.
+    """Reads the header of a PNG file of indices: (height, width), bits for each pixel, and colour type.
 
     Raises:
         ImageError: as `read_indices`, except for damage after the header.

@@ -1,4 +1,4 @@
-"""From the name of a source to its samples."""
+"""Loads a source by name."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,16 +29,15 @@ _LABEL = frozenset({"label"})
 def load_source(config: Config, needs: frozenset[str] = _LABEL) -> Source:
     """Builds the source that a config names.
 
-    A name that is not in SOURCES is a prepared data set's of TensorFlow Datasets.
+    A name outside SOURCES is a prepared data set of TensorFlow Datasets.
 
     Args:
         config: a checked config.
-        needs: the fields of `Sample`, beside the image, that its samples must have, `Task.needs`. What else there is
-            need not be read.
+        needs: the required fields of `Sample` besides the image, `Task.needs`. Other fields need not be read.
 
     Raises:
-        UserError: for a field or an image size that the source does not have, statistics of another number of
-            channels, and what the source refuses.
+        UserError: if the source lacks a field or has another image size, if the number of statistics is not the number
+            of channels, or if the source refuses the config.
     """
     name = config.data.source
     if name in _SHIPPED and (config.data.dir or config.data.splits):
@@ -49,7 +48,7 @@ def load_source(config: Config, needs: frozenset[str] = _LABEL) -> Source:
     if name in SOURCES:
         source = SOURCES[name](config)
     else:
-        from train.data.readers.tfds import tfds_source  # takes a second, for which other sources do not wait
+        from train.data.readers.tfds import tfds_source  # slow import (a second), only needed here
 
         source = tfds_source(config, needs, SOURCES)
     if missing := needs - source.fields:
@@ -74,14 +73,14 @@ def load_source(config: Config, needs: frozenset[str] = _LABEL) -> Source:
                 f"config.data.pixel_{statistic} is {list(values)} but must have a number for each of the "
                 f"{source.image_shape[-1]} channels"
             )
-    if not source.fingerprints:  # it stands in memory
+    if not source.fingerprints:  # the samples are in memory
         prints = {split: fingerprint(_parts(samples)) for split, samples in source.splits.items()}
         source = source._replace(fingerprints=prints)
     return source
 
 
 def _parts(value: Any) -> Iterator[str | bytes | np.ndarray]:
-    """Gives all that samples hold, in order."""
+    """Flattens samples into the parts of their checksum, in order."""
     if isinstance(value, bytes | np.ndarray):
         yield value
     elif isinstance(value, Sample):

@@ -1,4 +1,4 @@
-"""Prepares data sets of TensorFlow Datasets (tfds) for training, and verifies them: the work of `train.prepare`."""
+"""Prepares data sets of TensorFlow Datasets (tfds) for training and verifies them; used by `train.prepare`."""
 
 import importlib.util
 import logging
@@ -21,24 +21,24 @@ from train.data.readers.scaled_digits import ScaledDigits
 from train.data.readers.tfds import Records, allow_open_files, find_features, open_records
 from train.errors import UserError
 
-# What must be there by hand, where tfds would go on with half of it, and the number of images that makes.
+# Archives to be downloaded by hand, and the full numbers of images; tfds accepts an incomplete set of archives.
 MANUAL_FILES = {"imagenet2012": ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")}
 FULL_COUNTS = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
-# Data sets of this project: their images are encoded already when tfds writes them.
+# Data sets of this project, which encode their images without TensorFlow.
 WITHOUT_TENSORFLOW = (ScaledDigits.name,)
-_BLOCK = 256  # records that a thread reads in one go
+_BLOCK = 256  # records a thread reads at once
 
 
 def prepare(name: str, data_dir: str, manual_dir: str) -> None:
-    """Downloads a data set and writes its files; until all is written they lie in a folder named incomplete.
+    """Downloads a data set and writes its files, until the end to a folder named ``incomplete.*``.
 
     Args:
-        name: as tfds writes it.
-        data_dir: the folder of prepared data sets, or "" for tfds's own.
-        manual_dir: the folder of what has to be downloaded by hand, or "" for ``downloads/manual`` in data_dir.
+        name: the name in tfds.
+        data_dir: the folder of prepared data sets, or "" for tfds's default.
+        manual_dir: the folder of archives downloaded by hand, or "" for ``downloads/manual`` in `data_dir`.
 
     Raises:
-        UserError: if TensorFlow or files are missing, there is no such data set, or tfds fails.
+        UserError: if TensorFlow or files are missing, the data set does not exist, or tfds fails.
     """
     if not is_name(name):
         raise unknown_name("--dataset", name)
@@ -47,16 +47,16 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
             "preparing a data set takes TensorFlow, which is not installed; install it with "
             "pip install 'msconv_jax[prepare]' (training does not need it)"
         )
-    # TensorFlow looks at these when it is loaded, which tfds does when it needs it.
+    # TensorFlow reads these variables at its import, which tfds delays.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # announced on the screen if on; nothing is computed here
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # prints a notice if on, and nothing is computed here
     absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # each retry of a download is a warning
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # warns of each retry of a download
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     folder = prepared_root(data_dir)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of TensorFlow and what it loads; nothing of ours is called below
+        warnings.simplefilter("ignore")  # from TensorFlow and its imports
         try:
             builder: Any = tfds.builder(name, data_dir=folder, file_format="array_record")
         except tfds.core.DatasetNotFoundError as error:
@@ -79,15 +79,15 @@ def prepare(name: str, data_dir: str, manual_dir: str) -> None:
             )
         except Exception as error:
             if isinstance(error, OSError) and error.strerror:
-                raise  # names the file, or says that the disk is full
+                raise  # its message names the file, or a full disk
             raise UserError(f"tfds could not prepare {name!r}: {one_line(error)}") from error
 
 
 def prepare_once(name: str, data_dir: str, manual_dir: str = "") -> bool:
-    """Prepares a data set unless its files are there, which are not read again.
+    """Prepares a data set unless its files exist; existing files are not verified.
 
     Returns:
-        Whether it was prepared now.
+        Whether this call prepared it.
 
     Raises:
         UserError: as `prepare`.
@@ -128,15 +128,15 @@ def verify(prepared: Description, advice: str) -> dict[str, int]:
     """Reads every record of a prepared data set and decodes the first and the last image of each split.
 
     Args:
-        prepared: what `find_prepared` gave.
-        advice: what to do about damaged files.
+        prepared: the result of `find_prepared`.
+        advice: how to repair damaged files, for error messages.
 
     Returns:
         The number of records of each split.
 
     Raises:
-        UserError: if a file is missing or damaged, a number of records is not what it was when it was written, a label
-            is no class, or an image cannot be decoded.
+        UserError: if a file is missing or damaged, a split has another number of records than described, a label is
+            not a class, or an image cannot be decoded.
     """
     counts = {}
     allow_open_files(sum(len(info.shard_lengths) for info in prepared.splits.values()))
@@ -169,7 +169,7 @@ def verify(prepared: Description, advice: str) -> dict[str, int]:
 
 
 def _read_block(records: Records, start: int) -> int:
-    """Reads a block of records and gives the number of those without a label."""
+    """Reads a block of records and counts those without a label."""
     stop = min(start + _BLOCK, len(records))
     return sum(records.read(position, unlabelled=True).label == -1 for position in range(start, stop))
 
@@ -188,7 +188,7 @@ def _check_image(records: Records, position: int, advice: str) -> None:
 
 
 def prepare_and_verify(name: str, data_dir: str, manual_dir: str) -> None:
-    """Prepares a data set unless its files are there, and reads every record of them; see `prepare` and `verify`."""
+    """Prepares a data set unless its files exist, and verifies them; see `prepare` and `verify`."""
     is_new = prepare_once(name, data_dir, manual_dir)
     prepared = find_prepared(name, data_dir)
     if prepared is None:

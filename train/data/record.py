@@ -1,6 +1,6 @@
-"""What a run was trained on, in its folder: ``data.json``.
+"""The record of a run's training data, ``data.json`` in its folder.
 
-Prediction reads nothing else of the data. Training that goes on, and evaluation, compare the data with it.
+Prediction needs only this file. Resumed training and evaluation compare their data with it.
 """
 
 import json
@@ -39,7 +39,7 @@ Side = Annotated[int, Field(ge=1)]
 
 
 class DataRecord(pydantic.BaseModel):
-    """The facts of a `Source` that a run keeps, and the number and fingerprint of the samples of each split."""
+    """The stored facts of a `Source`, and the number of samples and the fingerprint of each split."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -66,7 +66,7 @@ class DataRecord(pydantic.BaseModel):
         return json.dumps(values, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
     def source(self) -> Source:
-        """Gives the source without its samples, which is enough to predict."""
+        """Makes the source without samples, which prediction needs."""
         facts = {name: getattr(self, name) for name in Source._fields if name in DataRecord.model_fields}
         return Source(splits={}, **facts)
 
@@ -78,12 +78,12 @@ def make_record(source: Source) -> DataRecord:
 
 
 def write_record(workdir: Path, source: Source) -> None:
-    """Stores what a run is trained on in its folder."""
+    """Writes the record of a run's training data to its folder."""
     write_text(workdir / _FILE, make_record(source).to_json())
 
 
 def read_record(workdir: Path) -> DataRecord:
-    """Reads what a run was trained on.
+    """Reads the record of a run's training data.
 
     Raises:
         UserError: if the file is missing or damaged.
@@ -103,10 +103,10 @@ def read_record(workdir: Path) -> DataRecord:
 
 
 def check_data(workdir: Path, source: Source) -> None:
-    """Makes sure that a source is what the run in a folder was trained on.
+    """Checks that a source is the training data of the run in a folder.
 
     Raises:
-        UserError: if it is not; the message names the first differences.
+        UserError: if it differs; the message names the first differences.
     """
     differences = compare(read_record(workdir), make_record(source))
     if differences:
@@ -118,10 +118,10 @@ def check_data(workdir: Path, source: Source) -> None:
 
 
 def check_same_names(workdir: Path, then: Sequence[str], now: Sequence[str]) -> None:
-    """Makes sure that a run's network can be evaluated on other data: that the classes have the same names.
+    """Checks that other data have the class names of a run, so that its network can be evaluated on them.
 
     Raises:
-        UserError: if they have not; the message names the first difference.
+        UserError: if names differ; the message names the first difference.
     """
     if differing := compare_names(then, now, "class"):
         raise UserError(
@@ -131,7 +131,7 @@ def check_same_names(workdir: Path, then: Sequence[str], now: Sequence[str]) -> 
 
 
 def compare(then: DataRecord, now: DataRecord) -> list[str]:
-    """Says how data differ from what they were, a clause for each difference."""
+    """Lists the differences of two records, a clause for each."""
     found = [*compare_names(then.classes, now.classes, "class")]
     found += compare_names(then.segmentation_classes, now.segmentation_classes, "class of pixels")
     for name in ("image_shape", "is_sized", "mean", "std", "fields"):
@@ -148,7 +148,7 @@ def compare(then: DataRecord, now: DataRecord) -> list[str]:
 
 
 def compare_names(then: Sequence[str], now: Sequence[str], noun: str) -> list[str]:
-    """Says how the names of classes differ, in at most two clauses."""
+    """Describes the difference of two lists of class names, in at most two clauses."""
     found = [f"there were {len(then)} names of a {noun} and are {len(now)}"] if len(then) != len(now) else []
     for number, (before, after) in enumerate(zip(then, now, strict=False)):
         if before != after:

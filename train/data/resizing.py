@@ -1,4 +1,4 @@
-"""Resizing of images, in one place."""
+"""Resizes images."""
 
 import numpy as np
 
@@ -7,17 +7,17 @@ from train.data.opencv import cv2
 
 
 def resize(image: np.ndarray, height: int, width: int, *, quick: bool = False) -> np.ndarray:
-    """Resizes an image, without regard to proportions.
+    """Resizes an image to any proportions.
 
-    Where it shrinks in both directions every pixel is the mean of the area it covers, so nothing is aliased; otherwise
-    pixels are interpolated linearly.
+    If both sides shrink, every output pixel is the mean of its area, without aliasing; otherwise interpolation is
+    linear.
 
     Args:
         image: (h, w, channels) uint8.
-        height: rows of the result.
-        width: columns of the result.
-        quick: interpolate linearly down to half of the size, too, which still looks at almost every pixel and takes a
-            sixth of the time.
+        height: rows of the output.
+        width: columns of the output.
+        quick: also interpolate linearly down to half the size, which still uses almost every pixel and takes a sixth
+            of the time.
 
     Returns:
         (height, width, channels) uint8.
@@ -29,9 +29,9 @@ def resize(image: np.ndarray, height: int, width: int, *, quick: bool = False) -
 
 
 def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
-    """Resizes an image so that its shorter side has `side` pixels; the proportions stay, rounded to whole pixels.
+    """Resizes the shorter side of an image to `side` pixels and keeps its proportions, rounded to whole pixels.
 
-    Of a strip so long that the result would have more than `MAX_ENLARGED_PIXELS`, the middle is resized.
+    A strip so long that the output would exceed `MAX_ENLARGED_PIXELS` is first cropped to its middle.
     """
     height, width = image.shape[:2]
     shorter = min(height, width)
@@ -42,7 +42,7 @@ def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _middle(image: np.ndarray, length: int) -> np.ndarray:
-    """Takes the middle of the longer side, of at most `length` pixels; its centre is the image's."""
+    """Crops the longer side to its middle, at most `length` pixels, around the same centre."""
     longer = max(image.shape[:2])
     first = max(0, (longer - length + 1) // 2)
     inside = slice(first, longer - first)

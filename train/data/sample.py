@@ -1,4 +1,4 @@
-"""A sample: an image and whatever is known of it."""
+"""A sample: an image and its annotations."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,27 +9,28 @@ import numpy as np
 from train.data.images import Image, ImageError, as_pixels
 
 Generator = np.random.Generator
-IGNORED = 255  # the class of pixels of a segmentation that do not count
+IGNORED = 255  # the class of ignored pixels in a segmentation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image with its annotations; a field that a source does not have is None.
+    """An image with its annotations; missing annotations are None.
 
-    Coordinates are continuous pixels of the image, (x, y): pixel i covers [i, i + 1).
+    Coordinates (x, y) are continuous: pixel i covers [i, i + 1).
 
     Attributes:
-        image: (height, width, channels) uint8, or float32 of 0..255 between transforms; or the bytes of a file.
+        image: (height, width, channels) uint8, or float32 of 0..255 between transforms; or the bytes of a
+            file.
         label: the class of the image.
-        segmentation: (height, width) uint8, the class of every pixel, 255 where it does not count.
+        segmentation: (height, width) uint8, the class of every pixel, 255 for ignored pixels.
         boxes: (n, 4) float32, x0, y0, x1, y1 of each instance.
         labels: (n,) int32, the class of each instance.
-        polygons: for each instance its outlines, (points, 2) float32.
+        polygons: the outlines of each instance, (points, 2) float32.
         masks: (n, height, width) bool, the pixels of each instance.
         keypoints: (n, points, 3) float32: x, y and visibility (0 not labelled, 1 hidden, 2 visible) of each instance.
-        crowd: (n,) bool, whether an instance stands for many.
-        file: the name of the file of the image, or "".
-        numbers: further numbers of the image, under the names that the source gives them.
+        crowd: (n,) bool, whether an instance is a crowd of objects.
+        file: the file name of the image, or "".
+        numbers: further numbers of the image, by the source's names.
     """
 
     image: Image
@@ -46,16 +47,20 @@ class Sample:
 
     @property
     def pixels(self) -> np.ndarray:
-        """The image of a decoded sample."""
+        """The decoded image.
+
+        Raises:
+            TypeError: if the image is not decoded.
+        """
         if isinstance(self.image, bytes):
             raise TypeError("the image is not decoded; call Sample.decoded first")
         return self.image
 
     def decoded(self, channels: int) -> "Sample":
-        """Gives the sample with its image decoded: 1 channel for grey, 3 for red, green, blue.
+        """Decodes the image: 1 channel for grey, 3 for red, green, blue.
 
         Raises:
-            ImageError: if the bytes are no image, or the segmentation has another size.
+            ImageError: if the bytes are not an image, or the segmentation has another size.
         """
         if not isinstance(self.image, bytes):
             return self
@@ -67,5 +72,5 @@ class Sample:
         return self.replace(image=pixels)
 
     def replace(self, **changes: Any) -> "Sample":
-        """Gives the sample with some fields changed."""
+        """Returns a copy with some fields changed."""
         return dataclasses.replace(self, **changes)

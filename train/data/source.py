@@ -1,4 +1,4 @@
-"""What a data source gives: samples by split, and what a network must know of them."""
+"""A data source: the samples of each split, and the facts that a network needs."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from msconv_jax.models.registry import ModelEntry
 from train.config.schema import Split
 from train.data.sample import Sample
 
-# Of photographs, where nothing better is known.
+# Statistics of photographs, the default.
 IMAGENET_MEAN, IMAGENET_STD = ModelEntry.mean, ModelEntry.std
 
 
@@ -18,19 +18,18 @@ class Source(NamedTuple):
     """A data set.
 
     Attributes:
-        splits: the samples of "train", "validation" and "test", by position.
-        classes: the name of every class of an image or an instance; a label is a position in it.
+        splits: the samples of "train", "validation" and "test".
+        classes: the class names of images or instances; a label is an index into it.
         image_shape: (height, width, channels) of the network's input.
-        is_sized: whether every image has this shape; otherwise sizes vary.
-        mean: mean of each channel of the train split, images scaled to 0..1.
-        std: standard deviation of each channel likewise.
-        fields: the fields of `Sample`, beside the image, that the data set has; its samples hold those that were asked
-            for.
-        segmentation_classes: the name of every class of a pixel, in the order of their numbers.
-        report: what was left out of the data and why, for people to read; the first line sums it up. Empty if nothing
-            had to be checked.
-        note: what a user should know about the splits, or "".
-        fingerprints: a checksum of each split, which changes with its samples and their order; see `fingerprint`.
+        is_sized: whether every image has `image_shape`; otherwise sizes vary.
+        mean: mean of each channel over the train split, images scaled to 0..1.
+        std: standard deviation of each channel over the train split, images scaled to 0..1.
+        fields: the fields of `Sample`, besides the image, that the data set has. Samples hold the requested ones.
+        segmentation_classes: the class names of pixels, by index.
+        report: the files that were left out and the reasons, as text; the first line is a summary. Empty if no check
+            was needed.
+        note: a remark on the splits for the user, or "".
+        fingerprints: a checksum of each split, which depends on its samples and their order; see `fingerprint`.
     """
 
     splits: Mapping[Split, Sequence[Sample]]
@@ -47,7 +46,7 @@ class Source(NamedTuple):
 
 
 def fingerprint(parts: Iterable[bytes | str | np.ndarray]) -> str:
-    """Gives the checksum of a sequence of texts, files and arrays as 32 hexadecimal digits.
+    """Computes the checksum of a sequence of texts, files and arrays as 32 hexadecimal digits.
 
     Example:
         >>> fingerprint(["cat", b"1"]) == fingerprint(["ca", b"t1"])

@@ -1,7 +1,7 @@
-"""The files that describe a prepared data set of TensorFlow Datasets (tfds), read as data and nothing else.
+"""Reads the description of a prepared data set of TensorFlow Datasets (tfds) without running code from it.
 
-tfds imports the classes that ``features.json`` names. A data set may come from anywhere; so it is read here: class
-names are compared with a fixed list, every value is checked, and tfds is given objects, never these files.
+tfds imports the classes that ``features.json`` names, and a data set may be untrusted. This module therefore reads the
+files itself: it compares class names with a fixed list, checks every value, and passes objects to tfds, not files.
 """
 
 import json
@@ -25,7 +25,7 @@ FEATURES, INFO = "features.json", "dataset_info.json"
 FILE_FORMAT = "array_record"
 
 _PACKAGE = "tensorflow_datasets.core.features."
-# The classes of tfds, those first that are read. Others may stand beside them in a data set.
+# The feature classes of tfds: first those that are read, then others that a data set may also have.
 _IMAGE, _LABELED_IMAGE = f"{_PACKAGE}image_feature.Image", f"{_PACKAGE}labeled_image.LabeledImage"
 _CLASS_LABEL, _BOX = f"{_PACKAGE}class_label_feature.ClassLabel", f"{_PACKAGE}bounding_boxes.BBoxFeature"
 _SCALAR, _TENSOR = f"{_PACKAGE}scalar.Scalar", f"{_PACKAGE}tensor_feature.Tensor"
@@ -55,20 +55,20 @@ _NUMBERS = (
 _TEMPLATE = re.compile(r"(?:[\w.\-/]|\{(?:DATASET|SPLIT|FILEFORMAT|SHARD_INDEX|NUM_SHARDS|SHARD_X_OF_Y)\})+")
 _NAME, _SPLIT, _CONFIG = re.compile(r"[a-zA-Z]\w*"), re.compile(r"(?=.*[^\W_])[\w-]+"), re.compile(r"[\w+\-.]+")
 _VERSION = re.compile(r"\d{1,9}\.\d{1,9}\.\d{1,9}")
-_MAX_PARTS = 100_000  # files of a split, and features or splits of a data set
-_MAX_LENGTH = 2**40  # records of a file
+_MAX_PARTS = 100_000  # the most files of a split, and features or splits of a data set
+_MAX_LENGTH = 2**40  # the most records of a file
 
 
 class Description(NamedTuple):
-    """What the files of a prepared data set say of it.
+    """The description of a prepared data set.
 
     Attributes:
         name: its name.
         version: its version, "1.0.0".
-        folder: where its files are.
-        formats: the formats in which its records are there.
-        splits: the files and their numbers of records by split, as tfds keeps them.
-        features: what a record holds, by key, as tfds keeps it: images, classes, boxes and single numbers.
+        folder: the folder of its files.
+        formats: the file formats of its records.
+        splits: the files and their numbers of records by split, as a tfds object.
+        features: the features of a record by key, as a tfds object: images, classes, boxes and single numbers.
         supervised_keys: the keys of input and target, or None.
     """
 
@@ -85,10 +85,10 @@ def read_description(folder: epath.Path) -> Description:
     """Reads ``dataset_info.json``, ``features.json`` and the files of class names.
 
     Args:
-        folder: that of one version of a data set.
+        folder: the folder of one version of a data set.
 
     Raises:
-        UnusableError: if a file is missing, damaged or too large, or asks for what is not allowed.
+        UnusableError: if a file is missing, damaged or too large, or has values that are not allowed.
     """
     info = _in_file(INFO, lambda: _Info(_json(folder / INFO)))
     return Description(
@@ -103,13 +103,13 @@ def read_description(folder: epath.Path) -> Description:
 
 
 def read_default_config(folder: epath.Path) -> str:
-    """Reads which of its configs a data set is if none is named; "" if it has none.
+    """Reads the name of a data set's default config; "" if it has none.
 
     Args:
-        folder: that of all versions and configs of a data set.
+        folder: the folder of all versions and configs of a data set.
 
     Raises:
-        UnusableError: if the file that says so is damaged.
+        UnusableError: if the metadata file is damaged.
     """
     path = folder / ".config" / "metadata.json"
     if not path.exists():
@@ -119,15 +119,15 @@ def read_default_config(folder: epath.Path) -> str:
 
 
 def is_config(name: str) -> bool:
-    """Whether a config of a data set can have this name; it is the name of a folder."""
+    """Whether a name is a valid config name, which is also a folder name."""
     return bool(_CONFIG.fullmatch(name)) and name not in (".", "..")
 
 
 def read_class_names(path: epath.Path) -> tuple[str, ...]:
-    """Reads a file with the name of a class a line; empty lines do not count.
+    """Reads a file with a class name on each line; empty lines are ignored.
 
     Raises:
-        UnusableError: if it cannot be read, is no text, or a name is too long or occurs twice.
+        UnusableError: if it cannot be read or is not text, or if a name is too long or occurs twice.
     """
     try:
         text = read_regular(path, MAX_TEXT_BYTES).decode()
@@ -147,9 +147,9 @@ def read_class_names(path: epath.Path) -> tuple[str, ...]:
 
 
 class _Values:
-    """An object of a JSON file, whose fields are checked when they are asked for.
+    """An object of a JSON file; fields are checked on access.
 
-    A field is written in two ways, ``num_classes`` by old versions of tfds and ``numClasses`` by new ones.
+    Old versions of tfds write field names as ``num_classes``, new ones as ``numClasses``.
     """
 
     def __init__(self, values: Any):
@@ -176,7 +176,7 @@ class _Values:
         return value or []
 
     def number(self, name: str, most: int) -> int:
-        """Gives a whole number; 0 if there is none, which is how tfds writes it."""
+        """Reads a whole number; a missing one is 0, as tfds omits zeros."""
         return _whole(self.get(name), name, 0, most)
 
 
@@ -239,7 +239,7 @@ def _read_features(folder: epath.Path) -> dict[str, Any]:
 
 
 def _check_classes(whole: Any) -> None:
-    """Refuses every class that is not tfds's, wherever its name stands."""
+    """Refuses names of classes outside tfds, at any depth."""
     rest = [whole]
     while rest:
         value = rest.pop()
@@ -261,7 +261,7 @@ def _check_classes(whole: Any) -> None:
 
 
 def _split_feature(feature: Any) -> tuple[str, dict[str, Any]]:
-    """Gives the class of a feature and its content, in the form of today or that of tfds before version 4.6."""
+    """Splits a feature into class and content, in the current form or that of tfds before version 4.6."""
     values = _Values(feature)
     content = values.get("content")
     name = values.get("type") if content is not None else values.get("python_class_name")
@@ -278,7 +278,7 @@ def _split_feature(feature: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _feature(name: str, content: dict[str, Any], names_file: epath.Path) -> Any | None:
-    """Makes the object for a feature; None for those that are not read."""
+    """Makes the tfds object of a feature; None for features that are not read."""
     values = _Values(content)
     if name in (_BOX, _OLD_BOX):
         return tfds.features.BBoxFeature()
@@ -305,7 +305,7 @@ def _feature(name: str, content: dict[str, Any], names_file: epath.Path) -> Any 
 
 
 def _read_classes(values: _Values, names_file: epath.Path) -> list[str]:
-    """Gives the names of the classes, which are numbers if there is no file of names."""
+    """Reads the class names; without a file of names they are numbers."""
     count = values.number("num_classes", MAX_CLASSES)
     if not names_file.exists():
         return [str(number) for number in range(count)]
@@ -348,7 +348,7 @@ def _parse(text: str) -> Any:
 
 
 def _in_file(file: str, read: Callable[[], Any]) -> Any:
-    """Puts the name of a file before what is wrong with it."""
+    """Prefixes errors with the name of the file."""
     try:
         return read()
     except UnusableError as error:
@@ -356,7 +356,7 @@ def _in_file(file: str, read: Callable[[], Any]) -> Any:
 
 
 def _short(value: Any) -> str:
-    """Writes a value of a file so that it fits into a sentence."""
+    """Shortens a value for an error message."""
     text = printable_name(value[:200]) if isinstance(value, str) else reprlib.repr(value)
     text = text if len(text) <= 80 else text[:80] + "..."
     return f"'{text}'" if isinstance(value, str) else text

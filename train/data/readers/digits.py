@@ -10,13 +10,13 @@ from train.data.source import Source
 
 
 def digits(config: Config) -> Source:
-    """Handwritten digits: 1797 real 8x8 grey images, white on black, shipped with scikit-learn.
+    """Loads handwritten digits: 1797 real 8x8 grey images, white on black, shipped with scikit-learn.
 
-    Numbered within its class in the order of the file, every image goes by its number modulo 20:
-    0, 5, 10, 15 to test (364 images), 2, 9, 16 to validation (270), the others to train (1163).
-    So the split is stratified, and fixed without a random generator.
+    The split of an image depends on its number within its class, in the order of the file, modulo 20:
+    0, 5, 10, 15 are test (364 images), 2, 9, 16 validation (270), the others train (1163).
+    The split is therefore stratified, and fixed without a random generator.
     """
-    from sklearn.datasets import load_digits  # takes a second, for which other sources do not wait
+    from sklearn.datasets import load_digits  # slow import (a second), only needed here
 
     data: Any = load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]

@@ -1,4 +1,4 @@
-"""Dividing pictures into splits by their contents, class by class, and notes on copies."""
+"""Divides pictures into splits by their contents, class by class, and reports copies."""
 
 import hashlib
 import itertools
@@ -10,21 +10,21 @@ from train.config.schema import Split
 from train.untrusted import printable_name
 
 DIGEST_BYTES = 16
-_SHARE = 10  # one of so many contents of a class goes to each split that is taken from the others
-_MIN_CONTENTS = 3  # contents of a class, of which each split has one
+_SHARE = 10  # each held-out split takes one in ten contents of a class
+_MIN_CONTENTS = 3  # the fewest contents of a class for one in each split
 _PAIRS: tuple[tuple[Split, Split], ...] = (("train", "validation"), ("train", "test"), ("validation", "test"))
 
 
 def content_digest(data: bytes) -> bytes:
-    """Gives the 16 bytes by which contents of files are compared and ordered."""
+    """Computes the 16-byte digest that compares and orders contents of files."""
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def number_contents(digests: bytes | bytearray) -> np.ndarray:
-    """Numbers contents in the order of their digests; copies have the same number.
+    """Numbers contents in the order of their digests; copies share a number.
 
     Args:
-        digests: those of n files, one behind the other.
+        digests: the concatenated digests of n files.
 
     Returns:
         (n,) int64.
@@ -45,23 +45,23 @@ def number_contents(digests: bytes | bytearray) -> np.ndarray:
 def divide(
     contents: np.ndarray, classes: np.ndarray, found: Sequence[Split | None], folders: Sequence[Split]
 ) -> list[Split]:
-    """Chooses the split of every picture, where its folder does not decide.
+    """Chooses the split of every picture that has no folder of a split.
 
-    Without folders of splits a tenth of each class goes to test and a tenth to validation. If only validation has no
-    folder, it is a tenth of each class of the train folder. A tenth of n different contents is n / 10, rounded with
-    halves up, and at least 1 if n is 3 or more; a class of one or two contents is all for training. The test has the
-    contents with the least digests, validation those with the largest. So
+    Without split folders, test and validation each take a tenth of each class. If only the validation folder is
+    missing, validation takes a tenth of each class of the train folder. A tenth of n different contents is n / 10,
+    rounded half up, and at least 1 if n >= 3; a class of one or two contents is all in train. Test takes the contents
+    with the smallest digests, validation those with the largest. Therefore:
 
-    * copies of a picture go where it goes; neither names nor the order of `contents` matter;
-    * another picture in a class moves at most two others of it, and none between validation and test.
+    * copies of a picture are in one split; neither names nor the order of `contents` matter;
+    * a new picture of a class moves at most two others of the class, and none between validation and test.
 
-    A content that stands in several classes is taken for a split only if each of them still has room there, and its
-    copies go together. Then a class can fall short of its tenth, and further pictures can move.
+    A content of several classes is held out only if each class still needs contents for the split; its copies stay
+    together. A class can then have less than its tenth, and further pictures can move.
 
     Args:
-        contents: (n,) as `number_contents` gives them.
-        classes: (n,) int, the class of each.
-        found: the split whose folder each stands in, or None.
+        contents: (n,) from `number_contents`.
+        classes: (n,) int, the class of each picture.
+        found: the split of each picture's folder, or None.
         folders: the splits that have a folder.
 
     Example:
@@ -78,9 +78,9 @@ def divide(
 
 
 def _choose_held_out(contents: np.ndarray, classes: np.ndarray, splits: Sequence[Split]) -> dict[int, Split]:
-    """Chooses the contents that are not for training."""
+    """Chooses the held-out contents."""
     count = int(classes.max(initial=0)) + 1
-    pairs = np.unique(contents * count + classes)  # of content and class, each once, ascending
+    pairs = np.unique(contents * count + classes)  # distinct pairs of content and class, ascending
     sizes = np.bincount(pairs % count, minlength=count)
     share = np.where(sizes < _MIN_CONTENTS, 0, np.maximum(1, (sizes + _SHARE // 2) // _SHARE))
     chosen: dict[int, Split] = {}
@@ -97,16 +97,16 @@ def _choose_held_out(contents: np.ndarray, classes: np.ndarray, splits: Sequence
 
 
 def copy_notes(names: Sequence[str], contents: np.ndarray, classes: np.ndarray, splits: Sequence[Split]) -> list[str]:
-    """Names copies that stand in two splits or in two classes.
+    """Reports copies in two splits or two classes.
 
     Args:
         names: the path of each picture.
-        contents: (n,) as `number_contents` gives them.
-        classes: (n,) int, the class of each.
-        splits: the split of each.
+        contents: (n,) from `number_contents`.
+        classes: (n,) int, the class of each picture.
+        splits: the split of each picture.
 
     Returns:
-        A sentence for each kind that occurs.
+        A sentence for each kind of copies found.
     """
     copied = np.flatnonzero(np.bincount(contents)[contents] > 1).tolist()
     first: dict[tuple[int, Split], int] = {}

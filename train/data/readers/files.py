@@ -1,4 +1,4 @@
-"""What readers of the user's own folders share: finding, checking and dividing files, and a report of what is wrong."""
+"""Shared functions of the readers of folders: they find and check files, and report unusable ones."""
 
 import dataclasses
 import hashlib
@@ -31,12 +31,12 @@ _Result = TypeVar("_Result")
 
 
 class LeftOut(NamedTuple):
-    """Something in the folder that is not used.
+    """An unused entry of the folder.
 
     Attributes:
-        path: within the folder, as it can be printed.
-        reason: why, in a few words.
-        is_damaged: whether it stands where data should and cannot be used as such.
+        path: its printable path, relative to the folder.
+        reason: a short reason.
+        is_damaged: whether it is in a place for data but unusable.
     """
 
     path: str
@@ -46,14 +46,14 @@ class LeftOut(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FolderReport:
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
         folder: its path.
         totals: the number of images by split.
         images: the number of images by split and class.
-        left_out: what is not used, in the order of paths.
-        notes: what else there is to know, a sentence each.
+        left_out: unused entries, sorted by path.
+        notes: further remarks, a sentence each.
     """
 
     folder: str
@@ -63,7 +63,7 @@ class FolderReport:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        """The report as text; the first line sums it up."""
+        """Formats the report; the first line is a summary."""
         counts = ", ".join(f"{self.totals[split]:,} {split}" for split in SPLITS)
         damaged = sum(entry.is_damaged for entry in self.left_out)
         classes = self.images["train"]
@@ -81,7 +81,7 @@ class FolderReport:
 
 
 class UnusableError(Exception):
-    """A file cannot be used; the message says why, in a few words."""
+    """A file is unusable; the message is a short reason."""
 
     def __init__(self, reason: str, *, is_damaged: bool = True):
         super().__init__(reason)
@@ -89,10 +89,10 @@ class UnusableError(Exception):
 
 
 class Rejects:
-    """Gathers what is left out of a folder.
+    """Collects the unused entries of a folder.
 
     Args:
-        strict: whether damage is an error, `config.data.strict_images`.
+        strict: whether damaged entries raise errors, `config.data.strict_images`.
     """
 
     def __init__(self, strict: bool):
@@ -100,10 +100,10 @@ class Rejects:
         self.entries: list[LeftOut] = []
 
     def add(self, path: str, reason: str, is_damaged: bool = False) -> None:
-        """Notes that something is left out, by its path within the folder.
+        """Adds an entry by its path, relative to the folder.
 
         Raises:
-            UserError: if it is damaged and the reader is strict.
+            UserError: if the entry is damaged and `strict` is set.
         """
         name = printable_name(path)
         if self._strict and is_damaged:
@@ -118,17 +118,17 @@ class Rejects:
 
 
 def nfc(name: str) -> str:
-    """Gives the one of several equal Unicode spellings of a name by which it is compared, NFC."""
+    """Normalises a name to the Unicode form NFC, for comparison."""
     return unicodedata.normalize("NFC", name)
 
 
 def join_path(place: str, name: str) -> str:
-    """Gives the path of `name` in the folder `place`, both within the folder of the data, whose path is ""."""
+    """Joins the folder `place` and `name`; `place` is relative to the folder of the data, "" for that folder."""
     return f"{place}/{name}" if place else name
 
 
 def list_folder(folder: epath.Path) -> list[str]:
-    """Lists a folder in the order of names, whichever way they are spelled in Unicode.
+    """Lists a folder, sorted by NFC name.
 
     Raises:
         UnusableError: if it cannot be listed.
@@ -140,7 +140,7 @@ def list_folder(folder: epath.Path) -> list[str]:
 
 
 def list_required_folder(folder: epath.Path) -> list[str]:
-    """Lists a folder without which there are no data; see `list_folder`.
+    """Lists a required folder; see `list_folder`.
 
     Raises:
         UserError: if it cannot be listed.
@@ -155,9 +155,9 @@ def is_folder(path: epath.Path) -> bool:
     """Whether a path is a folder.
 
     Raises:
-        UnusableError: if that cannot be seen.
+        UnusableError: if the path cannot be accessed.
     """
-    if path.is_dir():  # false whatever fails
+    if path.is_dir():  # False after any error
         return True
     try:
         os.stat(path)
@@ -169,10 +169,10 @@ def is_folder(path: epath.Path) -> bool:
 
 
 def open_root(data_dir: str) -> epath.Path:
-    """Gives the folder that `config.data.dir` names.
+    """Opens the folder `config.data.dir`.
 
     Raises:
-        UserError: if it is no folder.
+        UserError: if it is not a folder.
     """
     root = epath.Path(data_dir)
     try:
@@ -186,15 +186,15 @@ def open_root(data_dir: str) -> epath.Path:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is hidden by its name, or one that systems put next to pictures."""
+    """Whether a file is hidden by its name, or a system's file such as a cache of thumbnails."""
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
 def read_checked_file(path: epath.Path) -> bytes:
-    """Reads a file that was there when the folder was checked.
+    """Reads a file that the check of the folder accepted.
 
     Raises:
-        UserError: if the file cannot be read any more.
+        UserError: if the file can no longer be read.
     """
     try:
         return _read(path, MAX_FILE_BYTES)
@@ -207,14 +207,14 @@ def read_checked_file(path: epath.Path) -> bytes:
 
 
 def read_regular(path: epath.Path, limit: int = MAX_FILE_BYTES) -> bytes:
-    """Reads a file of which nothing is known.
+    """Reads an untrusted file.
 
     Args:
         path: the file.
-        limit: the number of bytes that it may have.
+        limit: the largest accepted size in bytes.
 
     Raises:
-        UnusableError: if it is no regular file, is too large or cannot be read.
+        UnusableError: if the file is not regular, too large or cannot be read.
     """
     try:
         return _read(path, limit)
@@ -224,12 +224,12 @@ def read_regular(path: epath.Path, limit: int = MAX_FILE_BYTES) -> bytes:
 
 def _read(path: epath.Path, limit: int) -> bytes:
     local = os.fspath(path)
-    if os.path.lexists(local) and not os.path.isfile(local):  # reading a pipe would wait forever
+    if os.path.lexists(local) and not os.path.isfile(local):  # reading a pipe would block
         raise UnusableError("no regular file" if os.path.exists(local) else "a link to nothing")
     size = path.stat().length
     if size <= limit:
         with path.open("rb") as file:
-            data = file.read(limit + 1)  # no more even if it grows
+            data = file.read(limit + 1)  # limited, even if the file grows
         size = len(data)
         if size <= limit:
             return data
@@ -237,13 +237,13 @@ def _read(path: epath.Path, limit: int) -> bytes:
 
 
 def folder_state(root: epath.Path, named: Iterable[str]) -> bytes:
-    """Gives a checksum of the names, sizes and times of all files, for a check to be repeated only if they changed.
+    """Computes a checksum of the names, sizes and times of all files; the check is repeated only if it changes.
 
-    It is the same at all times for a bucket.
+    For a bucket it is constant.
 
     Args:
         root: the folder.
-        named: folders of splits, which may stand outside.
+        named: folders of splits, which may be outside `root`.
     """
     digest = hashlib.blake2b(digest_size=16)
     for folder in (root, *(root / name for name in named)):
@@ -254,7 +254,7 @@ def folder_state(root: epath.Path, named: Iterable[str]) -> bytes:
 
 
 def _add_state(folder: str, digest: Any, depth: int = 3) -> None:
-    """Adds what stands in a folder; pictures stand in <split>/<class>/ at the deepest."""
+    """Adds a folder to the checksum; the deepest pictures are in <split>/<class>/."""
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
@@ -274,14 +274,14 @@ def _add_state(folder: str, digest: Any, depth: int = 3) -> None:
 
 
 def find_splits(root: epath.Path, named: dict[Split, str]) -> dict[Split, str]:
-    """Finds the folder of each split that has one, within `root`; gives none if the data stand in `root` itself.
+    """Finds the folders of splits, relative to `root`; returns none if the data are in `root` itself.
 
     Args:
         root: the folder.
         named: `config.data.splits`.
 
     Raises:
-        UserError: if a folder that is named does not exist, others are named but none for train, or a folder cannot be
+        UserError: if a named folder does not exist, folders are named but train has none, or a folder cannot be
             listed.
     """
     entries = list_required_folder(root)
@@ -297,7 +297,7 @@ def find_splits(root: epath.Path, named: dict[Split, str]) -> dict[Split, str]:
         if named:
             raise UserError(f"config.data.splits is {named} but {str(root)!r} has no folder for train; name it, too")
         return {}
-    # A class may be called "train"; then there are pictures in it, no folders.
+    # A folder "train" without folders in it is a class.
     train = root / found["train"]
     if not named and not any(
         _is_accessible_folder(train / name) for name in list_required_folder(train) if not is_hidden(name)
@@ -307,7 +307,7 @@ def find_splits(root: epath.Path, named: dict[Split, str]) -> dict[Split, str]:
 
 
 def _named_folder(root: epath.Path, entries: list[str], split: Split, name: str) -> str:
-    """Gives a folder of a split as it is spelled on the disk."""
+    """Finds the named folder of a split, in any Unicode spelling."""
     for spelling in (name, *(entry for entry in entries if nfc(entry) == nfc(name))):
         if _is_accessible_folder(root / spelling):
             path = str(PurePosixPath(spelling))
@@ -326,7 +326,7 @@ def _is_accessible_folder(path: epath.Path) -> bool:
 
 
 def split_notes(folders: dict[Split, str]) -> list[str]:
-    """Says which splits are taken from others: see `division.divide`; the test's samples are the validation's."""
+    """Lists the splits without folders: `division.divide` makes validation, and test is the same as validation."""
     notes = []
     if folders and "validation" not in folders:
         notes.append("There is no folder for validation: a tenth of the training pictures is held back.")
@@ -336,7 +336,7 @@ def split_notes(folders: dict[Split, str]) -> list[str]:
 
 
 def check_in_threads(check: Callable[[_Item], _Result], items: Iterable[_Item], threads: int) -> Iterator[_Result]:
-    """Checks items by several threads, in the order given, and shows the progress of long checks."""
+    """Checks items in several threads, yields results in order, and shows the progress of long checks."""
     started = said = time.monotonic()
     done = 0
     iterator = iter(items)

@@ -1,4 +1,4 @@
-"""Folders of the user's own pictures: a folder a class, and a report of what could not be used."""
+"""Folders of the user's pictures, one folder for each class, and a report of unusable files."""
 
 import dataclasses
 import functools
@@ -40,12 +40,12 @@ from train.untrusted import printable_name
 
 @dataclasses.dataclass(frozen=True)
 class Files(Sequence[Sample]):
-    """Images of a folder, each read when it is asked for.
+    """Images of a folder, read on access.
 
     Attributes:
         folder: the folder.
-        names: paths within it.
-        labels: the class of each.
+        names: the paths of the images, relative to the folder.
+        labels: the class of each image.
     """
 
     folder: epath.Path
@@ -56,7 +56,7 @@ class Files(Sequence[Sample]):
         return len(self.names)
 
     def __getitem__(self, position: Any) -> Any:
-        """Gives the sample at a position.
+        """Reads the sample at a position.
 
         Raises:
             UserError: if the file cannot be read any more.
@@ -66,25 +66,25 @@ class Files(Sequence[Sample]):
 
 
 def folder(config: Config) -> Source:
-    """The pictures below `config.data.dir`, a local folder or a bucket's.
+    """Loads the pictures in `config.data.dir`, a local folder or a bucket's.
 
-    Either ``<split>/<class>/<file>`` with the folders ``train``, ``validation`` or ``val``, and ``test``, or those that
-    `config.data.splits` names; or ``<class>/<file>``. Without split folders a tenth of each class goes to test and a
-    tenth to validation, chosen by the files' contents: of 50 pictures 5 each, and one each as soon as a class has three
-    (see `train.data.readers.division.divide`). Copies of a picture never stand in two of these splits, and a new
-    picture moves at most two others. If only the validation folder is missing, it is a tenth of each class of the
-    training pictures, chosen likewise; if only the test folder is, the validation pictures are the test too. The report
-    names copies that stand in two folders.
+    Paths are ``<class>/<file>``, or ``<split>/<class>/<file>`` with the folders ``train``, ``validation`` or ``val``,
+    and ``test``, or those of `config.data.splits`. Without split folders, test and validation each take a tenth of each
+    class by the files' contents: 5 each of 50 pictures, and one each if a class has at least three (see
+    `train.data.readers.division.divide`). Copies of a picture are then in one split, and a new picture moves at most
+    two others. If only the validation folder is missing, validation takes a tenth of each class of the training
+    pictures by the same rule; if only the test folder is missing, the validation pictures are also the test pictures.
+    The report names copies in two folders.
 
-    The class of a picture is its folder's name in the Unicode form NFC, escaped where it cannot be printed. Names that
+    The class of a picture is its folder's name in the Unicode form NFC, with unprintable characters escaped. Names that
     differ in capitals or spaces are different classes.
 
-    All files are read once, by several threads. What cannot be used is left out and reported in the source's `report`.
-    The network's input has `config.data.image_size` pixels a side, or 224.
+    Several threads read all files once. Unusable files are left out and listed in the source's `report`. The network's
+    input has `config.data.image_size` pixels a side, or 224.
 
     Raises:
-        UserError: if there is no such folder, or no picture for one of the splits; and with
-            `config.data.strict_images` if a file is damaged.
+        UserError: if the folder does not exist, a split has no picture, or a file is damaged and
+            `config.data.strict_images` is set.
     """
     data = config.data
     if not data.dir:
@@ -107,7 +107,7 @@ def folder(config: Config) -> Source:
 
 
 class _Folder(NamedTuple):
-    """What a folder holds."""
+    """The contents of a folder."""
 
     splits: dict[Split, Files]
     classes: tuple[str, ...]
@@ -116,16 +116,16 @@ class _Folder(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A file that stands where a picture should."""
+    """A candidate: a file in the folder of a class."""
 
-    split: Split | None  # None: not decided by its folder
+    split: Split | None  # None without split folders
     label: str
-    name: str  # the path within the folder
+    name: str  # the path, relative to the folder
 
 
-@functools.lru_cache(maxsize=4)  # training, and the evaluation at its end, check the folder once
+@functools.lru_cache(maxsize=4)  # one check for training and the evaluation at its end
 def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int, state: bytes) -> _Folder:
-    """Checks a folder; `state` is that of its files, see `folder_state`."""
+    """Checks a folder; `state` is the cache key from `folder_state`."""
     root = open_root(data_dir)
     folders = find_splits(root, dict(named))
     rejects = Rejects(strict)
@@ -155,7 +155,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
     numbers = np.fromiter((position[label] for label in labels), int, len(labels))
     chosen = divide(contents, numbers, places, tuple(folders))
 
-    # A class is known by its pictures to train on.
+    # Classes are those of the training pictures.
     used: dict[Split, list[int]] = {split: [] for split in SPLITS}
     for place, split in enumerate(chosen):
         used[split].append(place)
@@ -203,7 +203,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
 
 
 def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iterator[_Found]:
-    """Finds everything that stands where a picture should; leaves out what stands elsewhere."""
+    """Finds the entries of class folders; rejects all others."""
     if folders:
         for name in list_required_folder(root):
             if name not in folders.values():

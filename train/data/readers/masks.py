@@ -1,4 +1,4 @@
-"""Folders of the user's own pictures with masks, the class of every pixel, and a report of what could not be used."""
+"""Folders of the user's pictures with masks, the class of every pixel, and a report of unusable files."""
 
 import dataclasses
 import functools
@@ -45,11 +45,11 @@ _ONE_FOLDER = "a folder where files should be; only files are read there"
 
 @dataclasses.dataclass(frozen=True)
 class Pairs(Sequence[Sample]):
-    """Images of a folder with their masks, each read when it is asked for.
+    """Images of a folder with their masks, read on access.
 
     Attributes:
         folder: the folder.
-        names: the paths of image and mask within it.
+        names: the paths of image and mask, relative to the folder.
     """
 
     folder: epath.Path
@@ -59,10 +59,10 @@ class Pairs(Sequence[Sample]):
         return len(self.names)
 
     def __getitem__(self, position: Any) -> Any:
-        """Gives the sample at a position, its mask decoded.
+        """Reads the sample at a position and decodes its mask.
 
         Raises:
-            UserError: if a file cannot be read any more.
+            UserError: if a file can no longer be read.
         """
         image, mask = (self.folder / name for name in self.names[position])
         try:
@@ -75,23 +75,23 @@ class Pairs(Sequence[Sample]):
 
 
 def masks(config: Config) -> Source:
-    """The pictures below `config.data.dir`, a local folder or a bucket's, with the class of every pixel.
+    """Loads the pictures and masks in `config.data.dir`, a local folder or a bucket's.
 
-    Either ``images/<name>.*`` and ``masks/<name>.png``, or both of these in each of the folders ``train``,
-    ``validation`` or ``val``, and ``test``, or those that `config.data.splits` names. Without split folders a
-    tenth of all pictures goes to test and a tenth to validation, chosen by the contents of the images' files as by
-    `train.data.readers.folder`. Names of image and mask may be spelled in different Unicode forms.
+    Paths are ``images/<name>.*`` and ``masks/<name>.png``, or both of these in each of the folders ``train``,
+    ``validation`` or ``val``, and ``test``, or those of `config.data.splits`. Without split folders, test and
+    validation each take a tenth of all pictures by the contents of the images' files, as in
+    `train.data.readers.folder`. Names of image and mask may have different Unicode forms.
 
-    A mask is a palette or grey PNG file of the image's size. Its values are the numbers of classes, 255 where a pixel
-    does not count. ``classes.txt`` in `config.data.dir`, if it is there, holds the name of a class a line, in UTF-8;
-    otherwise there are as many classes as the largest number asks for, and numbers are their names.
+    A mask is a palette or grey PNG file of the image's size. Its values are class indices, 255 for ignored pixels.
+    ``classes.txt`` in `config.data.dir`, if present, has a class name on each line, in UTF-8. Without it, classes are
+    numbered up to the largest index found, and their names are numbers.
 
-    All files are read once, by several threads. What cannot be used is left out and reported in the source's `report`.
-    The source's image shape is that of the images if all have one, else `config.data.image_size` pixels a side, or 224.
+    Several threads read all files once. Unusable files are left out and listed in the source's `report`. The source's
+    image shape is `config.data.image_size` pixels a side if set, else the common size of the images, else 224.
 
     Raises:
-        UserError: if there is no such folder, no pair of image and mask for one of the splits, fewer than two classes,
-            or `classes.txt` cannot be used; and with `config.data.strict_images` if a file cannot be.
+        UserError: if the folder does not exist, a split has no pair of image and mask, there are fewer than two
+            classes, `classes.txt` is unusable, or a file is unusable and `config.data.strict_images` is set.
     """
     data = config.data
     if not data.dir:
@@ -117,7 +117,7 @@ def masks(config: Config) -> Source:
 
 
 class _Folder(NamedTuple):
-    """What a folder holds; `size` is that of all images, or None."""
+    """The contents of a folder; `size` is the common size of the images, or None."""
 
     splits: dict[Split, Pairs]
     classes: tuple[str, ...]
@@ -127,15 +127,15 @@ class _Folder(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """An image that has a file for its mask; both by their paths within the folder."""
+    """An image and its mask, as paths relative to the folder."""
 
-    split: Split | None  # None: not decided by its folder
+    split: Split | None  # None without split folders
     image: str
     mask: str
 
 
 class _Checked(NamedTuple):
-    """What a pair holds."""
+    """The contents of a usable pair."""
 
     size: tuple[int, int]
     classes: np.ndarray  # (255,) bool, whether each number occurs
@@ -144,15 +144,15 @@ class _Checked(NamedTuple):
 
 
 class _Bad(NamedTuple):
-    """Why a pair is left out, and for which of its files."""
+    """The unusable file of a pair, and the reason."""
 
     name: str
     reason: str
 
 
-@functools.lru_cache(maxsize=4)  # training, and the evaluation at its end, check the folder once
+@functools.lru_cache(maxsize=4)  # one check for training and the evaluation at its end
 def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, threads: int, state: bytes) -> _Folder:
-    """Checks a folder; `state` is that of its files, see `folder_state`."""
+    """Checks a folder; `state` is the cache key from `folder_state`."""
     root = open_root(data_dir)
     known = _read_classes(root / _CLASSES)
     folders = find_splits(root, dict(named))
@@ -224,7 +224,7 @@ def _read(data_dir: str, named: tuple[tuple[Split, str], ...], strict: bool, thr
 
 
 def _read_classes(path: epath.Path) -> tuple[str, ...]:
-    """Reads the names of classes; none if there is no such file."""
+    """Reads the class names; returns none if the file does not exist."""
     try:
         if not path.exists() and not os.path.islink(path):
             return ()
@@ -250,7 +250,7 @@ def _read_classes(path: epath.Path) -> tuple[str, ...]:
 
 
 def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iterator[_Pair]:
-    """Finds images that have a file for their mask; leaves out all else."""
+    """Finds pairs of image and mask; rejects all other entries."""
     if folders:
         for name in list_required_folder(root):
             if name not in folders.values() and name != _CLASSES:
@@ -262,7 +262,7 @@ def _walk(root: epath.Path, folders: dict[Split, str], rejects: Rejects) -> Iter
         image_folder, mask_folder = join_path(place, "images"), join_path(place, "masks")
         masks = _files(root, mask_folder, rejects)
         images = _files(root, image_folder, rejects)
-        # A mask belongs to the image of the same spelling; else to one that is spelled in another Unicode form.
+        # A mask belongs to the image of equal name, else to an image whose name differs in Unicode form only.
         spelled, wanted = set(masks), {_mask_of(name) for name in images}
         others = {nfc(name): name for name in masks if name not in wanted}
         taken: dict[str, str] = {}  # from masks to images
@@ -289,7 +289,7 @@ def _mask_of(image: str) -> str:
 
 
 def _files(root: epath.Path, folder: str, rejects: Rejects) -> list[str]:
-    """Lists a folder's files that are not hidden; none if there is no such folder."""
+    """Lists a folder's visible files; none if the folder does not exist."""
     try:
         if not is_folder(root / folder):
             return []
@@ -331,7 +331,7 @@ def _check(root: epath.Path, pair: _Pair, class_count: int) -> _Checked | _Bad:
 
 
 def _size(data: bytes) -> tuple[int, int]:
-    """Gives the height and width of an image after it was decoded, for a JPEG at an eighth of its size."""
+    """Decodes an image, a JPEG at an eighth of its size, and returns its height and width."""
     size = jpeg_size(data)
     pixels = decode(data, channels=1, reduction=8 if size else 1, strict=True)
     return size or (pixels.shape[0], pixels.shape[1])

@@ -1,4 +1,4 @@
-"""Two tiny data sets in colour, on which any recipe runs in seconds."""
+"""Two tiny colour data sets, on which any recipe runs in seconds."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ _MEAN, _STD = (0.36, 0.36, 0.36), (0.21, 0.21, 0.21)
 
 
 def miniature(config: Config) -> Source:
-    """200 JPEG files, 40 to 80 pixels a side in varying proportions: digits of scikit-learn, enlarged and tinted.
+    """Makes 200 JPEG files, 40 to 80 pixels a side in varying proportions: scikit-learn's digits, enlarged and tinted.
 
-    120 to train, 40 each to validation and test, each from the same split of the digits, the classes equally often.
-    The input has `config.data.image_size` pixels a side, or 32.
+    Train has 120, validation and test 40 each, from the same split of the digits; classes are equally frequent. The
+    input has `config.data.image_size` pixels a side, or 32.
     """
     side = config.data.image_size or 32
 
@@ -39,9 +39,9 @@ def miniature(config: Config) -> Source:
 
 
 def miniature32(config: Config) -> Source:
-    """The same digits in the same colours as arrays of 32 x 32 pixels, like CIFAR, with the class of every pixel.
+    """Makes the same digits in the same colours as arrays of 32 x 32 pixels, like CIFAR, with segmentations.
 
-    Class 0 is the background, digit d is d + 1.
+    Class 0 is the background, class d + 1 is digit d.
     """
     names = tuple("0123456789")
     splits: dict[Split, list[Sample]] = {
@@ -65,7 +65,7 @@ def _at_32(sample: Sample) -> Sample:
 
 
 def _tinted(config: Config) -> dict[Split, list[Sample]]:
-    """Digits between two colours drawn anew for each: (8, 8, 3) uint8."""
+    """Tints each digit between two random colours: (8, 8, 3) uint8."""
     source = digits(config)
 
     def tinted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -88,6 +88,6 @@ def _classes(sample: Sample) -> np.ndarray:
 
 
 def _equally_often(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """The first samples of each class, in turn."""
+    """Chooses the first samples of each class, classes in turn."""
     by_class = [[sample for sample in samples if sample.label == label] for label in range(10)]
     return [by_class[n % 10][n // 10] for n in range(count)]

@@ -1,6 +1,6 @@
-"""Finding the prepared data sets of TensorFlow Datasets (tfds) by name, and what there is to say if they are not there.
+"""Finds prepared data sets of TensorFlow Datasets (tfds) by name, and makes the errors for missing ones.
 
-A name stands for a folder and for nothing else: no code of a data set is imported for it.
+A name only selects a folder: no code of the data set is imported.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from etils import epath
 from tensorflow_datasets.core import constants, naming
 from tensorflow_datasets.core.utils.version import list_all_versions
 
-from train.data.readers import scaled_digits  # noqa: F401  # tfds knows its name from here on
+from train.data.readers import scaled_digits  # noqa: F401  # registers its name in tfds
 from train.data.readers.descriptions import (
     FEATURES,
     FILE_FORMAT,
@@ -30,24 +30,23 @@ _NAME = re.compile(rf"(?P<name>[a-zA-Z]\w*)(?:/(?P<config>[^/:]+))?(?::(?P<versi
 
 
 def is_name(name: str) -> bool:
-    """Whether a data set of tfds can have this name, such as "cifar10", "imagenette/320px-v2" or "cifar10:3.0.2"."""
+    """Whether a name is a valid name of tfds, such as "cifar10", "imagenette/320px-v2" or "cifar10:3.0.2"."""
     match = _NAME.fullmatch(name)
     return match is not None and (match["config"] is None or is_config(match["config"]))
 
 
 def find_prepared(name: str, data_dir: str) -> Description | None:
-    """Looks for the prepared files of a data set.
+    """Finds the prepared files of a data set.
 
     Args:
-        name: as tfds writes it.
-        data_dir: the folder of prepared data sets, or "" for tfds's own.
+        name: the name in tfds.
+        data_dir: the folder of prepared data sets, or "" for tfds's default.
 
     Returns:
-        What its files say of it; None if there are no such files.
+        The description of the data set; None if it is not prepared.
 
     Raises:
-        UserError: if the files are there but of another format, or what describes them is damaged, or if they cannot be
-            reached.
+        UserError: if the files have another format, their description is damaged, or they cannot be opened.
     """
     if not is_name(name):
         return None
@@ -56,7 +55,7 @@ def find_prepared(name: str, data_dir: str) -> Description | None:
         if folder is None:
             return None
         found = read_description(folder)
-    except Exception as error:  # of many kinds: those of file systems that a bucket's name leads to
+    except Exception as error:  # many types, from the file systems of buckets
         raise UserError(
             f"the prepared files of {name!r} in {prepared_root(data_dir)} cannot be opened: {one_line(error)}; remove "
             f"them and prepare them again: {prepare_command(name, data_dir)}"
@@ -71,7 +70,11 @@ def find_prepared(name: str, data_dir: str) -> Description | None:
 
 
 def open_prepared(name: str, data_dir: str, others: Iterable[str]) -> Description:
-    """Gives what `find_prepared` does, or says why there is nothing."""
+    """Finds a data set like `find_prepared`.
+
+    Raises:
+        UserError: if the data set is unknown or not prepared, and as `find_prepared`.
+    """
     found = find_prepared(name, data_dir)
     if found is None:
         if not is_name(name) or re.split("[/:]", name)[0] not in _known_names():
@@ -84,7 +87,7 @@ def open_prepared(name: str, data_dir: str, others: Iterable[str]) -> Descriptio
 
 
 def _find_folder(name: str, root: epath.Path) -> epath.Path | None:
-    """Finds the folder of the newest version that a name stands for, by the rules of tfds."""
+    """Finds the folder of the newest version that matches a name, by the rules of tfds."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -100,12 +103,12 @@ def _find_folder(name: str, root: epath.Path) -> epath.Path | None:
 
 
 def unknown_name(setting: str, name: str, others: Iterable[str] = ()) -> UserError:
-    """Makes the error about a name that no data set has.
+    """Makes the error for an unknown name.
 
     Args:
-        setting: where the name was given.
+        setting: the setting that has the name.
         name: the name.
-        others: names that exist besides those of tfds.
+        others: known names besides those of tfds.
     """
     close = difflib.get_close_matches(name, {*_known_names(), *others}, n=3, cutoff=0.5)
     hint = suggest(name, close) if close else "www.tensorflow.org/datasets/catalog lists the data sets of tfds"
@@ -117,22 +120,22 @@ def _known_names() -> list[str]:
 
 
 def prepared_root(data_dir: str) -> str:
-    """Names the folder of prepared data sets."""
+    """Returns the folder of prepared data sets."""
     return os.path.expanduser(data_dir or str(constants.DATA_DIR))
 
 
 def prepare_command(name: str, data_dir: str) -> str:
-    """Writes the command that prepares a data set."""
+    """Makes the command that prepares a data set."""
     place = f" --data_dir={shlex.quote(data_dir)}" if data_dir else ""
     return f"{program('train.prepare')} --dataset={shlex.quote(name)}{place}"
 
 
 def repair_advice(name: str, data_dir: str, found: Description) -> str:
-    """Says how a data set is prepared anew."""
+    """Makes the advice to prepare a data set again."""
     return f"remove {found.folder} and prepare it again: {prepare_command(name, data_dir)}"
 
 
 def one_line(error: Exception) -> str:
-    """The message of somebody else's error, short enough for a sentence."""
+    """Shortens the message of a library's error for a sentence."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 500 else text[:500] + " ..."

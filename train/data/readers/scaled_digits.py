@@ -1,16 +1,16 @@
 """Scaled digits: scikit-learn's handwritten digits at sizes from 8 to 48 pixels over photographs, a test of scale.
 
-The papers say that their operators see objects of very different sizes better. Here size is the only thing that
-varies much, and it is known for every image, so that accuracy can be read by it. All of it is made from what
-scikit-learn ships, on any machine, in seconds::
+The papers claim that their operators recognise objects of very different sizes better. Here only the size varies
+much, and it is known for every image, so that accuracy can be measured by size. The images are made from scikit-learn's
+data, on any machine, in seconds::
 
     python -m train.prepare --dataset=scaled_digits
 
-An image has 64x64 pixels: a crop of a photograph, dimmed, strokes of pens that mean nothing, and one digit, 1 to 6
-times as large as it was scanned, its factor drawn log-uniformly, at any place where it is whole. The digit is lighter
-than all else, so that a small network learns in minutes and what remains hard is its size. Each digit of scikit-learn
-comes at several sizes. The label is the digit; `scale` is the factor, `bbox` the digit's box and `mask` its pixels, for
-detection and segmentation.
+An image has 64x64 pixels: a dimmed crop of a photograph, distracting pen strokes, and one digit, 1 to 6 times its
+scanned size by a log-uniform factor, at any place where it is whole. The digit is lighter than everything else, so that
+a small network learns in minutes and only the size is difficult. Each digit of scikit-learn appears at several sizes.
+The label is the digit; `scale` is the factor, `bbox` the digit's box and `mask` its pixels, for detection and
+segmentation.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ from train.data.opencv import cv2
 
 SIDE = 64  # pixels of an image
 LARGEST = 6.0  # times the 8 pixels of a scanned digit
-DIMMED = 0.3  # the photograph's share of its light
-STROKES, DIGITS = (60, 140), (210, 255)  # the range of each channel's value
+DIMMED = 0.3  # the photograph's brightness factor
+STROKES, DIGITS = (60, 140), (210, 255)  # ranges of each channel's value
 
-# Mean and standard deviation of each channel over the train split, values scaled to 0..1; a test computes them.
+# Mean and standard deviation of each channel over the train split, values scaled to 0..1; verified by a test.
 MEAN = (0.180, 0.174, 0.159)
 STD = (0.199, 0.189, 0.195)
 
@@ -34,13 +34,13 @@ SEGMENTATION_CLASSES = ("background", *"0123456789")
 
 
 class Part(NamedTuple):
-    """What a split is made of: nothing of it is in another split.
+    """The sources of a split, disjoint from those of other splits.
 
     Attributes:
-        digits: the digits of scikit-learn, by position. Its file goes writer by writer, each with the same list of
-            digits to write, and the parts are cut where a new list begins.
+        digits: the indices of scikit-learn's digits. Its file is ordered by writer, each with the same list of digits,
+            and parts start where a new list starts.
         columns: the columns of each photograph, of 640.
-        copies: images of each digit, at as many sizes and places.
+        copies: the number of images of each digit, at different sizes and places.
     """
 
     digits: range
@@ -56,14 +56,14 @@ PARTS = {
 
 
 class Example(NamedTuple):
-    """An image and all that is known of it.
+    """An image and its annotations.
 
     Attributes:
         image: (64, 64, 3) uint8.
         label: the digit.
-        digit: its position among scikit-learn's digits.
-        scale: times the size at which it was scanned, 1 to 6.
-        box: top, left, bottom and right of the mask in pixels; bottom and right are the first outside.
+        digit: its index among scikit-learn's digits.
+        scale: its size over the scanned size, 1 to 6.
+        box: top, left, bottom and right of the mask in pixels; bottom and right are exclusive.
         mask: (64, 64) bool, true where the digit covers at least half.
     """
 
@@ -76,7 +76,7 @@ class Example(NamedTuple):
 
 
 def segmentation(mask: np.ndarray, label: int) -> np.ndarray:
-    """Gives the digit's pixels, where the mask is not 0, the class of their digit, and all others the background's.
+    """Labels the digit's pixels, where the mask is not 0, with class `label` + 1, and all others with 0.
 
     Example:
         >>> segmentation(np.array([[0, 255]], np.uint8), 7)
@@ -86,7 +86,7 @@ def segmentation(mask: np.ndarray, label: int) -> np.ndarray:
 
 
 def examples(split: str) -> Iterator[Example]:
-    """Draws the images of "train", "validation" or "test", always the same ones in the same order.
+    """Draws the images of "train", "validation" or "test", the same in every call.
 
     Example:
         >>> first = next(examples("test"))
@@ -94,7 +94,7 @@ def examples(split: str) -> Iterator[Example]:
         ((64, 64, 3), 0, True)
     """
     part = PARTS[split]
-    from sklearn.datasets import load_digits, load_sample_image  # takes a second, for which others do not wait
+    from sklearn.datasets import load_digits, load_sample_image  # slow import (a second)
 
     data: Any = load_digits()
     photographs = [load_sample_image(name)[:, part.columns] for name in ("china.jpg", "flower.jpg")]
@@ -122,7 +122,7 @@ def _draw(ink: np.ndarray, label: int, digit: int, photograph: np.ndarray, rng: 
 
 
 def _background(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A square crop of 64 to 120 pixels, mirrored or not, at the image's size and dimmed: (64, 64, 3) float32."""
+    """Makes a dimmed background from a square crop of 64 to 120 pixels, randomly flipped: (64, 64, 3) float32."""
     side = int(rng.integers(SIDE, min(*photograph.shape[:2], 120) + 1))
     top, left = (int(rng.integers(size - side + 1)) for size in photograph.shape[:2])
     crop = photograph[top : top + side, left : left + side]
@@ -132,27 +132,27 @@ def _background(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _stroke(rng: np.random.Generator) -> np.ndarray:
-    """The cover of a line of two or three straight pieces, as long and as thick as those of digits of any scale."""
+    """Draws the mask of a line of one or two straight pieces, as long and thick as those of digits of any scale."""
     scale = LARGEST ** rng.random()
     points = [rng.uniform(0, SIDE, size=2)]
     for _ in range(rng.integers(1, 3)):
         points.append(points[-1] + rng.uniform(-6, 6, size=2) * scale)
     cover = np.zeros((SIDE, SIDE), np.uint8)
-    # OpenCV counts in sixteenths of a pixel for smooth lines.
+    # Coordinates in sixteenths of a pixel, for smooth lines.
     line = np.rint(np.asarray(points) * 16).astype(np.int32)
     cv2.polylines(cover, [line], False, 255, max(1, round(1.2 * scale)), cv2.LINE_AA, shift=4)
     return cover.astype(np.float32) / 255
 
 
 def _enlarged(ink: np.ndarray, scale: float) -> np.ndarray:
-    """The cover of a digit: its grey levels enlarged smoothly, with edges as sharp as the pixels allow."""
+    """Makes the mask of a digit: its grey levels, smoothly enlarged, with edges as sharp as the pixels allow."""
     side = round(8 * scale)
     smooth = cv2.resize(ink, (side, side), interpolation=cv2.INTER_CUBIC)
     return np.clip((smooth - 0.5) * np.float32(scale) + 0.5, 0, 1)
 
 
 def _painted(image: np.ndarray, cover: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Lays one colour over an image where it is covered."""
+    """Blends one colour into an image by the mask `cover`."""
     return image + cover[..., None] * (colour.astype(np.float32) - image)
 
 
@@ -184,11 +184,11 @@ class ScaledDigits(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, example in enumerate(examples(split)):
             top, left, bottom, right = (edge / SIDE for edge in example.box)
-            # Encoded here: tfds would take TensorFlow for it.
+            # Encoded here, because tfds would use TensorFlow.
             yield (
                 key,
                 {
-                    "image": _png(example.image[..., ::-1]),  # OpenCV's colours are blue, green, red
+                    "image": _png(example.image[..., ::-1]),  # OpenCV's order is blue, green, red
                     "label": example.label,
                     "scale": example.scale,
                     "digit": example.digit,

@@ -1,7 +1,7 @@
 """Data sets of TensorFlow Datasets (tfds), by name, read without TensorFlow.
 
-`python -m train.prepare` writes a data set once, which takes TensorFlow; from then on this file reads what was written:
-array_record files, which give any record by its number. `train.data.readers.descriptions` reads what describes them.
+`python -m train.prepare` writes a data set once with TensorFlow. This module reads its array_record files, which have
+random access to records. `train.data.readers.descriptions` reads their description.
 """
 
 import bisect
@@ -32,26 +32,26 @@ from train.data.sample import IGNORED, Sample
 from train.data.source import IMAGENET_MEAN, IMAGENET_STD, Source, fingerprint
 from train.errors import UserError
 
-# Mean and standard deviation of each channel over the train split; all others are taken as photographs.
+# Mean and standard deviation of each channel over the train split; the default is ImageNet's.
 _PIXELS = {
     "cifar10": (CIFAR_10["mean"], CIFAR_10["std"]),
     "cifar100": (CIFAR_100["mean"], CIFAR_100["std"]),
     "scaled_digits": (scaled_digits.MEAN, scaled_digits.STD),
 }
 _LABEL = frozenset({"label"})
-_DEFAULT_SIDE = 224  # pixels, where the images' sizes vary
+_DEFAULT_SIDE = 224  # pixels, if image sizes vary
 _CHECKED_BYTES = 2**20  # at each end of a file, for its checksum
-_SPARE_FILES = 256  # what a process opens besides the data: libraries, checkpoints, sockets
+_SPARE_FILES = 256  # other open files of a process: libraries, checkpoints, sockets
 
 
 class Segmentation(NamedTuple):
-    """How the class of every pixel is found.
+    """The feature and function that make a segmentation.
 
     Attributes:
-        key: the feature that is read.
-        classes: the name of every class.
-        combine: from the indices of the feature's PNG file, (height, width) uint8, and the label of the image, or -1,
-            to the segmentation, alike.
+        key: the key of the feature.
+        classes: the class names.
+        combine: maps the indices of the feature's PNG file, (height, width) uint8, and the label of the image, or -1,
+            to the segmentation, (height, width) uint8.
     """
 
     key: str
@@ -59,39 +59,39 @@ class Segmentation(NamedTuple):
     combine: Callable[[np.ndarray, int], np.ndarray]
 
 
-# Data sets whose segmentation takes more than reading a feature.
+# Data sets whose segmentation is computed from a feature.
 _SEGMENTATIONS = {
     "scaled_digits": Segmentation("mask", scaled_digits.SEGMENTATION_CLASSES, scaled_digits.segmentation),
 }
 
 
 def tfds_source(config: Config, needs: frozenset[str] = _LABEL, others: Iterable[str] = ()) -> Source:
-    """Any data set of images with labels or segmentations of tfds that was prepared.
+    """Loads a prepared tfds data set of images with labels or segmentations.
 
-    ``config.data.source`` is its name as tfds writes it, ``"cifar10"``, ``"imagenette/320px-v2"`` or
-    ``"cifar10:3.0.2"``, ``config.data.dir`` the folder of prepared data sets, or "" for tfds's own:
-    ``~/tensorflow_datasets``, or what the environment variable TFDS_DATA_DIR names.
+    ``config.data.source`` is its name in tfds, such as ``"cifar10"``, ``"imagenette/320px-v2"`` or ``"cifar10:3.0.2"``.
+    ``config.data.dir`` is the folder of prepared data sets, or "" for tfds's default: ``~/tensorflow_datasets``, or the
+    value of the environment variable TFDS_DATA_DIR.
 
-    Splits: ``config.data.splits`` maps "train", "validation" and "test" to expressions of tfds, for example
-    ``"train[:95%]"``. What it leaves out is the data set's own split of that name. A data set with one labelled split
-    besides "train" uses it for validation and for test, and the source's note says so. Unlabelled splits, as the test
-    split of imagenet2012, are never used, and training images never evaluated.
+    Splits: ``config.data.splits`` maps "train", "validation" and "test" to tfds expressions, for example
+    ``"train[:95%]"``. The default for a missing one is the data set's split of that name. If only one labelled split
+    besides "train" exists, it is used for validation and test, and the source has a note. Unlabelled splits, such as
+    the test split of imagenet2012, are never used, and training images are never evaluated.
 
-    Images: if all have one size, this is the model's input, unless ``config.data.image_size`` names another: then, and
-    if sizes vary, images are to be brought to ``config.data.image_size`` squared, 224 by default, and `Source.is_sized`
-    is False. Samples hold the encoded file's bytes, and what else is one number for each image in `Sample.numbers`.
+    Images: the model's input has the common size of the images, unless ``config.data.image_size`` has another value. In
+    that case, and if sizes vary, the input is ``config.data.image_size`` squared, 224 by default, and `Source.is_sized`
+    is False. Samples have the encoded bytes, and `Sample.numbers` the other features with one number for each image.
     Grey images are standardised by the mean of the colours' statistics.
 
-    Annotations: see `find_features`. Those that are not needed are not read.
+    Annotations: see `find_features`. Only needed ones are read.
 
     Args:
         config: a checked config.
-        needs: the fields of `Sample` that are read, where the data set has them.
-        others: names of other sources, for the advice about an unknown name.
+        needs: the fields of `Sample` to read, if the data set has them.
+        others: names of other sources, to suggest for an unknown name.
 
     Raises:
         UserError: if the data set is unknown, not prepared, prepared in another format, incomplete or damaged, if it
-            lacks images with labels or segmentations, or if its splits do not do.
+            lacks images with labels or segmentations, or if its splits are unsuitable.
     """
     prepared = open_prepared(config.data.source, config.data.dir, others)
     features = find_features(prepared)
@@ -129,16 +129,16 @@ def tfds_source(config: Config, needs: frozenset[str] = _LABEL, others: Iterable
 
 
 class Features(NamedTuple):
-    """Where a data set keeps its images and what it knows of them.
+    """The features of a data set: images and annotations.
 
     Attributes:
         image: the key of the image.
         label: the key of the label, or "".
-        segmentation: how the class of every pixel is found, or None.
+        segmentation: the feature and function of the segmentation, or None.
         box: the key of the box of the labelled object, or "".
         shape: (height, width, channels) of every image; height and width are None if sizes vary.
-        classes: the name of every class.
-        numbers: the keys of what else is one number for each image, such as a second target.
+        classes: the class names.
+        numbers: the keys of other features with one number for each image, such as a second target.
     """
 
     image: str
@@ -151,7 +151,7 @@ class Features(NamedTuple):
 
     @property
     def fields(self) -> frozenset[str]:
-        """The fields of `Sample` that the data set has, beside the image."""
+        """The fields of `Sample` that the data set has, besides the image."""
         names = ["label"] * bool(self.label) + ["segmentation"] * bool(self.segmentation)
         return frozenset(names + ["boxes", "labels"] * bool(self.box))
 
@@ -159,13 +159,13 @@ class Features(NamedTuple):
 def find_features(info: Any) -> Features:
     """Finds images and annotations among the features of a data set.
 
-    Image and label are what tfds calls the supervised keys, or there is one Image and one ClassLabel. The segmentation
-    is the one LabeledImage, whose pixels are numbers of its classes, or what `_SEGMENTATIONS` says of the data set. A
-    BBoxFeature is the box of the labelled object, where all images have one size.
+    Image and label are the supervised keys of tfds, else the only Image and the only ClassLabel. The segmentation is
+    the data set's entry in `_SEGMENTATIONS`, else the only LabeledImage, whose pixels are class indices. If all images
+    have one size, a BBoxFeature is the box of the labelled object.
 
     Raises:
-        UserError: if there is not one image with a label or a segmentation, or images have other pixels than 8-bit grey
-            or colour.
+        UserError: if there is not one image with a label or a segmentation, or if images are neither 8-bit grey nor
+            8-bit colour.
     """
     types: dict[str, Any] = dict(info.features) if isinstance(info.features, tfds.features.FeaturesDict) else {}
     images, labels = (
@@ -180,7 +180,7 @@ def find_features(info: Any) -> Features:
     ]
     segmentation = _SEGMENTATIONS.get(info.name)
     if segmentation and not isinstance(types.get(segmentation.key), tfds.features.Image):
-        segmentation = None  # another data set of that name
+        segmentation = None  # another data set of the same name
     if segmentation is None and len(maps) == 1:
         segmentation = Segmentation(maps[0], tuple(types[maps[0]].names), lambda indices, label: indices)
     if len(images) != 1 or (len(labels) != 1 and not segmentation):
@@ -195,7 +195,7 @@ def find_features(info: Any) -> Features:
             f"config.data.source {info.name!r} does not say how many classes {label!r} has; choose another data set"
         )
     height, width, channels = image.shape
-    channels = channels or 3  # a number that is not fixed
+    channels = channels or 3  # not fixed
     if channels not in (1, 3) or image.np_dtype != np.uint8:
         raise UserError(
             f"config.data.source {info.name!r} has images of {channels} channels of {np.dtype(image.np_dtype)}, but 1 "
@@ -213,13 +213,13 @@ def find_features(info: Any) -> Features:
 
 
 class Records(Sequence[Sample]):
-    """The records of a split, read when they are asked for; threads may ask at the same time.
+    """The records of a split, read on access; safe for threads.
 
     Args:
-        prepared: what describes the data set.
-        instructions: the files of the split, and which part of each.
-        advice: what to do about a damaged file.
-        needs: the fields of `Sample` that are read.
+        prepared: the description of the data set.
+        instructions: the files of the split, and the part of each.
+        advice: how to repair a damaged file, for error messages.
+        needs: the fields of `Sample` to read.
     """
 
     def __init__(
@@ -247,21 +247,21 @@ class Records(Sequence[Sample]):
         return self.read(operator.index(position))
 
     def read(self, position: int, *, unlabelled: bool = False) -> Sample:
-        """Reads the record of a position.
+        """Reads the record at a position.
 
         Args:
             position: from 0.
-            unlabelled: whether the label may be -1, which means that it is not known.
+            unlabelled: whether the label may be -1 (unknown).
 
         Raises:
-            UserError: if its file is damaged, or the label, or that of a pixel, is not the number of a class.
+            UserError: if its file is damaged, or the label or the label of a pixel is not a class.
         """
         if not 0 <= position < len(self):
             raise IndexError(f"there is no record {position} among {len(self)}")
         features = self.features
         try:
             data = self._data[position]
-            if not data:  # so a file that lost its end since it was checked is read
+            if not data:  # a file truncated after its check gives empty records
                 raise ValueError("it is empty")
             example = self._parse(data, decoders=self._decoders)
             if lacking := [key for key in self._keys if example[key] is None]:
@@ -271,7 +271,7 @@ class Records(Sequence[Sample]):
             label = int(example[features.label]) if features.label else -1
             if self._box and not (np.shape(example[self._box]) == (4,) and np.isfinite(example[self._box]).all()):
                 raise ValueError(f"its {self._box} is no box")
-        except Exception as error:  # many kinds, of array_record, protobuf and tfds
+        except Exception as error:  # many types, from array_record, protobuf and tfds
             raise UserError(
                 f"{self.file_of(position)} is damaged, record {position} of the split cannot be read "
                 f"({one_line(error)}); "
@@ -312,24 +312,24 @@ class Records(Sequence[Sample]):
         return found
 
     def file_of(self, position: int) -> str:
-        """Names the file that holds the record of a position."""
+        """Returns the file of the record at a position."""
         return self._files[bisect.bisect_right(self._ends, position)]
 
 
 def open_records(prepared: Description, expression: str, advice: str, needs: frozenset[str] = _LABEL) -> Records:
-    """Opens a split once all its files are found whole.
+    """Checks that the files of a split are complete, and opens it.
 
     Args:
-        prepared: what `find_prepared` gave.
-        expression: a split as tfds writes it.
-        advice: what to do about damaged files.
-        needs: the fields of `Sample` that are read.
+        prepared: the result of `find_prepared`.
+        expression: a tfds expression of a split.
+        advice: how to repair damaged files, for error messages.
+        needs: the fields of `Sample` to read.
 
     Raises:
-        UserError: if there is no such split, it is empty, or a file is missing, incomplete or damaged.
+        UserError: if the split does not exist or is empty, or a file is missing, incomplete or damaged.
     """
     instructions = _instructions(prepared, expression)
-    # A reader of a file that is missing or cut off says nothing and has no records.
+    # A reader of a missing or truncated file raises no error and has no records.
     with ThreadPoolExecutor(16) as threads:
         for instruction, found in zip(instructions, threads.map(_count_records, instructions), strict=True):
             if found != instruction.examples_in_shard:
@@ -344,7 +344,7 @@ def open_records(prepared: Description, expression: str, advice: str, needs: fro
 def _instructions(prepared: Description, expression: str) -> list[FileInstruction]:
     try:
         instructions = prepared.splits[expression].file_instructions
-    except Exception as error:  # tfds has no error of its own for what it cannot parse
+    except Exception as error:  # tfds has no single error type for invalid expressions
         raise UserError(
             f"the split {expression!r} of {prepared.name!r} cannot be had: {one_line(error)}; its own splits are "
             f"{', '.join(prepared.splits)}"
@@ -355,19 +355,19 @@ def _instructions(prepared: Description, expression: str) -> list[FileInstructio
 
 
 def _count_records(instruction: FileInstruction) -> int:
-    if not os.path.isfile(instruction.filename):  # opening a pipe would wait forever
+    if not os.path.isfile(instruction.filename):  # opening a pipe would block
         return 0
-    # The options are those by which records are read later: with larger buffers, opening would read all of a file.
+    # The same options as for reading records: with larger buffers, opening would read the whole file.
     options = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 2**15}
     reader = ArrayRecordReader(instruction.filename, **options)
     count = reader.num_records()
-    with contextlib.suppress(RuntimeError):  # tells only now that there was nothing to open
+    with contextlib.suppress(RuntimeError):  # raised here if the file could not be opened
         reader.close()
     return count
 
 
 def _fingerprints(prepared: Description, chosen: dict[Split, str]) -> dict[Split, str]:
-    """Gives the checksum of each split: of its name and version, which parts of files it is, and of these files."""
+    """Computes the checksum of each split from the name, the version, the parts of files and the files' checksums."""
     parts: dict[Split, list[FileInstruction]]
     parts = {split: _instructions(prepared, expression) for split, expression in chosen.items()}
     files = sorted({part.filename for split in parts.values() for part in split})
@@ -381,7 +381,7 @@ def _fingerprints(prepared: Description, chosen: dict[Split, str]) -> dict[Split
 
 
 def _checksum(file: str) -> str:
-    """Gives the checksum of a file's size and of its first and last bytes: of all of a small file."""
+    """Computes the checksum of a file's size and its first and last bytes; small files count whole."""
     path = epath.Path(file)
     size = path.stat().length
     with path.open("rb") as opened:
@@ -391,7 +391,9 @@ def _checksum(file: str) -> str:
 
 
 def allow_open_files(count: int) -> None:
-    """Lets this process open so many more files: ImageNet lies in 1,088, and they stay open; often 1,024 are allowed.
+    """Raises this process's limit of open files by `count`.
+
+    ImageNet has 1,088 files, which stay open; a usual limit is 1,024.
 
     Raises:
         UserError: if the system does not allow it.
@@ -410,7 +412,7 @@ def allow_open_files(count: int) -> None:
 
 
 def _choose_splits(config: Config, prepared: Description, advice: str) -> tuple[dict[Split, str], str]:
-    """Gives the expression of each split, and a note if one serves for two."""
+    """Chooses the expression of each split; returns a note if validation and test are the same."""
     chosen: dict[Any, str] = {"train": "train", **config.data.splits}
     own = {s: s for s in ("validation", "test") if s in prepared.splits and _is_labelled(prepared, s, advice)}
     for split, other in (("validation", "test"), ("test", "validation")):
@@ -439,7 +441,7 @@ def _is_labelled(prepared: Description, expression: str, advice: str) -> bool:
 
 
 def _overlap(left: Sequence[FileInstruction], right: Sequence[FileInstruction]) -> bool:
-    """Tells whether two splits share records."""
+    """Whether two splits share records."""
     parts = {}
     for part in left:
         parts.setdefault(part.filename, []).append(part)

@@ -1,8 +1,8 @@
-"""Augmentation on the host: one class a transform, in the order in which they are applied.
+"""Augmentation on the host: a class for each transform; `TRANSFORMS` has their order.
 
 A transform maps a `Sample` and a generator to a new sample. Geometric transforms move the annotations with the image
-(`train.data.transforms.geometry`), colour transforms change the image alone. Their arguments are a dictionary of
-``config.data.augment``: ``{"random_resized_crop": {}, "flip": {"probability": 0.5}}``.
+(`train.data.transforms.geometry`), colour transforms change the image only. ``config.data.augment`` has their
+arguments: ``{"random_resized_crop": {}, "flip": {"probability": 0.5}}``.
 """
 
 import dataclasses
@@ -40,17 +40,17 @@ TRANSFORMS: dict[str, type] = {
 
 
 def create_augmentation(augment: Mapping[str, Any], source: Source) -> Transform:
-    """Puts the transforms of a config together.
+    """Composes the transforms of a config.
 
     Args:
-        augment: ``config.data.augment``, from the names of transforms to their arguments.
+        augment: ``config.data.augment``: the arguments of each transform by name.
         source: the source of the samples.
 
     Returns:
         Maps a sample, decoded or not, and a generator to a decoded sample.
 
     Raises:
-        UserError: for an unknown transform, and arguments it lacks, does not know, or that are out of range.
+        UserError: if a transform is unknown, or an argument is missing, unknown or out of range.
     """
     for name, arguments in augment.items():
         if name not in TRANSFORMS:
@@ -58,7 +58,7 @@ def create_augmentation(augment: Mapping[str, Any], source: Source) -> Transform
         if not isinstance(arguments, dict):
             raise UserError(f"config.data.augment.{name} is {arguments!r} but must be a dictionary of its arguments")
     transforms = [_create(name, augment[name], source) for name in TRANSFORMS if name in augment]
-    crops_files = "random_resized_crop" in augment  # and decodes no more than it needs
+    crops_files = "random_resized_crop" in augment  # which decodes only the part it needs
     channels = source.image_shape[-1]
 
     def transform(sample: Sample, rng: Generator) -> Sample:
@@ -71,10 +71,10 @@ def create_augmentation(augment: Mapping[str, Any], source: Source) -> Transform
 
 
 def check_equal_sizes(data: Data, source: Source) -> None:
-    """Refuses images of varying sizes that no transform brings to one, for tasks that see whole images.
+    """Checks that images have one size after augmentation, for tasks on whole images.
 
     Raises:
-        UserError: if there is none.
+        UserError: if sizes vary and no transform makes them equal.
     """
     if not source.is_sized and "random_resized_crop" not in data.augment:
         raise UserError(

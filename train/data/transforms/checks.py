@@ -1,8 +1,8 @@
-"""Checks of the arguments of transforms; the messages begin with the argument's name."""
+"""Checks the arguments of transforms; error messages start with the argument's name."""
 
 
 def in_range(transform: object, **ranges: tuple[float, float]) -> None:
-    """Raises ValueError unless each named argument is a number in its range, ends included."""
+    """Raises ValueError unless each named argument is a number in its closed range."""
     for name, (low, high) in ranges.items():
         value = getattr(transform, name)
         if type(value) not in (int, float) or not low <= value <= high:
@@ -10,7 +10,7 @@ def in_range(transform: object, **ranges: tuple[float, float]) -> None:
 
 
 def is_interval(transform: object, **ranges: tuple[float, float]) -> None:
-    """Raises ValueError unless each named argument is a pair of rising numbers above `low`, at most `high`."""
+    """Raises ValueError unless each named argument is an ascending pair above `low`, at most `high`."""
     for name, (low, high) in ranges.items():
         value = getattr(transform, name)
         is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(type(v) in (int, float) for v in value)
@@ -19,7 +19,7 @@ def is_interval(transform: object, **ranges: tuple[float, float]) -> None:
 
 
 def has_three_channels(shape: tuple[int, int, int], name: str, value: object) -> None:
-    """Raises ValueError unless the images have colours."""
+    """Raises ValueError unless images have 3 channels."""
     if shape[-1] != 3:
         raise ValueError(
             f"{name} is {value!r} but needs images of 3 channels, and these have {shape[-1]}; leave it out"

@@ -1,7 +1,7 @@
-"""Changes of colours and brightness: the operations, and the transforms that draw their strength.
+"""Colour and brightness operations, and the transforms that draw their strength.
 
-The operations take (height, width, channels) uint8 images and follow Pillow's definitions, which torchvision's are.
-A factor of 1 leaves an image as it is, 0 gives the extreme. The transforms change the image alone.
+The operations take (height, width, channels) uint8 images and follow the definitions of Pillow and torchvision. A
+factor of 1 is the identity, 0 the extreme. The transforms change the image only.
 """
 
 import dataclasses
@@ -38,23 +38,23 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def saturation(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blends with the grey image; does nothing to an image that is grey."""
+    """Blends with the grey image; the identity for grey images."""
     if image.shape[-1] == 1:
         return image
     return cv2.addWeighted(image, factor, cv2.cvtColor(_grey(image), cv2.COLOR_GRAY2RGB), 1 - factor, 0)
 
 
 def hue(image: np.ndarray, shift: float) -> np.ndarray:
-    """Turns the circle of hues by a fraction of it, -0.5 to 0.5; does nothing to an image that is grey."""
+    """Rotates the hue by a fraction of the circle, -0.5 to 0.5; the identity for grey images."""
     if image.shape[-1] == 1:
         return image
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(int(shift * 255) % 256)  # wraps around, as the hue does
+    hsv[..., 0] += np.uint8(int(shift * 255) % 256)  # wraps around
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
 def as_bytes(image: np.ndarray) -> np.ndarray:
-    """Rounds values of 0..255 to uint8, by which levels are looked up; gives uint8 images as they are."""
+    """Rounds and clips values to uint8; the identity for uint8 images."""
     return image if image.dtype == np.uint8 else np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
@@ -63,20 +63,20 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 
 def _mapped(image: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """Replaces every value of 0..255 by the whole part of its new one."""
+    """Maps every value by a table of 256 levels, clipped and truncated to uint8."""
     return np.clip(levels, 0, 255).astype(np.uint8)[image]
 
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter:
-    """Changes brightness, contrast, saturation and hue, in an order drawn anew each time (torchvision's ColorJitter).
+    """Changes brightness, contrast, saturation and hue in random order (torchvision's ColorJitter).
 
     Args:
-        shape: (height, width, channels) of the images, the source's.
-        brightness: the factor is uniform from 1 less this, at least 0, to 1 more; 0 to 10.
-        contrast: likewise.
-        saturation: likewise.
-        hue: the largest shift either way, a fraction of the circle, 0 to 0.5.
+        shape: (height, width, channels) of the source's images.
+        brightness: b, 0 to 10: the factor is uniform on [max(0, 1 - b), 1 + b].
+        contrast: as `brightness`.
+        saturation: as `brightness`.
+        hue: the largest shift in either direction, as a fraction of the circle, 0 to 0.5.
     """
 
     shape: tuple[int, int, int]
@@ -106,11 +106,11 @@ class ColorJitter:
 
 @dataclasses.dataclass(frozen=True)
 class Lighting:
-    """Adds to all pixels one colour, drawn along the principal components of ImageNet's colours (AlexNet, section 4.1).
+    """Adds a random colour along the principal components of ImageNet's colours to all pixels (AlexNet, section 4.1).
 
     Args:
-        shape: (height, width, channels) of the images, the source's.
-        std: deviation of the normal factor of each component, 0 to 10.
+        shape: (height, width, channels) of the source's images.
+        std: standard deviation of each component's normal factor, 0 to 10.
     """
 
     shape: tuple[int, int, int]

@@ -1,4 +1,4 @@
-"""Crops and mirrors."""
+"""Crops and flips."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ _TRIES = 10
 
 
 class Box(NamedTuple):
-    """A part of an image, in pixels."""
+    """A crop of an image, in pixels."""
 
     top: int
     left: int
@@ -28,15 +28,14 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-    """Cuts out a part of random area and proportions and resizes it (Szegedy et al. 2015, torchvision's rule).
+    """Crops a random area with random proportions and resizes it (Szegedy et al. 2015, torchvision's rule).
 
-    Ten times a part is drawn; if none lies within the image, the largest part in the middle is taken whose proportions
-    are allowed. Where the part of an encoded JPEG has at least twice the output's size, the file is decoded at the
-    fraction that suffices.
+    It draws up to ten crops; if none fits into the image, it takes the largest central crop with allowed proportions.
+    If the crop of an encoded JPEG has at least twice the output's size, the file is decoded at a reduced size.
 
     Args:
         shape: (height, width, channels) of the output, the source's.
-        area: range of the part's area, as fractions of the image's.
+        area: range of the crop's area, as fractions of the image's.
         ratio: range of its width over its height; the logarithm is uniform.
     """
 
@@ -51,7 +50,7 @@ class RandomResizedCrop:
         """Maps a sample, its image decoded or not, to one with an image of the output's shape.
 
         Raises:
-            ImageError: for bytes that are no image.
+            ImageError: if the bytes are not an image.
         """
         height, width, channels = self.shape
         image = sample.image
@@ -65,12 +64,12 @@ class RandomResizedCrop:
             pixels = decode(bytes(image), channels, reduction, rows=box.top + box.height)
         top, left = box.top // reduction, box.left // reduction
         part = pixels[top : top + box.height // reduction, left : left + box.width // reduction]
-        # A part of the reduced image is off by less than a pixel of the output.
+        # The crop of the reduced image is off by less than an output pixel.
         matrix = scaling(width / box.width, height / box.height) @ translation(-box.left, -box.top)
         return move(sample, resize(part, height, width, quick=True), matrix)
 
     def draw(self, height: int, width: int, rng: Generator) -> Box:
-        """Draws the part of an image of `height` and `width` pixels."""
+        """Draws the crop of an image of `height` x `width` pixels."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(_TRIES):
             area = height * width * rng.uniform(self.area[0], self.area[1])
@@ -86,7 +85,7 @@ class RandomResizedCrop:
 
 @dataclasses.dataclass(frozen=True)
 class PadCrop:
-    """Adds black on all sides and cuts out a random part of the size before, as is usual for CIFAR.
+    """Pads all sides with black and takes a random crop of the original size, as is usual for CIFAR.
 
     Args:
         padding: pixels on each side, 0 to 64.
@@ -110,10 +109,10 @@ class PadCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """Exchanges left and right; key points keep their order.
+    """Flips an image horizontally; key points keep their order.
 
     Args:
-        probability: how often, 0 to 1.
+        probability: probability of the flip, 0 to 1.
     """
 
     probability: float = 0.5
@@ -122,9 +121,9 @@ class Flip:
         in_range(self, probability=(0, 1))
 
     def __call__(self, sample: Sample, rng: Generator) -> Sample:
-        """Maps a sample to itself or its mirror image."""
+        """Maps a sample to itself or its flip."""
         if rng.random() >= self.probability:
             return sample
         image = sample.pixels
-        # A view from behind takes 50 times as long to copy into a batch.
+        # A copy: a view of negative stride takes 50 times as long to copy into a batch.
         return move(sample, cv2.flip(image, 1).reshape(image.shape), mirroring(image.shape[1]))

@@ -1,7 +1,7 @@
-"""Operations on an image and the classes of its pixels, by the rules of PyConvSegNet's and PSPNet's public code.
+"""Operations on an image and its segmentation, by the rules of PyConvSegNet's and PSPNet's public code.
 
-Images are (height, width, channels) of 0 to 255, usually float32; labels are (height, width) integers. All is exact but
-for the rounding of float32: OpenCV interpolates floating-point images without fixed-point weights.
+Images are (height, width, channels) of 0 to 255, usually float32; labels are (height, width) integers. Operations are
+exact up to float32 rounding, because OpenCV interpolates floating-point images without fixed-point weights.
 """
 
 import math
@@ -15,10 +15,10 @@ __all__ = ["blur", "crop", "flip", "pad", "rescale", "rotate", "rotation_matrix"
 
 
 def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes by a factor, to sides rounded half to even, at least 1.
+    """Resizes by a factor; sides are rounded half to even, at least 1.
 
-    Pixel i shows the place (i + 0.5) / factor - 0.5 of the image, linearly interpolated without smoothing, and the
-    label floor(i / factor): the factor is the exact one, not the ratio of the sides.
+    Pixel i samples the image at (i + 0.5) / factor - 0.5, with linear interpolation and without smoothing, and the
+    label at floor(i / factor), with the exact factor instead of the ratio of the sides.
 
     Example:
         >>> image, label = rescale(np.zeros((5, 7, 3), np.float32), np.arange(35).reshape(5, 7), 0.5)
@@ -28,7 +28,7 @@ def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.nda
     height, width = (max(1, round(side * factor)) for side in label.shape)
     if min(label.shape) * factor > 0.5:
         resized = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
-    else:  # OpenCV would round a side to 0
+    else:  # OpenCV would round a side down to 0
         resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     rows, columns = (
         np.minimum(np.floor(np.arange(new) / factor).astype(np.intp), old - 1)
@@ -38,10 +38,9 @@ def rescale(image: np.ndarray, label: np.ndarray, factor: float) -> tuple[np.nda
 
 
 def rotation_matrix(height: int, width: int, degrees: float) -> np.ndarray:
-    """The (3, 3) matrix that turns about (width / 2, height / 2), counter-clockwise on the screen.
+    """Makes the (3, 3) matrix of a counter-clockwise rotation about (width / 2, height / 2).
 
-    It maps places of the source to places of the output, (x, y, 1), for which a pixel's centre is a whole number, as
-    OpenCV's matrices do.
+    It maps source coordinates (x, y, 1) to output coordinates. As in OpenCV, pixel centres are integers.
     """
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
@@ -57,10 +56,9 @@ def rotation_matrix(height: int, width: int, degrees: float) -> np.ndarray:
 def rotate(
     image: np.ndarray, label: np.ndarray, degrees: float, mean: Sequence[float], ignore: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turns counter-clockwise about the middle; the size stays.
+    """Rotates counter-clockwise about the middle and keeps the size.
 
-    The image is linearly interpolated, with `mean` beyond its edges; the label is the nearest pixel's, and `ignore`
-    beyond them.
+    The image is interpolated linearly and padded with `mean`; the label is the nearest pixel's, padded with `ignore`.
     """
     height, width = label.shape
     matrix = rotation_matrix(height, width, degrees)[:2]
@@ -84,19 +82,19 @@ def rotate(
 
 
 def blur(image: np.ndarray) -> np.ndarray:
-    """Smooths by the kernel (1, 4, 6, 4, 1) / 16 along either axis; the outermost pixels are mirrors."""
+    """Convolves both axes with (1, 4, 6, 4, 1) / 16; the padding reflects about the edge pixels."""
     return _with_channels(cv2.GaussianBlur(image, (5, 5), 0, borderType=cv2.BORDER_REFLECT_101), image)
 
 
 def flip(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Exchanges left and right."""
+    """Flips horizontally."""
     return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(label[:, ::-1])
 
 
 def pad(
     image: np.ndarray, label: np.ndarray, size: tuple[int, int], mean: Sequence[float], ignore: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads to at least `size`, half of it before, rounded down: the image by `mean`, the label by `ignore`."""
+    """Pads to at least `size`, half (rounded down) in front: the image with `mean`, the label with `ignore`."""
     height, width = (max(side, least) for side, least in zip(label.shape, size, strict=True))
     top, left = (height - label.shape[0]) // 2, (width - label.shape[1]) // 2
     inside = (slice(top, top + label.shape[0]), slice(left, left + label.shape[1]))
@@ -116,15 +114,15 @@ def crop(
     mean: Sequence[float],
     ignore: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads to at least `size`, as `pad` does, and takes a part of it.
+    """Pads to at least `size` like `pad`, then crops.
 
     Args:
         image: the image.
         label: its labels.
-        size: height and width of the part.
-        corner: top and left of the part in the padded image; None takes the middle, rounded down.
-        mean: of each channel, which fills the image.
-        ignore: the label that fills the labels.
+        size: height and width of the crop.
+        corner: top and left of the crop in the padded image; None for the middle, rounded down.
+        mean: the padding of each channel of the image.
+        ignore: the padding of the labels.
 
     Example:
         >>> image, label = crop(np.zeros((2, 5, 1), np.uint8), np.arange(10).reshape(2, 5), (4, 3), None, (9,), 255)
@@ -139,5 +137,5 @@ def crop(
 
 
 def _with_channels(image: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """OpenCV drops a single channel."""
+    """Restores the channel axis, which OpenCV drops for one channel."""
     return image.reshape(*image.shape[:2], before.shape[2])

@@ -14,11 +14,11 @@ _TRIES = 10
 
 @dataclasses.dataclass(frozen=True)
 class RandomErasing:
-    """Paints a random rectangle in the mean colour, the network's 0 (Zhong et al. 2017, torchvision's rule).
+    """Fills a random rectangle with the mean colour, 0 after normalisation (Zhong et al. 2017, torchvision's rule).
 
     Args:
-        mean: mean of each channel, 0..1, the source's.
-        probability: how often, 0 to 1.
+        mean: the source's mean of each channel, 0..1.
+        probability: probability of erasing, 0 to 1.
         area: range of the rectangle's area, as fractions of the image's.
         ratio: range of its height over its width; the logarithm is uniform.
     """
@@ -33,7 +33,7 @@ class RandomErasing:
         is_interval(self, area=(0, 1), ratio=(0, 100))
 
     def __call__(self, sample: Sample, rng: Generator) -> Sample:
-        """Maps a sample to one with a new image; annotations stay, as of what another object hides."""
+        """Maps a sample to one with a new image; annotations stay, like those of occluded objects."""
         if rng.random() >= self.probability:
             return sample
         image = sample.pixels

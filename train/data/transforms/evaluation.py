@@ -1,4 +1,4 @@
-"""What the evaluation of a classifier looks at of an image: its centre, or ten crops."""
+"""The crops that evaluate a classifier: the centre, or ten crops."""
 
 from collections.abc import Callable
 
@@ -15,25 +15,25 @@ _CROP_SHARE = 0.875  # of the shorter side; 224 of 256, as is usual for ImageNet
 def create_evaluation(
     source: Source, *, eval_size: int = 0, eval_resize: int = 0, eval_crops: int = 1
 ) -> Callable[[Image], np.ndarray]:
-    """Makes the transform of evaluation and prediction, which draws no random numbers.
+    """Makes the deterministic transform of evaluation and prediction.
 
-    The shorter side is resized to `eval_resize` and the crops have `eval_size`. Images of a source where all have one
-    size are taken as they are, unless the config says otherwise; with `eval_size` alone, all of the image is resized to
-    it.
+    The shorter side is resized to `eval_resize`, and the crops have `eval_size`. If all images of the source have one
+    size, the default is no resizing, and `eval_size` alone resizes the whole image.
 
     Args:
         source: the source of the images.
-        eval_size: ``config.task.eval_size``: the side of the crop in pixels, or 0 for the source's.
-        eval_resize: ``config.task.eval_resize``: the shorter side before the crop, or 0 for the crop's over 0.875.
+        eval_size: ``config.task.eval_size``: the side of the crop in pixels, or 0 for the source's input size.
+        eval_resize: ``config.task.eval_resize``: the shorter side before the crop, or 0 for the default: the crop's
+            side, divided by 0.875 if sizes vary.
         eval_crops: ``config.task.eval_crops``: 1 or 10.
 
     Returns:
         Maps an image, decoded or not, to (height, width, channels) uint8, or with `eval_crops` 10 to
         (10, height, width, channels): the corners, top left, top right, bottom left and bottom right, the centre, and
-        the mirror images of these five (Krizhevsky et al. 2012, section 4.1).
+        the flips of these five (Krizhevsky et al. 2012, section 4.1).
 
     Raises:
-        UserError: if the crop is larger than what it is cut from.
+        UserError: if the crop is larger than the resized image.
     """
     height, width, channels = source.image_shape
     if eval_size:

@@ -1,8 +1,8 @@
-"""The mechanism of geometric transforms: one matrix moves an image's annotations as its pixels move.
+"""Geometric transforms: one matrix moves an image's annotations with its pixels.
 
-A matrix is (3, 3) float64 and maps coordinates of the source, (x, y, 1), to coordinates of the output. Coordinates are
-continuous: pixel i covers [i, i + 1), its centre is i + 0.5. A transform draws its parameters once, makes the output's
-image with the pixel operation that suits it, and hands the matrix to `move` for all else.
+A matrix is (3, 3) float64 and maps source coordinates (x, y, 1) to output coordinates. Coordinates are continuous:
+pixel i covers [i, i + 1) with the centre i + 0.5. A transform draws its parameters once, makes the output image by a
+pixel operation, and passes the matrix to `move` for the annotations.
 """
 
 import numpy as np
@@ -11,28 +11,28 @@ from train.data.sample import IGNORED, Sample
 
 
 def translation(x: float, y: float) -> np.ndarray:
-    """Moves by x to the right and y down."""
+    """Makes the matrix of a shift by x to the right and y down."""
     return np.array(((1, 0, x), (0, 1, y), (0, 0, 1)), np.float64)
 
 
 def scaling(x: float, y: float) -> np.ndarray:
-    """Scales about the top left corner."""
+    """Makes the matrix of a scaling about the top left corner."""
     return np.diag((x, y, 1.0))
 
 
 def mirroring(width: int) -> np.ndarray:
-    """Exchanges left and right in an image of `width` pixels."""
+    """Makes the matrix of a horizontal flip of `width` pixels."""
     return np.array(((-1, 0, width), (0, 1, 0), (0, 0, 1)), np.float64)
 
 
 def from_indices(matrix: np.ndarray) -> np.ndarray:
-    """Turns OpenCV's matrix, (2, 3) or (3, 3), for which a pixel's centre is a whole number, into one of ours."""
+    """Converts OpenCV's matrix, (2, 3) or (3, 3) with integer pixel centres, to continuous coordinates."""
     whole = np.vstack([matrix, (0, 0, 1)]) if len(matrix) == 2 else matrix
     return translation(0.5, 0.5) @ whole @ translation(-0.5, -0.5)
 
 
 def move_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Moves points, (..., 2), by a matrix; gives float64.
+    """Moves points, (..., 2), by a matrix; returns float64.
 
     Example:
         >>> move_points(np.array([[1.0, 2.0]]), mirroring(8)).tolist()
@@ -43,20 +43,20 @@ def move_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def move_map(maps: np.ndarray, matrix: np.ndarray, height: int, width: int, outside: int) -> np.ndarray:
-    """Moves maps of classes or masks: every pixel of the output takes the value under its centre.
+    """Moves maps of classes or masks: every output pixel takes the source value at its centre.
 
     Args:
         maps: (..., h, w) of any type.
         matrix: (3, 3), from the source to the output.
         height: rows of the output.
         width: columns of the output.
-        outside: the value where the output shows no part of the source.
+        outside: the value of output pixels outside the source.
 
     Returns:
         (..., height, width) of the same type.
     """
     backwards = np.linalg.inv(matrix)
-    if not (backwards[[0, 1, 2, 2], [1, 0, 0, 1]]).any():  # columns come from columns and rows from rows
+    if not (backwards[[0, 1, 2, 2], [1, 0, 0, 1]]).any():  # separable: no rotation, shear or perspective
         columns = np.floor((backwards[0, 0] * (np.arange(width) + 0.5) + backwards[0, 2]) / backwards[2, 2])[None]
         rows = np.floor((backwards[1, 1] * (np.arange(height) + 0.5) + backwards[1, 2]) / backwards[2, 2])[:, None]
     else:
@@ -69,10 +69,10 @@ def move_map(maps: np.ndarray, matrix: np.ndarray, height: int, width: int, outs
 
 
 def move_boxes(boxes: np.ndarray, matrix: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Moves boxes, (n, 4): the hulls of their moved corners, clipped to an output of `height` x `width` pixels.
+    """Moves boxes, (n, 4), to the hulls of their moved corners, clipped to an output of `height` x `width` pixels.
 
     Returns:
-        (n, 4) float32; a box that left the output has no area.
+        (n, 4) float32; boxes outside the output have no area.
     """
     corners = move_points(boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]], matrix)
     clipped = np.clip(np.concatenate([corners.min(1), corners.max(1)], axis=1), 0, (width, height, width, height))
@@ -80,18 +80,18 @@ def move_boxes(boxes: np.ndarray, matrix: np.ndarray, height: int, width: int) -
 
 
 def move(sample: Sample, image: np.ndarray, matrix: np.ndarray, *, segmentation: np.ndarray | None = None) -> Sample:
-    """Moves everything that a sample knows of its image.
+    """Moves the annotations of a sample and replaces its image.
 
-    Boxes become the hulls of their moved corners, clipped to the output. An instance whose box, or else whose mask or
-    polygon, has no part in the output is dropped from all fields. Polygons are not clipped. A key point that leaves the
-    output is no longer labelled; a mirror does not exchange left and right key points. Maps take the nearest pixel's
-    value: outside the source masks are False, and segmentations 255.
+    Boxes become the hulls of their moved corners, clipped to the output. Instances outside the output, by their box, or
+    else mask, or else polygon, are dropped from all fields. Polygons are not clipped. Key points outside the output
+    become unlabelled; a flip does not swap left and right key points. Maps take the nearest pixel's value: outside the
+    source, masks are False and segmentations 255.
 
     Args:
-        sample: the sample before; its image is not looked at.
-        image: the output's, (height, width, channels), which the transform has made.
+        sample: the sample before; its image is not used.
+        image: the output image, (height, width, channels), made by the transform.
         matrix: (3, 3), from the source to the output.
-        segmentation: the output's, where the transform has a rule of its own for it.
+        segmentation: the output's segmentation, if the transform computes it itself.
 
     Returns:
         A sample with the new image.

@@ -1,7 +1,7 @@
-"""The transforms of PyConvSegNet's and PSPNet's public training, on samples.
+"""The transforms of PyConvSegNet's and PSPNet's public training.
 
-In the order of the table of `train.data.transforms`: scale, rotation, blur, flip; the segmentation task crops at the
-end. Images are float32 of 0..255 from the first of them on, so that nothing is rounded in between.
+Their order, that of `train.data.transforms.TRANSFORMS`, is scale, rotation, blur, flip; the segmentation task crops at
+the end. Images are float32 of 0..255 after the first transform, to avoid rounding in between.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ _Operation = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class RandomScale:
-    """Enlarges or shrinks the whole image by a uniform factor, without smoothing.
+    """Resizes the image by a uniform random factor, without smoothing.
 
     No image is enlarged to more than `MAX_ENLARGED_PIXELS`.
 
     Args:
-        low: the least factor, 0.05 to 20.
-        high: the largest, not below `low`.
+        low: the smallest factor, 0.05 to 20.
+        high: the largest factor, `low` to 20.
     """
 
     low: float = 0.5
@@ -53,12 +53,12 @@ class RandomScale:
 
 @dataclasses.dataclass(frozen=True)
 class RandomRotation:
-    """Turns the image about its middle; the mean colour enters at the border.
+    """Rotates the image about its middle and pads with the mean colour.
 
     Args:
-        mean: mean of each channel, 0..1, the source's.
-        degrees: the largest angle either way, 0 to 180.
-        probability: how often, 0 to 1.
+        mean: the source's mean of each channel, 0..1.
+        degrees: the largest angle in either direction, 0 to 180.
+        probability: probability of a rotation, 0 to 1.
     """
 
     mean: tuple[float, ...]
@@ -85,10 +85,10 @@ class RandomRotation:
 
 @dataclasses.dataclass(frozen=True)
 class Blur:
-    """Smooths the image over 5 x 5 pixels.
+    """Blurs the image with a 5x5 kernel.
 
     Args:
-        probability: how often, 0 to 1.
+        probability: probability of a blur, 0 to 1.
     """
 
     probability: float = 0.5
@@ -104,14 +104,14 @@ class Blur:
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Cuts out a part of fixed size at a random place, after the image is padded to at least that size.
+    """Pads the image to at least a fixed size, then takes a random crop of this size.
 
-    The padding is half before, rounded down, and half after: the mean colour, which does not count as any class.
+    Half of the padding, rounded down, is in front. It has the mean colour and the ignored class.
 
     Args:
-        height: rows of the part.
-        width: columns of the part.
-        mean: mean of each channel, 0..1, the source's.
+        height: rows of the crop.
+        width: columns of the crop.
+        mean: the source's mean of each channel, 0..1.
     """
 
     height: int
@@ -132,7 +132,7 @@ class RandomCrop:
         return self._cropped(sample, top, left)
 
     def centred(self, sample: Sample) -> Sample:
-        """Maps a sample to its centre, at places rounded down."""
+        """Maps a sample to its centre crop, at offsets rounded down."""
         height, width = sample.pixels.shape[:2]
         return self._cropped(sample, max(height - self.height, 0) // 2, max(width - self.width, 0) // 2)
 
@@ -155,7 +155,7 @@ def _as_floats(image: np.ndarray) -> np.ndarray:
 
 
 def _moved(sample: Sample, image: np.ndarray, matrix: np.ndarray, operation: _Operation) -> Sample:
-    """Moves image and segmentation by an operation on both, all else by its matrix."""
+    """Moves image and segmentation by `operation`, other annotations by `matrix`."""
     classes = sample.segmentation
     moved, moved_classes = operation(image, np.zeros(image.shape[:2], np.uint8) if classes is None else classes)
     return move(sample, moved, matrix, segmentation=None if classes is None else moved_classes)

@@ -1,7 +1,7 @@
 """TrivialAugmentWide: one operation of fourteen, of random strength (Müller & Hutter 2021, arXiv 2103.10158).
 
-The operations, their 31 strengths and the signs are those of torchvision's TrivialAugmentWide; pixels are interpolated
-linearly, and black enters at the border.
+Operations, their 31 strengths and signs are those of torchvision's TrivialAugmentWide, with linear interpolation and
+black padding.
 """
 
 import dataclasses
@@ -20,20 +20,20 @@ _SMOOTH = np.array(((1, 1, 1), (1, 5, 1), (1, 1, 1)), np.float32) / 13
 
 
 def fetch(image: np.ndarray, to_input: np.ndarray) -> np.ndarray:
-    """Fetches every pixel of the output from where the matrix, (2, 3), says in the input."""
+    """Samples the input at the coordinates of every output pixel, by a (2, 3) matrix from output to input."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(image, to_input, image.shape[1::-1], flags=flags).reshape(image.shape)
 
 
 def rotation(height: int, width: int, degrees: float) -> np.ndarray:
-    """Turns about the centre: the matrix from indices of the output's pixels to those of the input, (2, 3)."""
+    """Makes the (2, 3) matrix of a rotation about the centre, from output to input indices."""
     sine, cosine = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
     y, x = (height - 1) / 2, (width - 1) / 2
     return np.array(((cosine, -sine, x - cosine * x + sine * y), (sine, cosine, y - sine * x - cosine * y)), np.float64)
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blends with a smoothed image, as Pillow's ImageEnhance does; the border stays."""
+    """Blends with a smoothed image, like Pillow's ImageEnhance; border pixels stay."""
     smooth = image.copy()
     smooth[1:-1, 1:-1] = cv2.filter2D(image, -1, _SMOOTH).reshape(image.shape)[1:-1, 1:-1]
     return cv2.addWeighted(image, factor, smooth, 1 - factor, 0).reshape(image.shape)
@@ -45,7 +45,7 @@ def posterize(image: np.ndarray, bits: int) -> np.ndarray:
 
 
 def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
-    """Inverts the values from the threshold on."""
+    """Inverts values of at least `threshold`."""
     return np.where(image >= threshold, 255 - image, image)
 
 
@@ -74,7 +74,7 @@ def equalize(image: np.ndarray) -> np.ndarray:
     return result
 
 
-# From the height and width of an image and a strength, with its sign, to a matrix for `fetch`.
+# Each maps height, width and signed strength to a matrix for `fetch`.
 MOVEMENTS: dict[str, Callable[[int, int, float], np.ndarray]] = {
     "shear_x": lambda height, width, by: np.array(((1, by, 0), (0, 1, 0)), np.float64),
     "shear_y": lambda height, width, by: np.array(((1, 0, 0), (by, 1, 0)), np.float64),
@@ -82,7 +82,7 @@ MOVEMENTS: dict[str, Callable[[int, int, float], np.ndarray]] = {
     "translate_y": lambda height, width, by: np.array(((1, 0, 0), (0, 1, -int(by))), np.float64),
     "rotate": rotation,
 }
-# From an image and a strength, with its sign, to a new image.
+# Each maps an image and a signed strength to a new image.
 COLOURS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "identity": lambda image, _: image,
     "brightness": lambda image, by: brightness(image, 1 + by),
@@ -94,7 +94,7 @@ COLOURS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "autocontrast": lambda image, _: autocontrast(image),
     "equalize": lambda image, _: equalize(image),
 }
-# The largest strength of each operation, and whether the sign is drawn; in torchvision's order.
+# The largest strength of each operation, and whether its sign is random; in torchvision's order.
 STRENGTHS: dict[str, tuple[float, bool]] = {
     "identity": (0, False),
     "shear_x": (0.99, True),
@@ -116,10 +116,10 @@ _NAMES = tuple(STRENGTHS)
 
 @dataclasses.dataclass(frozen=True)
 class TrivialAugment:
-    """Applies one operation, drawn uniformly, with one of 31 strengths, drawn uniformly; it takes no arguments."""
+    """Applies a uniformly random operation with one of 31 uniformly random strengths; it has no arguments."""
 
     def __call__(self, sample: Sample, rng: Generator) -> Sample:
-        """Maps a sample to one with a uint8 image of the same shape; movements move the annotations, too."""
+        """Maps a sample to one with a uint8 image of the same shape; geometric operations also move the annotations."""
         name = _NAMES[rng.integers(len(_NAMES))]
         largest, is_signed = STRENGTHS[name]
         strength = largest * int(rng.integers(BINS)) / (BINS - 1)
@@ -127,7 +127,7 @@ class TrivialAugment:
 
 
 def apply(sample: Sample, name: str, strength: float) -> Sample:
-    """Applies the operation of a name with a strength."""
+    """Applies the operation `name` with a signed strength."""
     image = as_bytes(sample.pixels)
     if name in COLOURS:
         return sample.replace(image=COLOURS[name](image, strength))

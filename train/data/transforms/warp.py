@@ -10,14 +10,14 @@ from train.data.transforms.geometry import from_indices, move
 
 @dataclasses.dataclass(frozen=True)
 class Warp:
-    """Rotates, scales and shifts, each uniformly up to a strength; black enters at the border.
+    """Rotates, scales and shifts by uniform random amounts and pads with black.
 
-    There are no flips: a mirrored digit is another sign.
+    It does not flip, because a flipped digit is a different sign.
 
     Args:
-        shift: pixels, 0 to 4 for a digit's 8.
-        rotation: degrees, 0 to 90.
-        scale: a fraction, 0 to 0.9.
+        shift: the largest shift in pixels, 0 to 4 (digits have 8 pixels a side).
+        rotation: the largest rotation in degrees, 0 to 90.
+        scale: the largest deviation of the scale from 1, 0 to 0.9.
     """
 
     shift: float
