@@ -1,7 +1,8 @@
 """PSConv, PyConv and IC-Conv in PyTorch, as sums and concatenations of its convolutions.
 
-Only 3x3, strides 1, equal inputs and outputs, without bias, for the benchmark. The children have the names of the public
-weights, so `msconv_jax.load_state_dict` also loads these modules' `state_dict`. Importing this file needs PyTorch.
+Only 3x3, strides 1, equal inputs and outputs, without bias, for the benchmark. The children have the names of the
+public weights, so `msconv_jax.load_state_dict` also loads these modules' `state_dict`. Importing this file needs
+PyTorch.
 """
 
 from __future__ import annotations
