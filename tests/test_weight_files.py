@@ -563,7 +563,7 @@ def test_only_what_is_taken_is_read(tmp_path, bounded):
         bounded(lambda: read_state_dict(path), 5, (5 << 20) if make is old_file else (1 << 20))
 
 
-# --- archives that lie ---
+# --- inconsistent archives ---
 
 
 def test_the_containers_are_checked(refuses):

@@ -85,7 +85,7 @@ def test_a_run_leaves_its_files(finished_run):
 
 
 def test_a_finished_run_says_so_and_repeats_its_result(finished_run, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "load_source", None)  # whatever trains needs it
+    monkeypatch.setattr(loop, "load_source", None)  # every training needs it
     assert train(tiny(), Classification, finished_run, command="again") == 0
     output = capsys.readouterr().out.splitlines()
     result = json.loads((finished_run / "result.json").read_text())
@@ -361,7 +361,7 @@ def test_a_workdir_that_cannot_be_written_stops_the_run_before_training(tmp_path
     def refuse(self, *arguments, **named):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
-    monkeypatch.setattr(loop, "create_train_step", None)  # whatever trains needs it
+    monkeypatch.setattr(loop, "create_train_step", None)  # every training needs it
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     arguments = (f"--config={TINY_CONFIG}", f"--workdir={tmp_path / 'run'}")
     _, errors = fail(program.main, monkeypatch, capsys, *arguments)
@@ -370,7 +370,7 @@ def test_a_workdir_that_cannot_be_written_stops_the_run_before_training(tmp_path
 
 @pytest.mark.slow
 def test_a_read_only_file_system_stops_the_run_before_training(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "create_train_step", None)  # whatever trains needs it
+    monkeypatch.setattr(loop, "create_train_step", None)  # every training needs it
     with mounted(tmp_path / "disk", "size=1m,ro"):
         for workdir in (tmp_path / "disk", tmp_path / "disk" / "run"):
             arguments = (f"--config={TINY_CONFIG}", f"--workdir={workdir}")
