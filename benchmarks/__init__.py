@@ -1,1 +1,1 @@
-"""Timing: operators against the plain convolution. Programs, not part of the wheel."""
+"""Benchmark programs: operators over the plain convolution. Not part of the wheel."""

@@ -1,16 +1,16 @@
-"""All benchmarks, as one document.
+"""Runs all benchmarks and writes one document.
 
     python -m benchmarks [--full] [--write NAME]
 
-Without `--full`: the operators over the plain convolution, with few rounds (minutes on two cores). With it: more
-rounds, the native grouped convolutions, `ps_resnet50` over `resnet50`, what is hard for XLA, and PyTorch's operators if
-PyTorch is installed. The document is printed, or with `--write` replaces `benchmarks/results/NAME.md`. Leave the
-machine alone meanwhile: other work on it changes the ratios too.
+Without `--full`: the operators over the plain convolution, with few rounds (minutes on two cores). With `--full`: more
+rounds, the native grouped convolutions, `ps_resnet50` over `resnet50`, cases outside XLA's fast paths, and PyTorch's
+operators if PyTorch is installed. The document is printed; `--write` replaces `benchmarks/results/NAME.md` instead. Run
+nothing else on the machine meanwhile: it changes the ratios too.
 
     python -m benchmarks --docs NAME
 
-Times nothing; copies the summary of `benchmarks/results/NAME.md` into docs/performance.md, and the table of
-`benchmarks.operator_costs` with its times into docs/operators/index.md, each between two comments.
+copies the summary of `benchmarks/results/NAME.md` into docs/performance.md, and the table of
+`benchmarks.operator_costs` with these times into docs/operators/index.md, each between two comments. It times nothing.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ ROUNDS, FULL_ROUNDS = 5, 15
 SUMMARY_LEGEND = (
     "Geometric means of the ratios over the shapes, what the project aims at, and in parentheses the worst shape."
 )
-OVERHEAD_TARGET = 0.8  # of the ratios over the plain convolution, over those of PyTorch
+OVERHEAD_TARGET = 0.8  # the library's ratio over the plain convolution, divided by PyTorch's
 
 
 def collect(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """Runs the comparisons and reports each when it is done."""
+    """Runs the comparisons and reports the end of each."""
     done = []
     for comparison in comparisons:
         print(f"{comparison.name} over {comparison.base}: done", file=sys.stderr, flush=True)
@@ -49,7 +49,7 @@ def collect(comparisons: Iterable[Comparison]) -> list[Comparison]:
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, list[Comparison]], list[str]]:
-    """Runs what the options ask for: the comparisons by section, and remarks on what was left out."""
+    """Runs the selected benchmarks; returns the comparisons by section, and remarks on omitted ones."""
     shapes = (options.sizes, options.batch, options.rounds)
     sections = {"Operators": collect(operators.compare_all(*shapes, options.only, native=options.full))}
     if not options.full:
@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Comparison]], l
     sections["Hard places"] = collect(hard_places.compare_all(options.batch, min(options.rounds, hard_places.ROUNDS)))
     if not pytorch_operators.installed():
         return sections, ["PyTorch is not installed here and was left out."]
-    # Last, so that PyTorch's threads do not slow the other benchmarks down.
+    # Last, since PyTorch's threads would slow the other benchmarks down.
     sections["PyTorch"] = collect(pytorch_operators.compare_all(*shapes))
     if pytorch_operators.compiler() is None:
         return sections, ["There is no C++ compiler here: torch.compile was left out."]
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, list[Comparison]], l
 
 
 def document(command: str, setting: str, sections: dict[str, list[Comparison]], remarks: Sequence[str]) -> str:
-    """The whole text."""
+    """The whole document as Markdown."""
     everything = [comparison for comparisons in sections.values() for comparison in comparisons]
     parts = [
         "# Times over the plain convolution",
@@ -88,7 +88,7 @@ def document(command: str, setting: str, sections: dict[str, list[Comparison]], 
 
 
 def with_summary(page: str, results: str) -> str:
-    """The page with the summary of a document of results between its two comments.
+    """The page with the summary of `results` between its two comments.
 
     Raises:
         ValueError: if the page lacks the comments.

@@ -1,10 +1,10 @@
-"""The measurements behind the cost model of msconv_jax/lowering/cost.py, for the backend that runs here.
+"""Measures the constants of the cost model in msconv_jax/lowering/cost.py for the current backend.
 
     python -m benchmarks.convolution_costs
 
-First the constants of a dense convolution, fitted to the times of several sizes, kernels and widths. Then, for dense
-3x3 convolutions, a sum of shifts (depthwise) and the native grouped convolution: giga multiply-accumulates a second,
-forward and with both gradients.
+First it prints the constants of a dense convolution, fitted to the times of several sizes, kernels and widths. Then it
+prints giga multiply-accumulates per second, forward and with both gradients, for dense 3x3 convolutions, a sum of
+shifts (depthwise), packs and the native grouped convolution.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from benchmarks.timing import machine, time_interleaved
 from msconv_jax.convolution import convolve
 
 WIDTHS = (8, 16, 32, 64, 128)
-NARROW = 16  # XLA on CPU sends convolutions with more channels than this, in or out, elsewhere
+NARROW = 16  # XLA on CPU uses another algorithm for more input or output channels
 
 
 def fit(shapes: list[tuple[int, int, int, int]], times_ms: list[float]) -> dict[str, float]:
-    """Constants of `CostModel`, in multiply-accumulates, and how many of these a millisecond has.
+    """Constants of `CostModel` in multiply-accumulates, and multiply-accumulates per millisecond.
 
-    The model is ``rate * time = overhead + pixels * (pixel + taps * inputs * (outputs + extra_outputs))``; the relative
-    error is made small.
+    The model is ``rate * time = overhead + pixels * (pixel + taps * inputs * (outputs + extra_outputs))``, by least
+    squares of the relative error.
 
     Args:
-        shapes: output pixels, batch included, taps, inputs and outputs of each convolution.
-        times_ms: their times.
+        shapes: output pixels (with the batch), taps, inputs and outputs of each convolution.
+        times_ms: times in milliseconds.
     """
     pixels, taps, inputs, outputs = np.array(shapes, float).T
     columns = np.stack([np.ones_like(pixels), pixels, pixels * taps * inputs, pixels * taps * inputs * outputs], axis=1)
@@ -44,7 +44,7 @@ def fit(shapes: list[tuple[int, int, int, int]], times_ms: list[float]) -> dict[
 
 
 def rates(size: int, batch: int, inputs: int, outputs: int, groups: int, lowering: str) -> str:
-    """A line of the table."""
+    """One line of the table."""
     x = jnp.ones((batch, size, size, inputs))
     kernel = jnp.ones((3, 3, inputs // groups, outputs))
 
@@ -65,7 +65,7 @@ def rates(size: int, batch: int, inputs: int, outputs: int, groups: int, lowerin
 
 
 def constants(batch: int = 8) -> None:
-    """Prints the fitted constants, of the narrow convolutions and of the others."""
+    """Prints the fitted constants of the wide and of the narrow convolutions."""
     functions, arguments = {}, {}
     for size in (28, 14, 7):
         for kernel_size in (1, 3, 5):

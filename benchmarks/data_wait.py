@@ -1,10 +1,10 @@
-"""Which share of its time a training of ResNet-50 at 224 x 224 waits for the next batch.
+"""Measures the share of time that training of ResNet-50 at 224 x 224 waits for the next batch.
 
     python -m benchmarks.data_wait [--batch 16] [--steps 6] [--threads 2]
 
-The steps are those of `train.engine.loop`, with JPEGs of ImageNet's size and random resized crop and flip, each step
-run to its end. The first two steps, in which XLA compiles and the pipeline fills, do not count. Leave the machine alone
-meanwhile.
+The steps are those of `train.engine.loop`, on JPEGs of ImageNet's size with random resized crop and flip; each step
+runs to its end. The first two steps, in which XLA compiles and the pipeline fills, do not count. Run nothing else on
+the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNCOUNTED = 2
 def waits(
     batch_size: int, steps: int, threads: int, model: str = "resnet50", side: int = SIDE
 ) -> list[tuple[float, float]]:
-    """Trains; for each step that counts the seconds waited for its batch, and the seconds of the step itself."""
+    """Trains; returns the seconds of waiting and of computing for each counted step."""
     samples = [Sample(image=data, label=n % 10) for n, data in enumerate(make_files())]
     classes = tuple(map(str, range(10)))
     source = Source(

@@ -1,8 +1,8 @@
-"""Time of a plain convolution of the library over `nnx.Conv` where XLA leaves its fast paths, and of layers in a loop.
+"""Times the library's plain convolution over `nnx.Conv` outside XLA's fast paths, and layers in a loop.
 
     python -m benchmarks.hard_places [--rounds 3]
 
-Kernels larger than the image; a loop over layers with its gradients; and what such a loop saves in compile time. Few
+Kernels larger than the image, a loop over layers with its gradients, and the compile time that such a loop saves. Few
 rounds, because one can take ten seconds.
 """
 
@@ -29,13 +29,13 @@ LAYERS = 6
 
 
 def work_on(function: Callable[..., jax.Array]) -> dict[str, Callable[..., Any]]:
-    """The function of parameters and input, and its value with both gradients."""
+    """The function of parameters and input, and the function with both gradients."""
     total = lambda state, x: jnp.sum(function(state, x) ** 2)  # noqa: E731
     return {FORWARD: function, BACKWARD: jax.value_and_grad(total, argnums=(0, 1))}
 
 
 def layers_of(operator: Callable[..., nnx.Module], width: int) -> tuple[nnx.GraphDef, list[nnx.State]]:
-    """Some equal layers: their common structure, and the parameters of each."""
+    """The common structure and the parameters of `LAYERS` equal layers."""
     options = {"kernel_size": (3, 3), "padding": 1, "use_bias": False}
     modules = [
         operator(width, width, rngs=nnx.Rngs(jax.random.key(seed, impl="rbg")), **options) for seed in range(LAYERS)
@@ -44,14 +44,14 @@ def layers_of(operator: Callable[..., nnx.Module], width: int) -> tuple[nnx.Grap
 
 
 def unrolled(graphdef: nnx.GraphDef, states: list[nnx.State], x: jax.Array) -> jax.Array:
-    """The layers one after the other."""
+    """Applies the layers one after the other."""
     for state in states:
         x = jnp.tanh(nnx.merge(graphdef, state)(x))
     return x
 
 
 def looped(graphdef: nnx.GraphDef, states: list[nnx.State], x: jax.Array) -> jax.Array:
-    """The same as a loop over stacked parameters."""
+    """Applies the layers in a `lax.scan` over stacked parameters."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     return lax.scan(lambda x, state: (jnp.tanh(nnx.merge(graphdef, state)(x)), None), x, stacked)[0]
 
@@ -69,7 +69,7 @@ def timed_rows(
 
 
 def images(batch: int, size: int, width: int) -> jax.Array:
-    """Random input."""
+    """Random images."""
     return jax.random.normal(jax.random.key(0), (batch, size, size, width))
 
 
@@ -79,7 +79,7 @@ def by_work(rows: list[dict[str, Row]]) -> dict[str, list[Row]]:
 
 
 def large_kernels(batch: int, rounds: int) -> Comparison:
-    """A 9x9 kernel on images that are smaller."""
+    """A 9x9 kernel on smaller images."""
     rows = []
     for size, width in LARGE_KERNEL:
         options: dict[str, Any] = {"kernel_size": (9, 9), "padding": 4, "use_bias": False}
@@ -96,7 +96,7 @@ def large_kernels(batch: int, rounds: int) -> Comparison:
 
 
 def loops(batch: int, rounds: int) -> Comparison:
-    """Equal layers in a loop, the library's over Flax's."""
+    """Equal layers in a loop: the library's over Flax's."""
     rows = []
     for size, width in IN_A_LOOP:
         (base, states), (own, own_states) = (layers_of(operator, width) for operator in (nnx.Conv, GroupedConv))
@@ -109,7 +109,7 @@ def loops(batch: int, rounds: int) -> Comparison:
 
 
 def loop_or_not(batch: int, rounds: int) -> Comparison:
-    """Layers in a loop over the same layers one after the other."""
+    """Layers in a loop over the same layers without a loop."""
     rows = []
     for size, width in IN_A_LOOP:
         graphdef, states = layers_of(PSConv, width)

@@ -1,12 +1,12 @@
-"""How many images a second the host prepares: decode, random resized crop to 224, and the whole pipeline.
+"""Measures the images per second that the host prepares: decode and random resized crop to 224, and the pipeline.
 
     python -m benchmarks.input_pipeline [--write NAME]
 
-The images are JPEGs of 500 x 375 pixels, cropped from scikit-learn's photographs, of about as many bytes as ImageNet's
-files have on average (110 KB). Each path runs with one thread pinned to one core or with two on two, in turn with the
-others. It prints images a second by the clock, and images a second of processor time, which other programs on the
-machine disturb less. Where TensorFlow is installed, tf.data's fused decode-and-crop runs beside. With `--write`, the
-table goes to `benchmarks/results/NAME-input.md`. Leave the machine alone meanwhile.
+The images are JPEGs of 500 x 375 pixels, cropped from scikit-learn's photographs, with the mean size of ImageNet's
+files (110 KB). The paths run in turn, with one thread pinned to one core or two threads on two cores. The program
+prints images per second of wall time and of processor time; other programs disturb the latter less. If TensorFlow is
+installed, it also times tf.data's fused decode-and-crop. `--write` writes the table to
+`benchmarks/results/NAME-input.md`. Run nothing else on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from train.data.transforms.crops import RandomResizedCrop
 from train.tasks import Classification
 
 SIDE, FILES, IMAGES, BATCH, ROUNDS = 224, 64, 1024, 64, 7
-QUALITY = 98  # at which the files have ImageNet's mean size
+QUALITY = 98  # gives ImageNet's mean file size
 TARGET = 1000  # images a second and core
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 class Run(NamedTuple):
-    """What is timed: a function that prepares IMAGES images, and the number of cores that it may use."""
+    """A timed path: its number of cores, and a function that prepares IMAGES images."""
 
     cores: int
     prepare: Callable[[], object]
 
 
 def make_files(count: int = FILES) -> list[bytes]:
-    """Different JPEG files of 500 x 375 pixels: parts of each photograph in turn, every other one mirrored."""
+    """Different JPEG files of 500 x 375 pixels: random crops of the photographs in turn, half of them mirrored."""
     photographs, rng = load_sample_images().images, np.random.default_rng(0)
     files = []
     for n in range(count):
@@ -62,14 +62,14 @@ def make_files(count: int = FILES) -> list[bytes]:
 
 
 def crop_run(files: Sequence[bytes]) -> Run:
-    """Our transform alone, in this thread."""
+    """The transform alone, in this thread."""
     crop, rng = RandomResizedCrop((SIDE, SIDE, 3)), np.random.default_rng(0)
     samples = [Sample(image=data) for data in files]
     return Run(1, lambda: [crop(samples[n % len(files)], rng) is None for n in range(IMAGES)])
 
 
 def pipeline_run(files: Sequence[bytes], threads: int) -> Run:
-    """The training pipeline: random resized crop and flip, to batches of bytes."""
+    """The training pipeline with random resized crop and flip; gives uint8 batches."""
     samples = [Sample(image=files[n % len(files)], label=0) for n in range(IMAGES)]
     source = Source({"train": samples}, ("a",), (SIDE, SIDE, 3), False, (0.0,) * 3, (1.0,) * 3)
     config = validate_config(
@@ -90,7 +90,7 @@ def pipeline_run(files: Sequence[bytes], threads: int) -> Run:
 
 
 def tensorflow_run(files: Sequence[bytes], threads: int) -> Run:
-    """tf.data with decode_and_crop_jpeg, the same drawing of the part, a bilinear resize and batches."""
+    """tf.data with decode_and_crop_jpeg, the same random crop, a bilinear resize and batches."""
     import tensorflow as tf
 
     def prepare(number: object) -> object:
@@ -118,7 +118,7 @@ def tensorflow_run(files: Sequence[bytes], threads: int) -> Run:
 
 @contextlib.contextmanager
 def pinned(count: int) -> Iterator[None]:
-    """Keeps this thread, and those it starts, on the first `count` cores."""
+    """Pins this thread, and the threads it starts, to the first `count` cores."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -131,10 +131,10 @@ def pinned(count: int) -> Iterator[None]:
 
 
 def speeds(runs: Mapping[str, Run], rounds: int) -> dict[str, np.ndarray]:
-    """Times runs in turn, after a round that does not count.
+    """Times the runs in turn, after an uncounted round.
 
     Returns:
-        For each (2, rounds): images a second by the clock, and a second of processor time of all threads.
+        (2, rounds) for each run: images per second of wall time, and of processor time of all threads.
     """
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
@@ -147,7 +147,7 @@ def speeds(runs: Mapping[str, Run], rounds: int) -> dict[str, np.ndarray]:
 
 
 def table(rounds: int = ROUNDS) -> str:
-    """Measures everything; Markdown."""
+    """Measures all paths; returns a Markdown table."""
     files = make_files()
     runs = {"decode and random resized crop": crop_run(files)}
     runs |= {f"whole pipeline, {threads} thread(s)": pipeline_run(files, threads) for threads in (1, 2)}

@@ -1,11 +1,11 @@
-"""Time of one network over another's: forward, and a training step's loss with its gradients.
+"""Times one network over another: forward, and the loss and gradients of a training step.
 
     python -m benchmarks.models [ps_resnet50 resnet50] [--size 224] [--batch 4] [--rounds 5]
     python -m benchmarks.models --folded ps_resnet50
 
-The second form times what `fold_batch_norm` makes of a network over the network, forward only. Names are those of
-`msconv_jax.list_models()`. Forward is in evaluation mode; the training step is in training mode and also gives the new
-running statistics, but updates no parameter. Jitted, float32, both networks in turn in one process; see
+The second form times a network with folded batch normalisation over the network itself, forward only. Names are those
+of `msconv_jax.list_models()`. Forward is in evaluation mode; the training step is in training mode and also returns the
+new running statistics, but updates no parameter. Jitted, float32, both networks in turn in one process; see
 `benchmarks.tables.LEGEND`.
 """
 
@@ -28,19 +28,19 @@ TARGETS = {("ps_resnet50", "resnet50"): {FORWARD: 1.10, BACKWARD: 1.15, COMPILE:
 
 
 def build(name: str) -> nnx.Module:
-    """The registered network."""
-    return create_model(name, rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))  # keys that are fast to draw from
+    """Creates a registered network."""
+    return create_model(name, rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))  # rbg keys draw fast
 
 
 def forward(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
-    """Images to logits in evaluation mode, as a pure function, and its first argument."""
+    """A pure function from images to logits in evaluation mode, and its first argument."""
     model.eval()
     graphdef, state = nnx.split(model)
     return lambda state, images, labels: nnx.merge(graphdef, state)(images), state  # type: ignore[operator]
 
 
 def training_step(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
-    """Images and labels to the loss, the new statistics and the gradients, and the function's first argument."""
+    """A pure function to the loss, the new statistics and the gradients, and its first argument."""
     model.train()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
@@ -75,7 +75,7 @@ def compare(
 
 
 def compare_folded(name: str = "ps_resnet50", size: int = 224, batch: int = 4, rounds: int = 5) -> Comparison:
-    """Times the forward pass of the network with its normalisations folded over the network's."""
+    """Times the forward pass of the folded network over that of the network."""
     network = build(name)
     images, labels = jax.random.normal(jax.random.key(0), (batch, size, size, 3)), jnp.zeros((batch,), jnp.int32)
     functions, arguments = {}, {}

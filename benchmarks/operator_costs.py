@@ -1,9 +1,9 @@
-"""What each operator costs, over the plain 3x3 convolution of as many channels: the table of docs/operators/index.md.
+"""The table of docs/operators/index.md: the cost of each operator over the plain 3x3 convolution of equal width.
 
     python -m benchmarks --docs NAME
 
-writes it. The library counts parameters and multiply-accumulates, on shapes alone. Times come from
-`python -m benchmarks --write NAME`; a cell is empty if the operator was not measured in this setting.
+writes it. The library counts parameters and multiply-accumulates from shapes only. Times come from
+`python -m benchmarks --write NAME`; the cell of an untimed setting is empty.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Costed:
     """An operator in one setting.
 
     Attributes:
-        operator: its class.
-        setting: how it is set up, in a few words.
-        options: its own arguments, from the number of the stage and the channels there.
-        measured: what the tables of times call it; empty if it is not timed.
-        macs: further arguments of its `macs`.
+        operator: the operator's class.
+        setting: a short description of the setting.
+        options: from the index of the stage and its number of channels to the operator's further arguments.
+        measured: name in the tables of times; empty if it is not timed.
+        macs: further arguments of the operator's `macs`.
     """
 
     operator: Callable[..., nnx.Module]
@@ -56,7 +56,7 @@ class Costed:
     macs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def ratios(self, stage: int) -> tuple[float, float]:
-        """Parameters and multiply-accumulates over those of the plain convolution, neither with a bias."""
+        """Parameters and multiply-accumulates over the plain convolution, both without a bias."""
         channels, size = WIDTHS[stage], (SIZES[stage],) * 2
         options = self.options(stage, channels)
         conv: Any = nnx.eval_shape(lambda: operators.conv(self.operator, channels, **options))
@@ -69,7 +69,7 @@ def _fixed(**options: Any) -> Callable[[int, int], dict[str, Any]]:
 
 
 def _timed(operator: Callable[..., nnx.Module], setting: str, label: str = "") -> Costed:
-    """An operator in the setting in which it is timed over the plain convolution."""
+    """An operator in its timed setting."""
     (subject,) = (s for s in SUBJECTS if s.operator is operator and s.label == label and not s.native)
     return Costed(operator, setting, subject.options, subject.name)
 
@@ -94,7 +94,7 @@ ROWS = (
 
 
 def measured(results: str) -> dict[str, tuple[str, str]]:
-    """Times over the plain convolution, forward and forward + backward, by name, of a document of results."""
+    """The times over the plain convolution in `results` by name: forward and forward + backward."""
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in results.splitlines() if line.startswith("|")]
     return {
         name: (forward.split()[0], backward.split()[0])
@@ -104,7 +104,7 @@ def measured(results: str) -> dict[str, tuple[str, str]]:
 
 
 def table(results: str) -> str:
-    """The table, with the times of a document of results."""
+    """The table, with the times in `results`."""
     times = measured(results)
     heads = ["operator", "setting"]
     for stage in STAGES:

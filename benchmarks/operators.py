@@ -1,10 +1,10 @@
-"""Time of each operator over the plain 3x3 convolution of the same shape, at the four stage shapes of ResNet-50.
+"""Times each operator over the plain 3x3 convolution of the same shape, at the four stage shapes of ResNet-50.
 
     python -m benchmarks.operators [--batch 8] [--rounds 7] [--sizes 56 28 14 7] [--only PSConv PyConv] [--native]
 
 Forward, and forward with the gradients of parameters and input, jitted, float32. Both run in turn in one process; see
-`benchmarks.tables.LEGEND`. `--native` also times `GroupedConv` over the native grouped `nnx.Conv`, whose gradients take
-seconds each on CPU, with few rounds.
+`benchmarks.tables.LEGEND`. `--native` also times `GroupedConv` over the native grouped `nnx.Conv`, with few rounds: its
+gradients take seconds on CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.tables import BACKWARD, FORWARD, LEGEND, Comparison, Row, summar
 from benchmarks.timing import machine, time_interleaved
 from msconv_jax import GroupedConv, HetConv, ICConv, OctConv, PSConv, PyConv
 
-SIZES, WIDTHS = (56, 28, 14, 7), (64, 128, 256, 512)  # height and width, and channels, of the 3x3 in ResNet-50's stages
+SIZES, WIDTHS = (56, 28, 14, 7), (64, 128, 256, 512)  # image sizes and channels of the 3x3 in ResNet-50's stages
 NATIVE_ROUNDS = 3  # at most: one round can take seconds
 
 # The published dilations of IC-ResNet-50 (k9, detection) in the second block of each stage: (d_h, d_w, filters).
@@ -41,23 +41,23 @@ IC_PATTERNS = (
 
 
 def pyconv_levels(stage: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Kernel sizes and groups of PyConvResNet-50: four levels in the first stage, one in the last."""
+    """Kernel sizes and groups of PyConvResNet-50: four levels in the first stage, one fewer in each further stage."""
     return (3, 5, 7, 9)[: 4 - stage], (1, 4, 8, 16)[: 4 - stage]
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """An operator to be timed.
+    """An operator to time.
 
     Attributes:
-        operator: its class.
-        setting: a line on how it is set up.
-        options: its own arguments, from the number of the stage and the width there.
-        targets: ratios aimed at, forward and forward + backward.
-        limits: ratios that no single shape should exceed, likewise.
-        widen: what the widths of ResNet-50 are multiplied by.
-        native: what tables call `nnx.Conv` in the same groups, if it is timed over that instead of the plain one.
-        label: put before the class's name.
+        operator: the operator's class.
+        setting: a one-line description of the setting.
+        options: from the index of the stage and its width to the operator's further arguments.
+        targets: target ratios, forward and forward + backward.
+        limits: largest ratios for a single shape, likewise.
+        widen: factor of ResNet-50's widths.
+        native: name in tables of the grouped `nnx.Conv` to compare with; empty compares with the plain one.
+        label: prefix of the class's name.
     """
 
     operator: Callable[..., nnx.Module]
@@ -71,12 +71,12 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """How tables call it."""
+        """The operator's name in tables."""
         return self.label + self.operator.__name__
 
     @property
     def base(self) -> str:
-        """How tables call what it is timed over."""
+        """The name in tables of the convolution to compare with."""
         return self.native or "nnx.Conv"
 
 
@@ -122,12 +122,12 @@ NAMES = tuple(dict.fromkeys(subject.operator.__name__ for subject in SUBJECTS))
 
 def conv(operator: Callable[..., nnx.Module], width: int, **options: Any) -> nnx.Module:
     """An operator with the arguments of the plain 3x3 convolution."""
-    rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))  # fast to draw from
+    rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))  # rbg keys draw fast
     return operator(width, width, kernel_size=(3, 3), padding=1, use_bias=False, rngs=rngs, **options)
 
 
 def signal(subject: Subject, batch: int, size: int, width: int) -> Any:
-    """The operator's input: an array, or for `OctConv` a pair of arrays with half of the channels each."""
+    """The operator's input: an array; for `OctConv` a pair of arrays, each with half of the channels."""
     x = jax.random.normal(jax.random.key(0), (batch, size, size, width))
     if subject.operator is not OctConv:
         return x
@@ -136,7 +136,7 @@ def signal(subject: Subject, batch: int, size: int, width: int) -> Any:
 
 
 def functions_of(module: nnx.Module) -> tuple[dict[str, Callable[..., Any]], Any]:
-    """The module as a pure function of parameters and input for each kind of work, and its parameters."""
+    """A pure function of parameters and input for each kind of work, and the module's parameters."""
     graphdef, state = nnx.split(module)
 
     def apply(state: Any, x: Any) -> Any:
@@ -149,7 +149,7 @@ def functions_of(module: nnx.Module) -> tuple[dict[str, Callable[..., Any]], Any
 
 
 def compare(subject: Subject, sizes: Sequence[int], batch: int, rounds: int) -> Comparison:
-    """Times one operator at the first stages, as many as there are sizes."""
+    """Times one operator; the sizes are those of the first stages."""
     rows: dict[str, list[Row]] = {FORWARD: [], BACKWARD: []}
     for stage, size in enumerate(sizes):
         width = WIDTHS[stage] * subject.widen
@@ -182,7 +182,7 @@ def compare_all(
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int | None = 7) -> None:
-    """The arguments that all programs on operators have; `rounds` is the default."""
+    """Adds the common arguments of the programs on operators; `rounds` is the default."""
     parser.add_argument("--batch", type=int, default=8, help="images at a time (default 8)")
     parser.add_argument("--rounds", type=int, default=rounds, help="timings of each function")
     parser.add_argument(
@@ -195,7 +195,7 @@ def add_arguments(parser: argparse.ArgumentParser, rounds: int | None = 7) -> No
 
 
 def check_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends the program if the arguments of `add_arguments` are out of range."""
+    """Exits with an error if an argument of `add_arguments` is out of range."""
     if len(options.sizes) > len(SIZES):
         parser.error(f"--sizes has {len(options.sizes)} numbers: there are {len(SIZES)} stages")
     if min(options.batch, options.rounds, *options.sizes) < 1:

@@ -1,10 +1,10 @@
-"""Memory and time of the pixel-adaptive convolution, beside one that unfolds its input.
+"""Memory and time of the pixel-adaptive convolution, over a version that unfolds its input.
 
     python -m benchmarks.pac_memory [--size 256] [--channels 32] [--kernel 5] [--guide 16] [--batch 1] [--rounds 5]
 
 Forward, and forward with the gradients of signal, guide and weights; jitted, float32, Gaussian kernel, "SAME". Memory
-is what XLA plans for intermediate values (temp_size_in_bytes of the compiled program); arguments and results come on
-top of it and are the same for both. Ratios of the same round, their median over the rounds.
+is XLA's for intermediate values (temp_size_in_bytes of the compiled program), without arguments and results, which are
+the same for both. A ratio is the median over the rounds of the ratios within a round.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from msconv_jax.operators.pac.functions import pac_convolve
 
 
 def unfolded(x: jax.Array, kernel: jax.Array, guide: jax.Array) -> jax.Array:
-    """Eq. (3) of the paper as it is usually written: all patches of signal and guide, then one product."""
+    """Eq. (3) of the paper in the usual form: all patches of signal and guide, then one matrix product."""
     rows, columns, in_features, out_features = kernel.shape
 
     def patches(array: jax.Array) -> jax.Array:
@@ -38,7 +38,7 @@ def unfolded(x: jax.Array, kernel: jax.Array, guide: jax.Array) -> jax.Array:
 
 
 def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """Value and all gradients of a sum over the output."""
+    """The value and all gradients of a sum over the output."""
     return jax.value_and_grad(lambda *arrays: jnp.sum(function(*arrays) ** 2), argnums=(0, 1, 2))
 
 

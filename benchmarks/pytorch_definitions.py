@@ -1,7 +1,7 @@
 """PSConv, PyConv and IC-Conv in PyTorch, as sums and concatenations of its convolutions.
 
-3x3, strides 1, as many outputs as inputs, without bias: what the benchmark needs. The children are named as in the
-public weights, so that `msconv_jax.load_state_dict` takes these modules' `state_dict` too. Importing this file needs
+Only 3x3, strides 1, equal inputs and outputs, without bias, for the benchmark. The children have the names of the
+public weights, so `msconv_jax.load_state_dict` also loads these modules' `state_dict`. Importing this file needs
 PyTorch.
 """
 
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def centred(inputs: int, outputs: int, kernel: int, dilation: tuple[int, int] = (1, 1), groups: int = 1) -> nn.Conv2d:
-    """A convolution whose output has the size of its input."""
+    """A convolution with an output of the input's size."""
     padding = dilation[0] * (kernel // 2), dilation[1] * (kernel // 2)
     return nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
 
@@ -22,9 +22,9 @@ def centred(inputs: int, outputs: int, kernel: int, dilation: tuple[int, int] = 
 class PSConv(nn.Module):
     """Poly-scale convolution of pattern (1, 2, 1, 4), in the form of the public networks: a sum of three convolutions.
 
-    Channels are in four blocks. Block p of the outputs sees block p of the inputs at dilation 2 and block p + 2 (modulo
-    4) at dilation 4, both by grouped convolutions, the latter of the input with its halves swapped. A dense convolution
-    at dilation 1 adds the remaining blocks; its weights are zero, and stay zero, in the blocks of the other two.
+    Channels are in four blocks. Output block p sees input block p at dilation 2 and input block p + 2 (modulo 4) at
+    dilation 4, both by grouped convolutions; the latter's input has its halves swapped. A dense convolution at dilation
+    1 adds the remaining blocks; its weights are masked to zero in the blocks of the other two.
     """
 
     def __init__(self, width: int, parts: int = 4, dilation: int = 2):
@@ -59,7 +59,7 @@ class PyConv(nn.Module):
 
 
 class ICConv(nn.Module):
-    """Inception convolution: for each pair of dilations a convolution with the filters that have it, concatenated."""
+    """Inception convolution: the concatenated outputs of one convolution for each pair of dilations."""
 
     def __init__(self, width: int, pattern: Sequence[tuple[int, int, int]]):
         super().__init__()

@@ -1,10 +1,10 @@
-"""The same comparison in PyTorch on CPU: PSConv, PyConv and IC-Conv over PyTorch's plain 3x3 convolution.
+"""Times PSConv, PyConv and IC-Conv in PyTorch on CPU, over PyTorch's plain 3x3 convolution.
 
     python -m benchmarks.pytorch_operators [--batch 8] [--rounds 7] [--sizes 56 28 14 7] [--compile]
 
-Channels-last, float32, on as many threads as JAX has here. `--compile` times everything under `torch.compile` instead,
-which needs a C++ compiler; the compile time is that of the first run. PyTorch is no dependency of the library: install
-it beside it with `pip install torch` (or `make bench-full` leaves this part out). The operators are those of
+Channels-last, float32, with as many threads as JAX. `--compile` times everything under `torch.compile` instead, which
+needs a C++ compiler; the compile time is that of the first run. PyTorch is not a dependency of the library: install it
+with `pip install torch`; `make bench-full` skips this part without it. The operators are those of
 `benchmarks/pytorch_definitions.py`; the tests compare their numbers with the library's.
 """
 
@@ -32,19 +32,19 @@ def installed() -> bool:
 
 
 def compiler() -> str | None:
-    """The C++ compiler that `torch.compile` needs; None if there is none."""
+    """The C++ compiler for `torch.compile`; None if there is none."""
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
 def machine() -> str:
-    """One line on what runs here."""
+    """One line about processor, PyTorch and threads."""
     import torch
 
     return f"{host()}, torch {torch.__version__} on {cores()} threads"
 
 
 def operators(stage: int) -> dict[str, Callable[[], Any]]:
-    """What builds each operator at a stage of ResNet-50."""
+    """A constructor of each operator at a stage of ResNet-50."""
     from benchmarks import pytorch_definitions
 
     width = WIDTHS[stage]
@@ -58,7 +58,7 @@ def operators(stage: int) -> dict[str, Callable[[], Any]]:
 
 
 def time_both(base: Any, own: Any, shape: tuple[int, ...], rounds: int, compiled: bool) -> dict[str, Row]:
-    """Times one module over another, for each kind of work; the input has the shape (N, C, H, W)."""
+    """Times one module over another for each kind of work; `shape` is the input's (N, C, H, W)."""
     import torch
 
     x = torch.randn(shape).to(memory_format=torch.channels_last)
@@ -72,7 +72,7 @@ def time_both(base: Any, own: Any, shape: tuple[int, ...], rounds: int, compiled
         torch.autograd.grad(module(x).square().sum(), [x, *module.parameters()])
 
     if compiled:
-        torch.compiler.reset()  # after several shapes of one class it would go back to eager
+        torch.compiler.reset()  # after several shapes of one class it would fall back to eager
     rows = {}
     for work, run, signal in ((FORWARD, forward, x), (BACKWARD, both, x.clone().requires_grad_())):
         runs, first_s = {}, {}
@@ -100,7 +100,7 @@ def _repeated(run: Callable[..., None], *arguments: Any) -> Callable[[int], None
 def compare_all(
     sizes: Sequence[int] = SIZES, batch: int = 8, rounds: int = 7, compiled: bool = False
 ) -> Iterator[Comparison]:
-    """Times the operators one after the other, at the first stages, as many as there are sizes."""
+    """Times the operators one after the other; the sizes are those of the first stages."""
     import torch
 
     from benchmarks.pytorch_definitions import centred
@@ -109,8 +109,8 @@ def compare_all(
     torch.manual_seed(0)
     way, setting = ("compiled", "Both under torch.compile.") if compiled else ("eager", "Both eager.")
     if compiled:
-        torch.compiler.config.force_disable_caches = True  # else a later compile time is that of a look-up
-        torch.compile(torch.sin)(torch.ones(64))  # what is compiled first also prepares the compiler
+        torch.compiler.config.force_disable_caches = True  # otherwise later compile times measure cache look-ups
+        torch.compile(torch.sin)(torch.ones(64))  # warms the compiler up
     for name in operators(0):
         rows: dict[str, list[Row]] = {FORWARD: [], BACKWARD: []}
         for stage, size in enumerate(sizes):

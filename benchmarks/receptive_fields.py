@@ -1,10 +1,10 @@
-"""How far the units of networks see: theoretical and effective receptive fields at the ends of their stages.
+"""Measures theoretical and effective receptive fields at the ends of the stages of networks.
 
     python -m benchmarks.receptive_fields [--side 321] [--seeds 3] [--models resnet50 ps_resnet50 ...] [--write]
 
-The networks have random weights, no residual branch that starts at zero, and normalisations with the statistics of the
-images, which are random too: nothing is learnt. With `--write` the table goes to
-`benchmarks/results/receptive-fields.md`. It takes about ten minutes of a core's time.
+The networks are untrained: random weights, no residual branch that starts at zero, and normalisation statistics of the
+random images. `--write` writes the table to `benchmarks/results/receptive-fields.md`. It takes about ten minutes on one
+core.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from msconv_jax.analysis import (
 RESULTS = pathlib.Path(__file__).parent / "results" / "receptive-fields.md"
 MODELS = ("resnet50", "ps_resnet50", "pyconv_resnet50", "ic_resnet50", "res2net50_26w_4s")
 SHARE = 0.95
-LARGE = 4097  # side of the image for the theoretical fields, which costs nothing
+LARGE = 4097  # image side for the theoretical fields; any size is free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Row:
         model: name of the network.
         stage: name of the stage.
         theoretical: the theoretical field, in a large image.
-        sides: side in pixels of the square that holds 95 % of the effective field's energy, for each seed.
-        radii: deviation of the effective field along an axis in pixels, for each seed.
+        sides: side in pixels of the square with 95 % of the effective field's energy, for each seed.
+        radii: standard deviation of the effective field along an axis in pixels, for each seed.
     """
 
     model: str
@@ -57,23 +57,23 @@ class Row:
 
 
 def network(name: str, seed: int, images: np.ndarray, **options: object) -> nnx.Module:
-    """A network with random weights whose normalisations have the statistics of the images."""
+    """A network with random weights and the normalisation statistics of the images."""
     model = create_model(name, zero_init_last=False, rngs=nnx.Rngs(seed), **options)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.BatchNorm):
-            module.momentum = 0.0  # the statistics of this one batch, nothing of the initial ones
+            module.momentum = 0.0  # keeps the statistics of this batch only
     model.train()
     model(images)
     return model
 
 
 def measure(name: str, side: int, seeds: int, **options: object) -> list[Row]:
-    """The fields of one network, a row for the end of each stage."""
+    """The fields of one network: a row for each stage."""
     shapes = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **options))
     places = range(1, len(shapes.feature_info))  # the stem's map comes first
     sides: list[list[int]] = [[] for _ in places]
     radii: list[list[float]] = [[] for _ in places]
-    # One operation at a time: a whole gradient takes longer to compile than to compute.
+    # Without compilation: a whole gradient takes longer to compile than to compute.
     with jax.disable_jit():
         for seed in range(seeds):
             images = np.random.default_rng(seed).standard_normal((1, side, side, 3)).astype(np.float32)
@@ -95,7 +95,7 @@ def measure(name: str, side: int, seeds: int, **options: object) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows in Markdown, with each side over that of the first network at the same stage."""
+    """The rows as a Markdown table; ratios are over the first network at the same stage."""
     first = {row.stage: statistics.mean(row.sides) for row in rows if row.model == rows[0].model}
     lines = [
         f"| network | stage | theoretical side | effective side | over {rows[0].model} | effective deviation |",
@@ -117,7 +117,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def document(rows: Sequence[Row], side: int, seeds: int, command: str) -> str:
-    """The whole text."""
+    """The whole document as Markdown."""
     return f"""# Receptive fields
 
 Written by `{command}`, wholly: edit nothing here.

@@ -1,4 +1,4 @@
-"""What the benchmark programs print: a Markdown table for each comparison, and a summary over several."""
+"""Output of the benchmark programs: a Markdown table for each comparison, and a summary of several."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEGEND = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One shape's timings: of what is compared with, `base`, and of what is compared, `timed`."""
+    """The timings for one shape: `base`, and `timed`, which is compared with it."""
 
     shape: str
     base: Timed
@@ -32,12 +32,12 @@ class Comparison:
     """The time of one thing over another's.
 
     Attributes:
-        name: what is compared.
-        base: what it is compared with.
-        setting: a line on how it was set up; empty if there is nothing to say.
-        rows: for each kind of work, `FORWARD` and `BACKWARD`, a row per shape.
-        targets: ratios that the project aims at, by kind of work, or `COMPILE`; empty if there are none.
-        limits: ratios that no single shape should exceed, by kind of work.
+        name: name of what is timed.
+        base: name of what it is compared with.
+        setting: a one-line description of the setting; may be empty.
+        rows: a row per shape for each kind of work, `FORWARD` and `BACKWARD`.
+        targets: target ratios by kind of work, or `COMPILE`; may be empty.
+        limits: largest ratios for a single shape, by kind of work.
     """
 
     name: str
@@ -48,9 +48,9 @@ class Comparison:
     limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def mean(self, work: str) -> float:
-        """Geometric mean over the shapes of the ratios of one kind of work.
+        """Geometric mean over the shapes of the ratios for one kind of work; NaN if it was not measured.
 
-        For `COMPILE`: of the ratios of compile time, forward + backward. NaN for work that was not measured.
+        `COMPILE` is the ratio of the compile times of forward + backward.
         """
         if (BACKWARD if work == COMPILE else work) not in self.rows:
             return math.nan
@@ -59,7 +59,7 @@ class Comparison:
         return statistics.geometric_mean(row.timed.ratio_to(row.base) for row in self.rows[work])
 
     def worst(self, work: str) -> float:
-        """The largest ratio of a shape."""
+        """The largest ratio over the shapes."""
         return max(row.timed.ratio_to(row.base) for row in self.rows[work])
 
     def markdown(self) -> str:
@@ -88,7 +88,7 @@ class Comparison:
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
-    """A table of the geometric means beside the targets; where there is a limit, the worst shape is in parentheses."""
+    """A table of geometric means and targets; with a limit, the worst shape is in parentheses."""
     columns = (FORWARD, BACKWARD, COMPILE)
     heads = [cell for work in columns for cell in (work, "target")]
     lines = [_line("", "over", *heads), "|---" * (2 + len(heads)) + "|"]
@@ -104,7 +104,7 @@ def summary(comparisons: Sequence[Comparison]) -> str:
 
 
 def overheads(comparisons: Sequence[Comparison], others: Sequence[Comparison], target: float) -> str:
-    """A table of ratios over ratios: each of `others`, named "operator, framework", beside the operator's own."""
+    """A table of ratios over the ratios of `others`, which are named "operator, framework"."""
     own = {comparison.name: comparison for comparison in comparisons}
     lines = [_line("", FORWARD, "target", BACKWARD, "target"), "|---" * 5 + "|"]
     for other in others:
@@ -121,7 +121,7 @@ def _line(*cells: str) -> str:
 
 
 def _beside_target(pairs: Sequence[tuple[float, float]]) -> tuple[str, str]:
-    """Two cells: what was measured, and what was aimed at; the first of the pairs is the main one."""
+    """Two cells, measured and target; pairs after the first are in parentheses."""
     measured, targets = ([_number(value, 2) for value in column] for column in zip(*pairs, strict=True))
     missed = any(round(value, 2) > target for value, target in pairs)
     both = [cells[0] + "".join(f" ({cell})" for cell in cells[1:]) for cells in (measured, targets)]

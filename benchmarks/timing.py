@@ -1,4 +1,4 @@
-"""Timing of functions against each other: one process, interleaved, medians and quartiles."""
+"""Times functions against each other: interleaved in one process, with medians and quartiles."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import jax
 import jaxlib
 import numpy as np
 
-ROUND_S = 0.004  # a function shorter than this is run several times a round
+ROUND_S = 0.004  # a faster function runs several times a round
 
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """What was measured of one function.
+    """The measurements of one function.
 
     Attributes:
-        times_ms: its time in milliseconds, one per round.
-        compile_s: its compile time in seconds, tracing included; NaN if nothing was compiled.
-        temporary_mib: memory in MiB that the compiled function needs besides its arguments and results; NaN if unknown.
+        times_ms: time in milliseconds, one per round.
+        compile_s: compile time in seconds, with tracing; NaN if nothing was compiled.
+        temporary_mib: memory of the compiled function in MiB, without arguments and results; NaN if unknown.
     """
 
     times_ms: tuple[float, ...]
@@ -56,12 +56,12 @@ class Timed:
 def time_interleaved(
     functions: Mapping[str, Callable[..., Any]], arguments: Mapping[str, Sequence[Any]], rounds: int
 ) -> dict[str, Timed]:
-    """Compiles JAX functions and times them in turn, so that a slow spell of the machine meets all of them.
+    """Compiles JAX functions and times them in turn, so that a slow phase of the machine affects all of them.
 
     Args:
-        functions: what to time, by name.
-        arguments: the arguments of each.
-        rounds: times that each is run; a round runs each once (or a few times, if it is very short).
+        functions: the functions by name.
+        arguments: the arguments of each function.
+        rounds: number of rounds; a round runs each function once, or a few times if it is very fast.
     """
     compiled: dict[str, Any] = {}
     compile_s = {}
@@ -87,15 +87,15 @@ def run_interleaved(runs: Mapping[str, Callable[[int], object]], rounds: int) ->
     """Times functions in turn.
 
     Args:
-        runs: what to time, by name: functions that do their work a given number of times and wait for its end.
+        runs: functions by name; each repeats its work a given number of times and waits for the end.
         rounds: number of rounds.
 
     Returns:
-        For each function its time in milliseconds, one per round.
+        The times of each function in milliseconds, one per round.
     """
     repeats = {}
     for name, run in runs.items():
-        run(1)  # first touch of its memory
+        run(1)  # touches its memory for the first time
         started = time.perf_counter()
         run(1)
         repeats[name] = max(1, round(ROUND_S / (time.perf_counter() - started)))
@@ -128,7 +128,7 @@ def host() -> str:
 
 
 def machine() -> str:
-    """One line on what runs here: device, processor, versions."""
+    """One line about device, processor and versions."""
     device = jax.devices()[0]
     kind = device.platform if device.device_kind == device.platform else f"{device.platform} {device.device_kind}"
     return f"{kind}, {host()}, jax {jax.__version__}, jaxlib {jaxlib.__version__}, flax {flax.__version__}"

@@ -1,13 +1,13 @@
-"""Facts about the registered networks.
+"""Prints facts about the registered networks.
 
     python -m msconv_jax list [PATTERN]
     python -m msconv_jax summary NAME [--size 224]
     python -m msconv_jax explain NAME [--size 224] [--batch 1] [--backend cpu|gpu|tpu|onnx]
 
-`list` prints the registered names that match a pattern with wildcards, with their parameters, multiply-accumulates for
-one image and published accuracies in per cent, a table for each task. `summary` prints the parts of one network with
-their output, parameters and multiply-accumulates for one image. `explain` prints how its convolutions are computed: see
-:func:`msconv_jax.explain`. Both work on shapes alone, without the network's weights.
+`list` prints a table for each task of the registered names that match a wildcard pattern, with parameters,
+multiply-accumulates for one image and published accuracies in per cent. `summary` prints the parts of one network with
+their output, parameters and multiply-accumulates for one image. `explain` prints how the convolutions are computed: see
+:func:`msconv_jax.explain`. `summary` and `explain` use shapes only, without weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from msconv_jax.models.registry import TASKS
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as a Markdown table, the first as its head; columns are aligned."""
+    """Rows as a Markdown table with aligned columns; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -38,7 +38,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
-# The published accuracies of a task's networks: heading of the column and attribute of `Published`.
+# Published accuracies for each task: column heading and attribute of `Published`.
 ACCURACIES = {
     "classification": {"top-1": "top1", "top-5": "top5"},
     "segmentation": {"mIoU": "miou", "pixel accuracy": "pixel_accuracy"},
@@ -46,12 +46,12 @@ ACCURACIES = {
 
 
 def listing(pattern: str) -> str:
-    """The registered networks that match a pattern, a table for each task."""
+    """A table for each task of the registered networks that match a pattern."""
     return "\n\n".join(listing_of(names, task) for task in TASKS if (names := list_models(pattern, task)))
 
 
 def listing_of(names: Sequence[str], task: str) -> str:
-    """Networks for one task: size, cost, published accuracies and sources."""
+    """A table of networks for one task: size, cost, published accuracies and sources."""
     accuracies = ACCURACIES[task]
     rows: list[tuple[str, ...]] = [
         (
@@ -80,7 +80,7 @@ def summary(name: str, size: int | None) -> str:
     rows = [("part", "output", "parameters", "million MACs")]
     total = 0
     called = list(dict.fromkeys(path.split(".")[0] for path in macs))
-    # In the order of the calls; parts without products (the stem's normalisation) come after the stem.
+    # Call order; parts without products (the stem's normalisation) come after the stem.
     place = {part: float(called.index(part)) if part in called else 0.5 for part in vars(model)}
     for part, value in sorted(vars(model).items(), key=lambda item: place[item[0]]):
         modules = list(value) if isinstance(value, nnx.List) else [value]
@@ -101,7 +101,7 @@ def explanation(name: str, size: int | None, batch: int, backend: str | None) ->
 
 
 def _abstract_model(name: str, size: int | None) -> tuple[Any, tuple[int, int, int]]:
-    """A network without values, and the size of its input: as published, or of images of another height and width."""
+    """A network without values, and its input size: as published, or with another height and width."""
     height, width, channels = model_entry(name).input_size
     input_size = (height, width, channels) if size is None else (size, size, channels)
     return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0))), input_size
@@ -118,7 +118,7 @@ def _map_sizes(model: ImageModel, input_size: tuple[int, int, int]) -> dict[str,
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # characters that its encoding lacks are escaped
+        if isinstance(stream, io.TextIOWrapper):  # escapes characters outside the encoding
             stream.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser("python -m msconv_jax", description="Facts about the registered networks.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             text = summary(options.name, options.size)
         else:
             text = explanation(options.name, options.size, options.batch, options.backend)
-    except ValueError as error:  # an unknown name, an argument that only Python can give, or an impossible size
+    except ValueError as error:  # an unknown name, a model that needs further arguments, or an invalid size
         parser.error(str(error))
     print(text)
 

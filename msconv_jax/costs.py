@@ -1,13 +1,13 @@
 # pyright: strict
 """Computes the cost of one call of a layer in multiply-accumulates.
 
-The protocol: a layer that can be counted has a method ``macs(input_shapes, output_shapes)``. The shapes are those of
-one call with all their axes, so the cost of a batch is that of its images together. There is one shape for each array
-among the arguments, in the order of the call's signature, and None for each argument that is None or no array, such as
-an optional one that was left out; likewise for the outputs. A pair such as the maps of an octave convolution counts as
-two arrays. Layers of Flax, which have no such method, are counted here.
+The protocol: a countable layer has a method ``macs(input_shapes, output_shapes)``. The shapes are those of one call,
+with batch axes, so the cost is that of the whole batch. They contain one shape for each array among the arguments, in
+the order of the signature, and None for each argument that is not an array, such as an omitted optional one; likewise
+for the outputs. A pair, such as the maps of an octave convolution, is two arrays. Flax layers, which have no such
+method, are counted here.
 
-Products with zeros of the padding are counted. Biases, normalisations, activations and pooling are not.
+Products with padded zeros count. Biases, normalisations, activations and pooling do not.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ Shapes = Sequence[Shape | None]
 
 
 class Costed(Protocol):
-    """A layer whose cost is known; any class with this method is one."""
+    """A layer with a known cost: any class with this method."""
 
     def macs(self, input_shapes: Shapes, output_shapes: Shapes, /) -> int:
-        """Multiply-accumulates of one call, of the whole batch."""
+        """Multiply-accumulates of one call for the whole batch."""
         ...
 
 
 class ConvCost:
-    """The cost of an operator that replaces ``nnx.Conv``, by the size of its output or by the shapes of a call.
+    """The cost of a replacement for ``nnx.Conv``, from its output size or from the shapes of a call.
 
-    A subclass has a kernel lattice, or defines :meth:`macs_per_image`. This class comes after Flax's among the bases:
-    Python then lets surgery turn an ``nnx.Conv`` into the operator.
+    A subclass has a kernel lattice or defines :meth:`macs_per_image`. List this class after the Flax base class:
+    surgery can then turn an ``nnx.Conv`` into the operator.
     """
 
     kernel_size: Any
@@ -52,15 +52,15 @@ class ConvCost:
     def macs(self, output_size: Shapes, output_shapes: Shapes) -> int: ...
 
     def macs(self, output_size: int | Sequence[int] | Shapes, output_shapes: Shapes | None = None) -> int:
-        """Multiply-accumulates for one image by its output's size, or of a call by the shapes of inputs and outputs.
+        """Multiply-accumulates for one image from its output size, or of a call from its input and output shapes.
 
         Args:
-            output_size: spatial size of the output in pixels, one int or one per axis; of an octave convolution that
-                of the high output. With `output_shapes`, the shapes of the inputs instead.
-            output_shapes: shapes of the outputs of one call: see :mod:`msconv_jax.costs`.
+            output_size: spatial size of the output in pixels, one int or one per axis; for an octave convolution, of
+                the high-frequency output. With `output_shapes`, this argument is the input shapes.
+            output_shapes: output shapes of one call: see :mod:`msconv_jax.costs`.
 
         Raises:
-            ValueError: for a size or shapes that do not fit.
+            ValueError: for an invalid size or invalid shapes.
 
         Example:
             >>> from msconv_jax import GroupedConv
@@ -86,10 +86,10 @@ class ConvCost:
 
 
 def known_shape(name: str, shapes: Shapes, index: int, ndim: int) -> Shape:
-    """One of the shapes of a call, which has at least `ndim` axes.
+    """The shape at `index` among those of a call, with at least `ndim` axes.
 
     Raises:
-        ValueError: if there is no such shape.
+        ValueError: if the shape is missing or has fewer axes.
     """
     shape = shapes[index] if index < len(shapes) else None
     if shape is None or len(shape) < ndim:
@@ -98,7 +98,7 @@ def known_shape(name: str, shapes: Shapes, index: int, ndim: int) -> Shape:
 
 
 def is_costed(layer: Any) -> bool:
-    """Whether `call_macs` knows what a call of this layer costs."""
+    """Whether `call_macs` knows the cost of this layer."""
     return _has_macs(layer) or _flax_cost(layer) is not None
 
 
@@ -107,14 +107,14 @@ def _has_macs(layer: object) -> bool:
 
 
 def _flax_cost(layer: Any) -> Callable[[Any, Shapes, Shapes], int] | None:
-    """The cost of a layer of Flax; None of a subclass that computes something else."""
+    """The cost function of a Flax layer; None for other layers and for subclasses with another ``__call__``."""
     return next(
         (cost for cls, cost in _COSTS.items() if isinstance(layer, cls) and type(layer).__call__ is cls.__call__), None
     )
 
 
 def call_macs(layer: Any, input_shapes: Shapes, output_shapes: Shapes) -> int:
-    """Multiply-accumulates of one call of a layer: what its `macs` gives, or those of a layer of Flax.
+    """Multiply-accumulates of one call of a layer, from its `macs` or for a known Flax layer.
 
     Args:
         layer: a layer with a method ``macs(input_shapes, output_shapes)``, or ``nnx.Conv``, ``nnx.ConvTranspose``,
@@ -123,7 +123,7 @@ def call_macs(layer: Any, input_shapes: Shapes, output_shapes: Shapes) -> int:
         output_shapes: shapes of its outputs.
 
     Raises:
-        TypeError: if the layer is another one, or its `macs` does not take these two arguments.
+        TypeError: for any other layer, or if its `macs` does not take these two arguments.
 
     Example:
         >>> call_macs(nnx.Linear(3, 5, rngs=nnx.Rngs(0)), [(1, 8, 8, 3)], [(1, 8, 8, 5)])
@@ -148,13 +148,13 @@ def call_macs(layer: Any, input_shapes: Shapes, output_shapes: Shapes) -> int:
 
 
 def _conv(layer: nnx.Conv, input_shapes: Shapes, output_shapes: Shapes) -> int:
-    """Each output position takes the whole kernel, whose second last axis has the inputs of one group."""
+    """Each output position uses the whole kernel; its second last axis is the inputs of one group."""
     output = known_shape("output_shapes", output_shapes, 0, len(layer.kernel_size) + 1)
     return math.prod(layer.kernel.shape) * math.prod(output[:-1])
 
 
 def _conv_transpose(layer: nnx.ConvTranspose, input_shapes: Shapes, output_shapes: Shapes) -> int:
-    """Each input position takes the whole kernel, with the taps that fall outside the output."""
+    """Each input position uses the whole kernel, including taps outside the output."""
     ndim = len(layer.kernel_size)
     size = known_shape("input_shapes", input_shapes, 0, ndim + 1)[-ndim - 1 : -1]
     batch = known_shape("output_shapes", output_shapes, 0, ndim + 1)[: -ndim - 1]
@@ -170,7 +170,7 @@ def _linear_general(layer: nnx.LinearGeneral, input_shapes: Shapes, output_shape
 
 
 def _einsum(layer: nnx.Einsum, input_shapes: Shapes, output_shapes: Shapes) -> int:
-    """Each output takes one product for each combination of the indices that input and kernel are summed over."""
+    """Each output takes one product per combination of the contracted indices."""
     operands, result = layer.einsum_str.split("->")
     of_input, of_kernel = operands.split(",")
     before, _, after = of_kernel.partition("...")

@@ -1,4 +1,4 @@
-"""Counts of a network's work: the multiply-accumulates of each layer, found by calling it on shapes alone."""
+"""Counts the multiply-accumulates of each layer of a network from shapes only, and its parameters."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ from msconv_jax.signatures import check_module, explains_arguments
 __all__ = ["count_parameters", "layer_macs"]
 
 Input = Sequence[int] | jax.ShapeDtypeStruct | jax.Array
-"""A size without the batch axis, or an array, or the shape and type of one."""
+"""A size without the batch axis, an array, or an array's shape and type."""
 
-# Layers that multiply more than the layers in them.
+# Layers with products outside their child layers.
 _UNKNOWN = (nnx.MultiHeadAttention, nnx.LoRA, nnx.LoRALinear)
 
 
 @explains_arguments
 def layer_macs(model: nnx.Module, input_size: Input = (224, 224, 3), *more_inputs: Input) -> dict[str, int]:
-    """The multiply-accumulates of each convolution and linear layer for one image, nothing else counted.
+    """The multiply-accumulates of each convolution and linear layer for one image; nothing else is counted.
 
-    The model is called in evaluation mode, on shapes alone, and each call of a layer is counted by its shapes: see
-    :mod:`msconv_jax.costs` for what is counted, and for how a layer of your own is. Not seen are products that belong
-    to no call of a layer: those of functions, of other methods than ``__call__``, such as ``nnx.Embed.attend`` or
-    ``PACConv.adapting_kernel``, and of a network that multiplies parameters and holds layers besides.
+    The model is called in evaluation mode on shapes only, and each call of a layer is counted by its shapes.
+    :mod:`msconv_jax.costs` describes what is counted, and how to count a custom layer. Products outside layer calls are
+    missing: those of functions, of methods other than ``__call__`` such as ``nnx.Embed.attend`` or
+    ``PACConv.adapting_kernel``, and of a network that multiplies by parameters next to its layers.
 
     Args:
-        model: the network; left as it is. It may be abstract, as `nnx.eval_shape` makes it.
+        model: the network, not modified. It may be abstract, as from `nnx.eval_shape`.
         input_size: height, width and channels of one image, or any size without the batch axis: the model is called
-            with float32 ``(1, *input_size)``. In place of a size an array or a ``jax.ShapeDtypeStruct`` with its batch
-            axes, whose cost is that of the whole batch.
-        *more_inputs: likewise, the further arguments of a network that takes several.
+            with float32 ``(1, *input_size)``. An array or a ``jax.ShapeDtypeStruct`` includes its batch axes, and the
+            result is the cost of the whole batch.
+        *more_inputs: likewise, further arguments of the network.
 
     Returns:
-        For the path of each layer, in the order of the calls, its multiply-accumulates, of several calls their sum. An
-        operator of this library is one layer, and zeros of its lattice are not counted. Layers that are not called are
-        missing.
+        The multiply-accumulates of each layer by its path, in the order of the calls, summed over several calls. An
+        operator of this library is one layer, without the zeros of its lattice. Layers that are not called are missing.
 
     Raises:
-        ValueError: if a layer is called that multiplies parameters, but whose cost is not known; or for a bad size.
+        ValueError: if a called layer multiplies by parameters and its cost is unknown; or for a bad size.
 
     Example:
         >>> from msconv_jax.models import create_model
@@ -94,18 +93,18 @@ def _macs_of(call: Call) -> int:
 
 
 def _multiplies(module: nnx.Module) -> bool:
-    """Whether calls of a module are to be counted: those that are known, and those that must not be passed over."""
+    """Whether to count a module: its cost is known, or it is unknown and skipping it would be wrong."""
     if is_costed(module) or isinstance(module, _UNKNOWN):
         return True
-    if isinstance(module, nnx.Embed):  # its call looks rows up
+    if isinstance(module, nnx.Embed):  # a call only looks rows up
         return False
     if any(is_costed(part) for _, part in nnx.iter_modules(module)):
-        return False  # a network; parameters that it holds besides are, for instance, embeddings of positions
+        return False  # a network; its own parameters are, for instance, position embeddings
     return _has_matrix(module)
 
 
 def _has_matrix(module: nnx.Module) -> bool:
-    """Whether a module itself, not a part of it, holds a parameter of two or more axes."""
+    """Whether a module itself, not one of its submodules, has a parameter of two or more axes."""
     parts = [path for path, part in nnx.iter_modules(module) if path and not isinstance(part, nnx.List | nnx.Dict)]
     return any(
         len(variable.shape) >= 2 and not any(path[: len(part)] == part for part in parts)
@@ -115,7 +114,7 @@ def _has_matrix(module: nnx.Module) -> bool:
 
 @explains_arguments
 def count_parameters(module: nnx.Module) -> int:
-    """The number of a module's parameters, statistics not counted.
+    """The number of a module's parameters, without statistics.
 
     Example:
         >>> count_parameters(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))

@@ -1,4 +1,4 @@
-"""A recorder of calls: which layers a model calls, with what inputs and outputs."""
+"""Records the calls of a model's layers, with their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Call:
     """One call of a module.
 
     Attributes:
-        path: of the module in the model, such as "layer1.0.conv2"; "" for the model itself.
-        module: what was called.
-        inputs: the arguments, in the order of the signature, with the defaults of those that were left out.
-        outputs: what the call returned.
-        input_shapes: a shape for each array among the inputs, None for each that is None or no array. A call under
-            ``jax.vmap`` sees its arrays without the mapped axes; here the shapes have them, in front.
-        output_shapes: likewise.
+        path: the module's path in the model, such as "layer1.0.conv2"; "" for the model itself.
+        module: the called module.
+        inputs: the arguments in the order of the signature, omitted ones with their defaults.
+        outputs: the return value.
+        input_shapes: the shape of each array among the inputs, None for each input that is not an array. Under
+            ``jax.vmap`` the shapes include the mapped axes, in front.
+        output_shapes: likewise, of the outputs.
     """
 
     path: str
@@ -46,21 +46,20 @@ class Call:
 
 @contextmanager
 def recorded_calls(model: nnx.Module, want: Callable[[nnx.Module], bool]) -> Iterator[list[Call]]:
-    """Records the calls of a model's modules, in their order, while the context is open.
+    """Records the calls of a model's modules, in order, while the context is open.
 
-    A call that is made inside a recorded call belongs to it and is not recorded by itself. Modules are found wherever
-    the model holds them; one in several places has the first of its paths. Inside functions under ``jax.jit`` or
-    ``nnx.jit``, and in the steps of ``jax.lax.scan``, every call is recorded: compilation is off in the context, so
-    open it where JAX traces (inside ``jax.jit`` or ``jax.eval_shape``), or it is slow. Inside ``jax.checkpoint`` the
-    shapes of inputs and outputs may be read, but not their values, and JAX does not run the same function of the same
-    module and shapes a second time: such a second call is not seen.
+    A call inside a recorded call is not recorded separately. Modules are found anywhere in the model; a shared module
+    has the first of its paths. Calls inside ``jax.jit``, ``nnx.jit`` and every step of ``jax.lax.scan`` are recorded.
+    The context disables compilation, which is slow: open it while JAX traces, inside ``jax.jit`` or
+    ``jax.eval_shape``. Inside ``jax.checkpoint`` inputs and outputs have shapes but no values, and JAX does not run
+    the same function of the same module and shapes twice: the second call is missing.
 
     Args:
-        model: any NNX model; it is as before when the context is closed, also by an exception.
-        want: which modules; asked once for each, before any call.
+        model: any NNX model; restored when the context closes, also after an exception.
+        want: selects the modules; called once for each, before any call.
 
     Yields:
-        The list that the calls are added to.
+        The list that receives the calls.
 
     Example:
         >>> import jax.numpy as jnp
@@ -79,7 +78,7 @@ def recorded_calls(model: nnx.Module, want: Callable[[nnx.Module], bool]) -> Ite
         classes = {type(module) for module in wanted.values()}
         for cls in (cls for cls in classes if any("__call__" in vars(base) for base in cls.__mro__)):
             stack.enter_context(recorder.watch(cls))
-        stack.enter_context(jax.disable_jit())  # a function that JAX has traced before would not run again
+        stack.enter_context(jax.disable_jit())  # JAX would not rerun a function that it has traced before
         yield recorder.calls
 
 
@@ -91,14 +90,14 @@ def current_path() -> str | None:
 class _Recorder:
     def __init__(self) -> None:
         self.calls: list[Call] = []
-        # An attribute of the modules, not their ids, since nnx.jit and nnx.remat call copies; and a new one each time,
-        # since a function that they have traced with it would not run again.
+        # An attribute of the modules, not their ids, since nnx.jit and nnx.remat call copies. A new name each time,
+        # since these would not rerun a function that they traced with the old one.
         self.mark = f"_recorded_path_{next(_NUMBERS)}"
-        self.is_inside = False  # of a recorded call
+        self.is_inside = False  # inside a recorded call
 
     @contextmanager
     def watch(self, cls: type) -> Iterator[None]:
-        """Records the calls of marked instances of a class: Python looks ``__call__`` up in the class alone."""
+        """Records the calls of marked instances of a class; Python looks ``__call__`` up in the class only."""
         has_own = "__call__" in vars(cls)
         call: Any = cls.__call__
 
@@ -135,7 +134,7 @@ def _shapes(values: Any) -> tuple[tuple[int, ...] | None, ...]:
 
 
 def _mapped_axes(array: Any) -> list[int]:
-    """Sizes of the axes of an array that ``jax.vmap`` maps, the outermost first."""
+    """The sizes of an array's axes mapped by ``jax.vmap``, outermost first."""
     sizes: list[int] = []
     if not isinstance(array, Tracer):
         return sizes

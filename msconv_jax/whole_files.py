@@ -13,10 +13,10 @@ __all__ = ["atomic_write"]
 
 @contextlib.contextmanager
 def atomic_write(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Gives a temporary path to write to; it is renamed to `file` at the end, or removed if something fails.
+    """Yields a temporary path, which is renamed to `file` at the end, or removed after an error.
 
     Args:
-        file: the final path; an existing file is replaced.
+        file: the final path; replaces an existing file.
 
     Example:
         >>> import tempfile
@@ -28,7 +28,7 @@ def atomic_write(file: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         'all of it'
     """
     target = pathlib.Path(file)
-    # The same folder makes the renaming atomic; tempfile would hide the file from other users.
+    # A rename is atomic within one folder; tempfile would hide the file from other users.
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
     try:
         yield part

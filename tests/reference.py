@@ -20,7 +20,7 @@ def naive_lattice_convolve(
 ) -> np.ndarray:
     """Two-dimensional convolution, cell by cell and tap by tap, in float64.
 
-    `pads` are those of the base kernel. A tile's first tap is half of its extra extent before the base kernel's.
+    `pads` are those of the base kernel. Half of a tile's extra extent is before the base kernel's first tap.
     """
     batch, height, width, _ = x.shape
     size = [
@@ -44,9 +44,9 @@ def naive_lattice_convolve(
 
 
 def naive_psconv(x: np.ndarray, kernel: np.ndarray, dilation: Callable[[int, int], int], stride: int) -> np.ndarray:
-    """Eq. (3) of the PSConv paper for one image (H, W, C_in), literally, loop by loop.
+    """Eq. (3) of the PSConv paper as loops, for one image (H, W, C_in) with zero padding.
 
-    `dilation(c, k)` is the matrix D; the image is zero outside.
+    `dilation(c, k)` is the matrix D.
     """
     height, width, _ = x.shape
     K, _, in_features, out_features = kernel.shape
@@ -66,7 +66,7 @@ def naive_psconv(x: np.ndarray, kernel: np.ndarray, dilation: Callable[[int, int
 
 
 def naive_convolve(x: np.ndarray, kernel: np.ndarray, strides: int | Sequence[int], pads: Sequence[int]) -> np.ndarray:
-    """A plain dense convolution of (N, *spatial, C) with equal zeros on both sides of an axis, position by position."""
+    """A dense convolution of (N, *spatial, C), position by position, with symmetric zero padding."""
     ndim = kernel.ndim - 2
     steps = (strides,) * ndim if isinstance(strides, int) else tuple(strides)
     padded = np.pad(x.astype(np.float64), [(0, 0), *((p, p) for p in pads), (0, 0)])
@@ -79,7 +79,7 @@ def naive_convolve(x: np.ndarray, kernel: np.ndarray, strides: int | Sequence[in
 
 
 def by_taps(x, kernel, strides, pads, dilation, groups=1):
-    """A convolution as a sum over taps of the padded image's pixels times weights; JAX differentiates it."""
+    """A convolution as a sum over taps of shifted images times weights; JAX can differentiate it."""
     x = lax.pad(x, 0.0, [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)])
     extent = [(taps - 1) * gap + 1 for taps, gap in zip(kernel.shape, dilation, strict=False)]
     counts = [(n - e) // s + 1 for n, e, s in zip(x.shape[1:], extent, strides, strict=False)]
@@ -101,5 +101,5 @@ def by_taps(x, kernel, strides, pads, dilation, groups=1):
 
 
 def whole(shape: Sequence[int], seed: int) -> np.ndarray:
-    """Small whole numbers: their products and sums are exact in float32."""
+    """Small whole numbers, whose products and sums are exact in float32."""
     return np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)

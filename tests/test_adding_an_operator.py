@@ -1,4 +1,4 @@
-"""The documented operator touches three files, and the common tests then hold for it."""
+"""The documented operator needs changes in three files, and passes the common tests."""
 
 import os
 import re
@@ -14,7 +14,7 @@ DOCUMENT = ROOT / "docs" / "adding_an_operator.md"
 
 
 def apply(diff, text):
-    """Lines with "+" follow the line before them, " " or "-", which occurs once; those with "-" go."""
+    """Applies a diff: a line with " " or "-" occurs once in the text; "-" removes it; "+" adds a line after it."""
     lines = text.splitlines()
     place = 0
     for change in diff.splitlines():

@@ -1,4 +1,4 @@
-"""Public functions called with wrong types: the error names the argument."""
+"""Calls of public functions with wrong types: the error names the argument."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""The types of annotated arrays are checked while the tests run."""
+"""The tests check the types of annotated arrays at run time."""
 
 import jax.numpy as jnp
 import pytest
@@ -16,7 +16,7 @@ def transposed(x: Float[Array, "rows columns"], times: int = 1) -> Float[Array, 
 
 def test_a_wrong_rank_and_a_wrong_result_are_refused():
     assert transposed(jnp.ones((2, 3))).shape == (3, 2)
-    assert transposed(jnp.ones((2, 3)), times=1.0).shape == (3, 2)  # arrays alone are checked
+    assert transposed(jnp.ones((2, 3)), times=1.0).shape == (3, 2)  # only arrays are checked
     with pytest.raises(TypeCheckError):
         transposed(jnp.ones((2, 3, 4)))
     with pytest.raises(TypeCheckError):

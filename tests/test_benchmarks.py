@@ -1,4 +1,4 @@
-"""The benchmark programs run, print what they promise, and time what they say they time."""
+"""The benchmark programs run, print complete tables, and time the right functions."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ TINY = ["--sizes", "4", "--batch", "1", "--rounds", "1"]
 
 
 def comparison(name="PSConv", targets=None):
-    """Two shapes, of ratios 1 (over the rounds 0.5, 1, 3) and 4 forward, and twice as much with gradients."""
+    """Two shapes with forward ratios 1 (0.5, 1, 3 in the rounds) and 4, and twice these with gradients."""
 
     def rows(factor):
         slow = Timed((factor * 1.0, factor * 4.0, factor * 6.0), 3.0, 7.0)
@@ -59,7 +59,7 @@ def test_the_summary_names_the_targets_that_are_missed():
 
     within = comparison(targets={FORWARD: 2.0})  # the means are 2 forward and 4 with gradients
     assert missed(within, comparison(targets={FORWARD: 1.9, BACKWARD: 3.9}), comparison()) == [0, 2, 0]
-    worst = dataclasses.replace(within, limits={FORWARD: 3.9})  # of its shapes the worst has 4
+    worst = dataclasses.replace(within, limits={FORWARD: 3.9})  # its worst shape has 4
     assert missed(worst, dataclasses.replace(within, limits={FORWARD: 4.0})) == [1, 0]
 
 
@@ -75,7 +75,7 @@ def test_functions_are_run_in_turn():
     called = []
     times = run_interleaved({name: lambda n, name=name: called.append((name, n)) for name in "ab"}, 3)
     assert [name for name, _ in called] == [*"aabb", *"ababab"]
-    assert all(n > 1 for _, n in called[4:])  # too short for one run a round
+    assert all(n > 1 for _, n in called[4:])  # too fast for one run a round
     assert {len(values) for values in times.values()} == {3}
 
 
@@ -149,7 +149,7 @@ def test_bad_arguments_end_the_program(arguments, message, capsys):
 
 
 class Network(nnx.Module):
-    """As little as a network can be: it has parameters and statistics, and knows its mode."""
+    """A minimal network with parameters, statistics and a mode."""
 
     def __init__(self, name="resnet8"):
         rngs = nnx.Rngs(0)
@@ -297,7 +297,7 @@ def test_without_pytorch_its_program_says_how_to_get_it(monkeypatch):
 
 def test_pytorchs_operators_are_the_librarys():
     torch = pytest.importorskip("torch")
-    stage = 1  # where PyConv has three levels, of different widths
+    stage = 1  # PyConv has three levels of different widths here
     width = operators.WIDTHS[stage]
     subjects = {subject.name: subject for subject in operators.SUBJECTS}
     x = np.random.default_rng(0).standard_normal((1, 7, 7, width)).astype(np.float32)
@@ -320,7 +320,7 @@ def test_the_masked_weights_of_pytorchs_psconv_stay_zero():
     module = pytorch_operators.operators(0)["PSConv"]()
     module(torch.ones(1, 64, 5, 5)).sum().backward()
     weight = module.conv.weight
-    assert (weight == 0).sum() == weight.numel() // 2  # of the blocks (p, p) and (p, p + 2)
+    assert (weight == 0).sum() == weight.numel() // 2  # the blocks (p, p) and (p, p + 2)
     assert not weight.grad[weight == 0].any()
 
 
@@ -356,7 +356,7 @@ def test_speeds_are_per_second():
     clock, processor = input_pipeline.speeds(runs, 3)["slow"]
     assert clock.shape == (3,)
     assert (clock <= input_pipeline.IMAGES / 0.1).all()
-    assert np.median(processor) > 2 * np.median(clock)  # sleeping takes no time of the processor
+    assert np.median(processor) > 2 * np.median(clock)  # sleeping takes no processor time
 
 
 @pytest.mark.slow

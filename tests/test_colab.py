@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom as Colab runs them, are kept without outputs, and show what they promise."""
+"""The notebooks run from top to bottom as in Colab, are stored without outputs, and give the expected results."""
 
 import os
 import pathlib
@@ -35,12 +35,12 @@ def test_notebooks_begin_with_what_they_show_and_end_with_where_to_go(name):
     first, last = notebook.cells[0], notebook.cells[-1]
     assert first.cell_type == last.cell_type == "markdown"
     assert first.source.startswith("# ")
-    assert "on a CPU" in first.source  # how long it takes
+    assert "on a CPU" in first.source  # its duration
     assert last.source.startswith("## Where to go next")
 
 
 def without_extras(source):
-    """The first cell's text without what it installs beside the package."""
+    """The first cell's text without the extra packages."""
     return re.sub(r'EXTRAS = "(\w+)".*', "", source)
 
 
@@ -52,7 +52,7 @@ def test_the_first_cell_of_code_installs_the_package(name):
     assert "pip" in source
     needs_checkout = "CHECKOUT" in "".join(cell.source for cell in cells_of(name, "code"))
     assert ("CHECKOUT" in source) == needs_checkout
-    # Whoever has read one of them has read all.
+    # All notebooks have the same cell.
     same = [other for other in NOTEBOOKS if ("CHECKOUT" in cells_of(other, "code")[0].source) == needs_checkout]
     assert without_extras(source) == without_extras(cells_of(same[0], "code")[0].source)
 
@@ -74,7 +74,7 @@ def check_operators(text):
 
 
 def check_scaled_digits(text):
-    for group in ("32 to 48", "all"):  # a guess is right in one of ten
+    for group in ("32 to 48", "all"):  # chance is 0.1
         assert min(numbers(rf"{group} +\d+ +(0\.\d+) +(0\.\d+)", text)) > 0.2
     plain, ours = numbers(r"'plain': (\d+), 'PSConv': (\d+)", text)
     assert plain < ours < 64
@@ -95,7 +95,7 @@ def check_pytorch_weights(text):
 
 
 def check_joint_upsampling(text):
-    table = text.partition("RMSE")[2].partition("RMSE")[0]  # of the first photograph
+    table = text.partition("RMSE")[2].partition("RMSE")[0]  # the first photograph's
     cell = r" +(0\.\d+)"
     bilinear, joint = (numbers(name + 4 * cell, table) for name in ("bilinear", "joint bilateral"))
     assert all(ours < theirs for ours, theirs in zip(joint, bilinear, strict=True))
@@ -111,7 +111,7 @@ def check_many_devices(text):
         assert undivided == pytest.approx(sharded, abs=1e-4)
 
 
-# What the printed text of each must show.
+# Checks of each notebook's printed text.
 CHECKS = {
     "1_operators": check_operators,
     "2_scaled_digits": check_scaled_digits,
@@ -120,7 +120,7 @@ CHECKS = {
     "5_joint_upsampling": check_joint_upsampling,
     "6_many_devices": check_many_devices,
 }
-# How many pictures each must draw.
+# The least number of pictures of each notebook.
 PICTURES = {
     "1_operators": 3,
     "2_scaled_digits": 4,
@@ -138,7 +138,7 @@ def test_notebooks_run_from_top_to_bottom(name, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel draws into the notebook
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # not what the user has set up
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # ignores the user's settings
     notebook = nbformat.read(NOTEBOOKS[name], as_version=4)
     work = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=work).execute()
@@ -149,5 +149,5 @@ def test_notebooks_run_from_top_to_bottom(name, tmp_path, monkeypatch):
     assert "Warning" not in errors, errors
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) >= PICTURES[name]
-    assert not (tmp_path / "msconv_jax_checkout").exists()  # it ran what is tested here
+    assert not (tmp_path / "msconv_jax_checkout").exists()  # it ran this checkout
     CHECKS[name](text)

@@ -1,4 +1,4 @@
-"""The commands that the documents show: their programs, targets, extras and flags exist, and every config is read."""
+"""Commands in the documents: their programs, targets, extras and flags exist, and every config is valid."""
 
 import re
 import runpy
@@ -37,7 +37,7 @@ def test_extras_exist(command):
 
 
 def flags_by_program():
-    """The flags that the documents give to each program, but for those with a config, which another test parses."""
+    """The flags of each program in the documents, without commands with a config, which another test parses."""
     found = {}
     for command in COMMANDS:
         program = PROGRAM.search(command)
@@ -88,7 +88,7 @@ def test_programs_that_print(capsys):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """The two photographs of scikit-learn in pieces, a folder each; one file is damaged."""
+    """Crops of scikit-learn's two photographs, a folder for each; one file is damaged."""
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
@@ -104,7 +104,7 @@ def pictures(tmp_path):
 
 @pytest.mark.slow
 def test_pictures(pictures, tmp_path, capsys, quick_compilation):
-    """The config for a user's pictures, with small ones, and a short training of a small network."""
+    """Trains a small network briefly with the config for a user's pictures."""
     smaller = [
         "--config.model.name=resnet8",
         "--config.epochs=1",
@@ -124,7 +124,7 @@ def test_pictures(pictures, tmp_path, capsys, quick_compilation):
 
 @pytest.mark.slow
 def test_the_digits(tmp_path, capsys, quick_compilation):
-    """The documents' first steps, with another operator and seed, and one epoch."""
+    """Runs the documents' first steps, with another operator and seed, and one epoch."""
     changes = ["--config.model.conv=Conv", "--config.model.conv_kwargs={}", "--config.seed=3", "--config.epochs=1"]
     changes.append("--config.optimizer.warmup_epochs=0")
     arguments = [f"--config={ROOT}/configs/ps_resnet_digits.py", f"--workdir={tmp_path}"]

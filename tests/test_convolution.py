@@ -20,7 +20,7 @@ from tests.reference import by_taps, naive_lattice_convolve, whole
 
 @st.composite
 def partitions(draw, features):
-    """The channels 0 ... features - 1 as slices: residues, contiguous blocks, or all."""
+    """Partitions the channels 0 ... features - 1 into slices: residues, contiguous blocks, or all."""
     kind = draw(st.sampled_from(["all", "residues", "blocks"]))
     if kind == "residues":
         step = draw(st.integers(1, min(3, features)))
@@ -65,7 +65,7 @@ def tile_kernels(lattice):
 
 
 def base_pads(padding, size, lattice, strides):
-    """The pads of the base kernel, by JAX for a name."""
+    """The pads of the base kernel; JAX converts a name."""
     if isinstance(padding, str):
         return lax.padtype_to_pads(size, lattice.base_extent, strides, padding)
     pads = (padding, padding) if isinstance(padding, int) else padding
@@ -73,7 +73,7 @@ def base_pads(padding, size, lattice, strides):
 
 
 def by_expansion(x, kernels, lattice, strides, pads):
-    """The reference with gradients: one convolution with the dense expansion, which may be larger than the image."""
+    """The reference with gradients: one convolution with the dense kernel, which may exceed the image."""
     grown = [
         (low + offset, high + extent - base - offset)
         for (low, high), offset, extent, base in zip(
@@ -84,7 +84,7 @@ def by_expansion(x, kernels, lattice, strides, pads):
 
 
 def value_and_gradients(function, x, kernels, cotangent):
-    """The function's value and both pullbacks, in one compiled program."""
+    """The function's value and both gradients, in one compiled program."""
 
     @jax.jit
     def run(x, kernels):
@@ -95,7 +95,7 @@ def value_and_gradients(function, x, kernels, cotangent):
 
 
 def check_lowerings(case, lowerings):
-    """Forward against plain loops, both gradients against the dense expansion; whole numbers, so exactly."""
+    """Compares forward with plain loops and gradients with the dense expansion, exactly, on whole numbers."""
     lattice, strides, padding, size = case
     x, kernels = whole((2, *size, lattice.in_features), 100), tile_kernels(lattice)
     pads = base_pads(padding, size, lattice, strides)
@@ -121,7 +121,7 @@ def check_lowerings(case, lowerings):
 
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation():
-    """Hundreds of small programs are compiled here; their results are tested, not their speed."""
+    """Compiles without optimisations: the tests compile hundreds of small programs."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -197,7 +197,7 @@ def test_structured_lattices(name):
     "lowering", [name if name == "auto" else pytest.param(name, marks=pytest.mark.slow) for name in LOWERINGS]
 )
 def test_second_derivatives(lowering):
-    """Forward over reverse and reverse over reverse, in both arguments, against the dense expansion's."""
+    """Compares forward over reverse and reverse over reverse, in both arguments, with the dense expansion."""
     lattice = psconv_lattice(4, 4, (3, 3), pattern=(1, 2))
     x, dx = whole((1, 4, 5, 4), 0), whole((1, 4, 5, 4), 1)
     kernel, dkernel = whole((3, 3, 4, 4), 2), whole((3, 3, 4, 4), 3)
@@ -343,7 +343,7 @@ def test_cpu_choices_follow_the_measured_table():
     packs = choose_plan(resnext, "auto", "cpu", site(8, 56))
     assert {len(step.inputs) for step in packs} <= {8, 16, 32}
     wide = choose_plan(psconv_lattice(512, 512, (3, 3)), "auto", "cpu", site(8, 7))
-    assert sorted({len(step.inputs) for step in wide}) == [128, 256]  # tiles: nothing is multiplied by zero
+    assert sorted({len(step.inputs) for step in wide}) == [128, 256]  # tiles, without products with zeros
 
 
 def test_large_kernels_of_few_channels_compute_several_columns_at_a_time():

@@ -1,4 +1,4 @@
-"""The cost of one call: compared with JAX's programs, with the operators' derivatives and with numbers by hand."""
+"""Costs of calls, compared with JAX's programs, the operators' derivatives and manual counts."""
 
 import math
 from functools import partial
@@ -32,7 +32,7 @@ RNGS = nnx.Rngs(jax.random.key(0, impl="rbg"))
 
 
 def products(jaxpr):
-    """Multiply-accumulates of the convolutions and matrix products in a program of JAX."""
+    """Multiply-accumulates of the convolutions and matrix products in a JAX program."""
     total = 0
     for equation in jaxpr.eqns:
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns")):
@@ -60,14 +60,14 @@ def abstract(*sizes):
 
 
 def of_call(layer, *inputs):
-    """The layer's cost of a call."""
+    """The cost of a call of the layer."""
     graphdef, state = nnx.split(layer)
     outputs = jax.eval_shape(lambda state, *inputs: nnx.merge(graphdef, state, copy=True)(*inputs), state, *inputs)
     return call_macs(layer, shapes(inputs), shapes(outputs))
 
 
 def of_program(layer, *inputs):
-    """The cost of JAX's program for a call."""
+    """The cost of the JAX program of a call."""
     graphdef, state = nnx.split(layer)
     program = jax.make_jaxpr(lambda state, *inputs: nnx.merge(graphdef, state, copy=True)(*inputs))(state, *inputs)
     return products(program.jaxpr)
@@ -90,7 +90,7 @@ def of_program(layer, *inputs):
         (partial(nnx.Einsum, "...a,ab->...b", (2, 4)), (3, 5, 6, 2)),
         (partial(nnx.Einsum, "b...a,bac->b...c", (3, 2, 4)), (3, 5, 6, 2)),
         (partial(nnx.Einsum, "bnd,bde->bne", (3, 4, 5)), (3, 7, 4)),
-        # The library's, where the program multiplies no zeros.
+        # Operators of the library whose programs have no products with zeros.
         (partial(GroupedConv, 4, 6, (3, 5), strides=2, padding=1), (2, 9, 8, 4)),
         (partial(ACConv, 4, 6, (3, 3), strides=2), (2, 9, 8, 4)),
         (partial(ACConv, 4, 6, (3, 3), use=("local", "global")), (2, 9, 8, 4)),
@@ -138,7 +138,7 @@ def test_transposed_convolutions_multiply_each_input_by_the_kernel(padding, stri
     ids=lambda operator: operator.func.__name__,
 )
 def test_costs_are_the_inputs_that_an_output_depends_on(operator):
-    """Each nonzero weight of an output pixel in the middle is one input that the pixel depends on."""
+    """The cost of a middle output pixel is the number of inputs with a nonzero derivative."""
     module = operator(use_bias=False, rngs=RNGS)
     x = jax.random.normal(jax.random.key(0), (11, 11, 8))
     derivatives = jax.jacobian(lambda x: module(x)[5, 5])(x)
@@ -184,7 +184,7 @@ def test_pixel_adaptive_layers():
         conv.macs((4, 7))
     up = PACConvTranspose(6, 5, (3, 3), 2, rngs=RNGS)
     (fine,) = abstract((2, 8, 14, 3))
-    assert of_call(up, x, fine) == taps * (6 * 5 + 6 + 3 + 1)  # one tap of four, at four times the pixels
+    assert of_call(up, x, fine) == taps * (6 * 5 + 6 + 3 + 1)  # a quarter of the taps, at four times the pixels
     assert of_call(PACPool((3, 3)), x, guide) == taps * (6 + 3 + 1)
     channel_wise = PACPool((3, 3), channel_wise=True)
     (guides,) = abstract((2, 4, 7, 6))

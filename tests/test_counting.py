@@ -1,4 +1,4 @@
-"""Multiply-accumulates are the specifications', and the command line prints them."""
+"""Multiply-accumulates equal published ones, and the command line prints them."""
 
 import math
 
@@ -14,7 +14,7 @@ from msconv_jax.models import create_model, list_models, model_entry
 from msconv_jax.operators import PACPool
 from msconv_jax.segmentation import pyconv_segnet
 
-# Of convolutions and linear layers at 224 x 224, recorded from the public networks.
+# For convolutions and linear layers at 224 x 224, recorded from the public networks.
 MACS = {
     "ps_resnet50": 4_089_184_256,
     "pyconv_resnet50": 3_820_441_600,
@@ -89,7 +89,7 @@ RNGS = nnx.Rngs(0)
 
 
 class Guided(nnx.Module):
-    """A network of two inputs, whose second guides the first."""
+    """A network with two inputs, a signal and its guide."""
 
     def __init__(self):
         self.first = nnx.Conv(3, 4, (3, 3), rngs=RNGS)
@@ -138,7 +138,7 @@ def linear_of(features):
 
 
 class Calling(nnx.Module):
-    """Calls the layers that it is given; it holds one layer under two names, and one that it may not call."""
+    """Calls layers by a function; has one layer with two names, and one that the function may skip."""
 
     def __init__(self, call):
         self.a, self.b = linear_of(4), linear_of(4)
@@ -154,7 +154,7 @@ class Calling(nnx.Module):
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        (lambda m, x: m.a(m.norm(x) + m.position), {"a": 1}),  # never called: missing, so nothing
+        (lambda m, x: m.a(m.norm(x) + m.position), {"a": 1}),  # a layer without calls is missing
         (lambda m, x: m.a(m.a(x)), {"a": 2}),
         (lambda m, x: m.a(m.b(m.same(x))), {"a": 2, "b": 1}),
         (lambda m, x: jax.jit(lambda x: m.a(m.a(x)))(x), {"a": 2}),
@@ -180,7 +180,7 @@ def test_a_network_that_gives_a_pair_in_training():
 
 
 class Multiplying(nnx.Module):
-    """A layer of one's own."""
+    """A custom layer."""
 
     def __init__(self):
         self.kernel = nnx.List([nnx.Param(jnp.ones((4, 6)))])

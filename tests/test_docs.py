@@ -1,4 +1,4 @@
-"""The code of the documents runs, their links lead somewhere, and their tables and figures are the present ones."""
+"""The documents' code runs, their links exist, and their tables and figures are up to date."""
 
 import builtins
 import codeop
@@ -33,7 +33,7 @@ SLOW = {"docs/adding_an_operator.md", "docs/models.md", "docs/analysis.md"}
 
 
 def with_code():
-    """The documents with code, the long ones marked."""
+    """The documents with code; slow ones are marked."""
     for document in DOCUMENTS:
         if code(document.read_text()):
             path = name(document)
@@ -42,11 +42,11 @@ def with_code():
 
 @pytest.mark.parametrize("document", list(with_code()))
 def test_the_code_of_a_document_runs_from_top_to_bottom(document, tmp_path, monkeypatch):
-    """In one namespace: blocks of statements, and interactive ones, whose results are compared."""
+    """Runs all blocks in one namespace, and compares the results of interactive ones."""
     monkeypatch.chdir(tmp_path)
     page = types.ModuleType("page")
-    monkeypatch.setitem(sys.modules, "page", page)  # dataclasses look their module up
-    compiled = codeop.Compile()  # which keeps a `from __future__ import` for the blocks after it
+    monkeypatch.setitem(sys.modules, "page", page)  # dataclasses look up their module
+    compiled = codeop.Compile()  # keeps a `from __future__ import` for later blocks
     for kind, block, line in code(document.read_text()):
         if kind == "python":
             exec(compiled("\n" * line + block, str(document), "exec"), vars(page))  # noqa: S102  the documents are trusted
@@ -109,7 +109,7 @@ def test_the_networks_of_the_readme_are_those_of_the_registry():
 
 
 def paragraph_with(document, link):
-    """The numbers of the paragraph of a document that links to something."""
+    """The numbers in a document's only paragraph with `link`."""
     (paragraph,) = [part for part in (ROOT / document).read_text().split("\n\n") if link in part]
     return set(re.findall(r"\d+(?:\.\d+)?", paragraph))
 
@@ -137,7 +137,7 @@ def config_of(cells):
 
 
 def is_registered(config):
-    """Whether the network is one of the names, without arguments of its own, whose counts the library keeps."""
+    """Whether the network is a registered one without further arguments, whose counts are stored."""
     entry, (_, source) = model_entry(config.model.name), training_data(config)
     own = config.model.kwargs or config.model.conv or config.model.convs
     return not own and (source.image_shape, len(source.classes)) == (entry.input_size, entry.num_classes)
@@ -156,7 +156,7 @@ def test_costs_of_registered_networks_are_those_counted(monkeypatch):
 
 @pytest.mark.slow
 def test_other_networks_can_be_built_and_have_the_hours_of_their_rows(monkeypatch):
-    """With one block to a stage, for time; `python -m tests.reproduction` counts the whole networks, in minutes."""
+    """Builds one block per stage, to save time; `python -m tests.reproduction` counts whole networks in minutes."""
     monkeypatch.chdir(ROOT)
     built = set()
     for cells in TRAININGS:

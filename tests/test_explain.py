@@ -1,4 +1,4 @@
-"""Plans in words: those that a call executes, of lattices, operators and networks."""
+"""Explained plans of lattices, operators and networks equal the executed ones."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ RNGS = nnx.Rngs(jax.random.key(0, impl="rbg"))
 
 
 def program(module, shape, backend):
-    """The text of a module's program, and how many convolutions are in it."""
+    """The text of a module's program, and its number of convolutions."""
     with planning_for(backend):
         text = str(jax.make_jaxpr(lambda x: module(x))(jnp.zeros(shape)))
     return text, text.count("= conv_general_dilated[")
@@ -55,7 +55,7 @@ def test_a_forced_lowering(lowering, words):
 
 
 def test_costs():
-    """Nothing that can be forced is predicted to be cheaper than the chosen plan."""
+    """No forced lowering has a lower predicted cost than the chosen plan."""
     for backend in ("cpu", "gpu", "tpu", "onnx"):
         (one,) = explain(psconv_lattice(64, 64, (3, 3), feature_group_count=2), (8, 14, 14, 64), backend).convolutions
         costs = list(one.alternatives.values())

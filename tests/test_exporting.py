@@ -1,4 +1,4 @@
-"""Exported networks: the same logits from a file alone, in a process that cannot import the library."""
+"""Exported networks give the same logits in a process without the library."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Folded networks give what the networks give, and hold no normalisation any more."""
+"""Folded networks give the same outputs, without normalisation layers."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ def rngs():
 
 
 def scrambled(model, seed=0):
-    """The model with statistics, scales and biases as if it were trained, in evaluation mode."""
+    """The model in evaluation mode, with random statistics, scales and biases as after training."""
     random = np.random.default_rng(seed)
     for path, variable in nnx.to_flat_state(nnx.state(model)):
         if path[-1] in ("scale", "var"):

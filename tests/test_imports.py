@@ -1,4 +1,4 @@
-"""What the contracts of import-linter in pyproject.toml cannot state about imports."""
+"""Rules about imports beyond import-linter's contracts in pyproject.toml."""
 
 import ast
 import json

@@ -1,7 +1,7 @@
-"""JAX's modes in which ``nnx.Conv`` works: every operator, and one network of every family, in each of them.
+"""Every operator, and one network of every family, in each mode of JAX that ``nnx.Conv`` supports.
 
-What a mode refuses it refuses when a program is traced, so the quick tests trace only; numbers are compared with those
-of the ordinary mode in the slow ones.
+A mode rejects programs during tracing, so the quick tests only trace. The slow tests compare numbers with those of the
+ordinary mode.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def rngs():
 
 
 def made(kind, *args, **setting):
-    """Makes such a module, with random streams of the trace that it is made in."""
+    """Returns a constructor of a module, with random streams of the current trace."""
     return lambda **options: kind(*args, rngs=rngs(), **setting, **options)
 
 
@@ -62,7 +62,7 @@ X, GUIDE = image(4, 6, 8, 8), image(4, 6, 8, 3)
 
 
 class WithMask(nnx.Module):
-    """A pixel-adaptive operator under a mask."""
+    """A pixel-adaptive operator with a mask."""
 
     def __init__(self, operator):
         self.operator = operator
@@ -72,7 +72,7 @@ class WithMask(nnx.Module):
 
 
 class WithKernel(nnx.Module):
-    """A pixel-adaptive operator that is given its adapting kernel."""
+    """A pixel-adaptive operator with a precomputed adapting kernel."""
 
     def __init__(self, operator):
         self.operator = operator
@@ -82,7 +82,7 @@ class WithKernel(nnx.Module):
 
 
 def operator_cases():
-    """Name -> (function of the options dtype and param_dtype that makes the module, its abstract inputs)."""
+    """Name -> (constructor of the module with the options dtype and param_dtype, abstract inputs)."""
     cases = {}
 
     def add(name, make, *inputs):
@@ -148,7 +148,7 @@ QUICK = [
 
 
 def quick_cases():
-    """Every lowering, and the operators that compute more than a lattice."""
+    """Cases with every lowering, and with the operators beyond a single lattice."""
     cases = operator_cases()
     return {name: cases[name] for name in QUICK}
 
@@ -160,7 +160,7 @@ ONE_OF_EACH = [
 
 
 def one_of_each():
-    """Each operator whose numbers are compared between devices; the dynamic and IC forms compute as PSConv does."""
+    """The operators for comparisons between devices; DynamicPSConv and ICConv compute like PSConv."""
     cases = operator_cases()
     return {name: cases[name] for name in ONE_OF_EACH}
 
@@ -188,7 +188,7 @@ over_families = pytest.mark.parametrize(
 
 
 def family_case(name):
-    """As for the operators."""
+    """The constructor and the abstract inputs of a network."""
     if model_entry(name).task == "classification":
         size, make = odd_size(name), functools.partial(shallow, name)
     else:
@@ -200,7 +200,7 @@ def family_case(name):
 
 
 def step(graphdef, params, rest, inputs):
-    """The outputs and the gradients of all parameters and inputs; its sum over the batch is the loss."""
+    """The outputs, and the gradients of their summed squares with respect to parameters and inputs."""
 
     def loss(params, inputs):
         outputs = nnx.merge(graphdef, params, rest, copy=True)(*inputs)
@@ -211,7 +211,7 @@ def step(graphdef, params, rest, inputs):
 
 
 def traced(make, inputs, **options):
-    """What a step gives, by shapes and dtypes."""
+    """The shapes and dtypes of a step's results."""
     graphdef, params, rest = nnx.split(nnx.eval_shape(lambda: make(**options)), nnx.Param, ...)
     return jax.eval_shape(functools.partial(step, graphdef), params, rest, inputs)
 
@@ -225,7 +225,7 @@ def dtypes_of(tree):
 
 
 def on_mesh(mesh, inputs, spec):
-    """The inputs sharded by `spec` along their first axes; those without a batch replicated."""
+    """The inputs sharded by `spec`; inputs without a batch axis are replicated."""
 
     def place(leaf):
         own = spec if leaf.shape[:1] == (4,) else P()
@@ -235,7 +235,7 @@ def on_mesh(mesh, inputs, spec):
 
 
 def check_on_explicit_mesh(make, inputs, mesh, spec):
-    """Traces the step on an abstract mesh of explicit axes; the outputs are sharded as the inputs are."""
+    """Traces the step on an abstract mesh with explicit axes; outputs and inputs have the same sharding."""
     with jax.sharding.use_abstract_mesh(mesh):
         graphdef, params, rest = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
         params, rest = (on_mesh(mesh, part, P()) for part in (params, rest))
@@ -249,7 +249,7 @@ def check_on_explicit_mesh(make, inputs, mesh, spec):
 
 
 def by_shards(mesh, graphdef, inputs):
-    """The step by ``jax.shard_map`` with its default checks, for a batch in shards along "data"."""
+    """The step in ``jax.shard_map`` with its default checks, for a batch sharded along "data"."""
     specs = jax.tree.map(lambda leaf: P("data") if leaf.shape[:1] == (4,) else P(), inputs)
     return jax.shard_map(
         functools.partial(step, graphdef), mesh=mesh, in_specs=(P(), P(), specs), out_specs=(P("data"), (P(), specs))
@@ -270,7 +270,7 @@ GRID = AbstractMesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) *
 
 
 def test_operators_of_one_dtype_take_inputs_of_another():
-    """As every test, where JAX promotes no dtypes and no ranks."""
+    """JAX promotes neither dtypes nor ranks, as in all tests."""
     for name, (make, inputs) in quick_cases().items():
         outputs, _ = traced(make, cast(inputs, jnp.float16), dtype=jnp.bfloat16)
         assert dtypes_of(outputs) == {jnp.dtype(jnp.bfloat16)}, name
@@ -299,13 +299,13 @@ def test_operators_by_shards_of_any_kind():
 
 
 def test_sharded_columns_are_kept():
-    """As by ``nnx.Conv``; its channels, which that refuses, are gathered."""
+    """Sharded columns stay as in ``nnx.Conv``; sharded channels, which it rejects, are gathered."""
     x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 6, 8, 8), (3, 3, 8, 8)))
     tiles = (Tile(slice(0, 8), slice(0, 4), (3, 3)), Tile(slice(0, 8), slice(4, 8), (3, 3), (2, 2)))
     lattice = KernelLattice(8, 8, tiles)
     for spec, strides, expected in [
         (P("data", None, "model"), 1, P("data", None, "model", None)),
-        (P("data", "model"), 2, P("data", None, None, None)),  # three rows are in no two shards
+        (P("data", "model"), 2, P("data", None, None, None)),  # two shards cannot divide three rows
         (P(None, None, None, "model"), 1, P(None, None, None, None)),
     ]:
         with jax.sharding.use_abstract_mesh(GRID):
@@ -433,7 +433,7 @@ def concrete_cases(operators):
 
 
 def gap(got, expected):
-    """The largest difference, as a share of the largest number."""
+    """The largest difference relative to the largest number."""
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
     return max(
         float(np.abs(np.float64(a) - np.float64(b)).max() / max(np.abs(np.float64(b)).max(), 1e-3)) for a, b in pairs
@@ -441,7 +441,7 @@ def gap(got, expected):
 
 
 def gaps_on_meshes():
-    """Name -> the largest gap between numbers of one device and those of explicit meshes and shards."""
+    """Name -> the largest gap between one device and explicit meshes or shards."""
     meshes = {
         "data": (jax.make_mesh((2,), ("data",), devices=jax.devices()[:2]), P("data")),
         "grid": (jax.make_mesh((2, 2), ("data", "model")), P(("data", "model"))),
@@ -463,12 +463,12 @@ def gaps_on_meshes():
                     assert len(jax.tree.leaves(got)[0].sharding.device_set) == mesh.size
                 found[f"{name} on {mesh_name}"] = gap(got, expected)
         mesh, spec = meshes["data"]
-        with jax.set_mesh(mesh):  # without jit, as a user who looks at an output does
+        with jax.set_mesh(mesh):  # eager, without jit
             sharded = jax.device_put((params, rest), NamedSharding(mesh, P()))
             outputs = nnx.merge(graphdef, *sharded, copy=True)(*placed(mesh, spec))
         found[f"{name}, eager"] = gap(outputs, expected[0])
         of_batch = any(isinstance(part, nnx.BatchNorm) for _, part in nnx.iter_modules(module)) and "net" not in name
-        if not of_batch:  # whose statistics are of a shard alone
+        if not of_batch:  # batch statistics in shard_map are per shard
             auto = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
             got = jax.jit(by_shards(auto, graphdef, inputs))(params, rest, inputs)
             found[f"{name} by shards"] = gap(got, expected)

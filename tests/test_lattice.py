@@ -118,7 +118,7 @@ def test_extents():
     assert two_bands().base_extent == (3, 3)
     assert two_bands().extent == (5, 5)
     assert mixed().extent == (3, 5)
-    # A base kernel larger than all tiles does not make the dense kernel larger.
+    # A base kernel larger than all tiles does not enlarge the dense kernel.
     assert two_bands(base_extent=(9, 9)).extent == (5, 5)
 
 

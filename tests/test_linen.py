@@ -1,4 +1,4 @@
-"""Every operator as a Linen module: the NNX operator's numbers, from ordinary collections."""
+"""Every operator as a Linen module: equal numbers to the NNX operator, with ordinary collections."""
 
 import pickle
 
@@ -13,7 +13,7 @@ import msconv_jax
 from msconv_jax import linen, operators
 from tests.operators.rows import IMAGE, rows
 
-KEY = jax.random.key(0, impl="rbg")  # whose draws compile faster than the default ones
+KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 CASES = {row.operator.__name__: (row.linen, row.inputs) for row in rows()}
 
 
@@ -55,7 +55,7 @@ def test_same_values_give_the_same_output(name):
     expected = jax.jit(lambda state: nnx.merge(graphdef, state)(*inputs))(state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
     if "batch_stats" in variables:
-        ours(*inputs)  # in training mode this moves the statistics
+        ours(*inputs)  # updates the statistics in training mode
         after = linen.params_of(ours)["batch_stats"]
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updated["batch_stats"], after)
         ours.eval()

@@ -1,4 +1,4 @@
-"""The registry's numbers: the kept counts are right, published ones agree with them, a document shows both."""
+"""The registry's numbers: stored counts are right and agree with published ones; a document shows both."""
 
 import re
 
@@ -25,7 +25,7 @@ def test_the_kept_counts_are_the_networks(name):
 
 
 def printed(value, text, unit):
-    """A number in the text's unit, with as many digits behind the point as the text has."""
+    """A number in the text's unit, with the text's number of decimals."""
     return f"{value / unit:.{len(text.partition('.')[2])}f}"
 
 
@@ -35,7 +35,7 @@ def test_parameters_are_the_published_ones_to_the_printed_precision(name):
     assert printed(entry.parameters, entry.published.parameters, 1e6) == entry.published.parameters
 
 
-# The auxiliary head's at 473 x 473 and output stride 8, which the paper counts in: a 3x3 and the classifier.
+# The paper includes the auxiliary head, a 3x3 and the classifier: at 473 x 473 and output stride 8.
 AUXILIARY = (9 * 1024 * 256 + 256 * 150) * 60 * 60
 
 
@@ -55,7 +55,7 @@ def test_accuracies_are_per_cent():
 
 
 def test_ps_networks_beat_their_plain_counterparts_in_the_papers_tables():
-    """A slip of the pen in a row would most likely turn one of these around."""
+    """A typing error in a row would probably reverse one of these comparisons."""
     for name in list_models("ps_*"):
         ours, plain = PUBLISHED[name], PUBLISHED[name.removeprefix("ps_")]
         assert ours.top1 is None or 0.8 < ours.top1 - plain.top1 < 1.8, name

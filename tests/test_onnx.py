@@ -1,4 +1,4 @@
-"""ONNX files: what onnxruntime computes from them is what the modules compute."""
+"""ONNX files: onnxruntime's outputs equal those of the modules."""
 
 import importlib.util
 
@@ -18,7 +18,7 @@ def rngs():
 
 
 class After(nnx.Module):
-    """A function behind a convolution, whose output is not known beforehand."""
+    """A function after a convolution, whose output is not constant."""
 
     def __init__(self, function):
         self.conv, self.function = nnx.Conv(16, 16, (1, 1), rngs=rngs()), function

@@ -1,4 +1,4 @@
-"""What is shipped: the wheel holds the library, typed, and inside it the programs, which run without a clone."""
+"""The wheel contains the typed library and the programs, which run without a clone."""
 
 import os
 import pathlib
@@ -34,7 +34,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A folder with the wheel and the source distribution, built from a copy of the sources without network."""
+    """A folder with the wheel and the source distribution, built offline from a copy of the sources."""
     folder = tmp_path_factory.mktemp("package")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -52,7 +52,7 @@ def wheel(built):
 
 
 def sources(*folders):
-    """Files of the repository, but for what Python and the system put there."""
+    """Files of the repository, without caches of Python and files of the system."""
     for folder in folders:
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and not {"__pycache__", ".DS_Store"} & set(path.parts):
@@ -86,7 +86,7 @@ def test_a_wheel_can_be_built_of_the_source_distribution(built):
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """A folder that is no clone, with a file that is named as one of the programs."""
+    """A folder outside a clone, with a file named like one of the programs."""
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "train.py").write_text("raise SystemExit('a file of the user')")
     return folder
@@ -96,7 +96,7 @@ def elsewhere(tmp_path_factory):
 def run_installed(wheel, elsewhere, tmp_path_factory):
     """Runs modules of the installed wheel from `elsewhere`, with the packages of this environment."""
     site = tmp_path_factory.mktemp("site")
-    wheel.extractall(site)  # which is all that installing it does
+    wheel.extractall(site)  # equivalent to an installation
 
     def run(*arguments, packages=()):
         quickly = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -164,7 +164,7 @@ def test_the_installed_programs_train_evaluate_and_predict(run_installed, elsewh
 
 @pytest.mark.slow
 def test_installed_programs_find_themselves_in_the_processes_they_start(run_installed, elsewhere):
-    """`train.compare` starts a process for each training, here for one of a config that builds on an installed one."""
+    """`train.compare` starts a process for each training, here with a config based on an installed one."""
     settings = ("--config=one.py:smoke", "--workdir=comparison")
     (elsewhere / "one.py").write_text(ONE_NETWORK)
     done = run_installed("msconv_jax.train.compare", *settings, "--minutes=0")

@@ -1,4 +1,4 @@
-"""The parity program itself: what it prints, and that it fails when it must."""
+"""The parity program: its output and its failures."""
 
 import json
 import pathlib
@@ -91,7 +91,7 @@ def folder(tmp_path):
 
 
 def rewrite(path, change):
-    """Stores the fixture again after `change` has edited its arrays."""
+    """Edits the arrays of a fixture with `change`."""
     with np.load(path) as file:
         arrays = dict(file)
     change(arrays)
@@ -179,7 +179,7 @@ def test_networks_agree_with_the_public_ones(name):
 
 
 def grouped_fixture(path, groups, dilation, *, paper, hooked):
-    """As PSGConv2d is in the public code; with `hooked`, its mask is on the gradient as well."""
+    """Writes a fixture of the public PSGConv2d; `hooked` masks the gradient as well."""
     rng, parts, features = np.random.default_rng(0), 4, 4 * groups
 
     def conv(x, weight, d, groups):

@@ -1,4 +1,4 @@
-"""Calls are recorded wherever a model holds and calls its layers, and the model is left as it was."""
+"""Recording finds all layers and calls of a model, and restores the model."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def is_linear(module):
 
 
 class Holding(nnx.Module):
-    """Layers held in every way."""
+    """A model with layers in every kind of container."""
 
     def __init__(self):
         self.plain = linear()
@@ -38,7 +38,7 @@ class Holding(nnx.Module):
 
 
 class Calling(nnx.Module):
-    """A layer called inside the transformations of JAX."""
+    """A model that calls a layer inside JAX's transformations."""
 
     def __init__(self, call):
         self.a, self.b = linear(), linear()
@@ -64,7 +64,7 @@ def test_layers_are_found_wherever_they_are_held():
     assert calls[-1].module is model.plain
     np.testing.assert_array_equal(calls[-1].outputs, y)
     assert calls[0].inputs[0] is x
-    assert calls[0].input_shapes == ((2, 4), None)  # and out_sharding
+    assert calls[0].input_shapes == ((2, 4), None)  # the second input is out_sharding
     assert calls[0].output_shapes == ((2, 4),)
     assert nnx.graphdef(model) == before
 
@@ -109,7 +109,7 @@ def scanned(model, x):
 def test_every_call_inside_a_transformation_is_recorded(call):
     model = Calling(call)
     graphdef, state = nnx.split(model)
-    for _ in range(2):  # also where JAX has traced the function before
+    for _ in range(2):  # also after JAX has traced the function
 
         def run(state, x):
             copy = nnx.merge(graphdef, state)
@@ -124,7 +124,7 @@ def test_every_call_inside_a_transformation_is_recorded(call):
 def test_mapped_axes_are_in_the_shapes():
     def mapped(model, x):
         y = jax.vmap(jax.vmap(model.a), in_axes=1)(x)
-        return jax.vmap(lambda _: model.b(x))(y)  # computed once: nothing in it is mapped
+        return jax.vmap(lambda _: model.b(x))(y)  # computed once: its inputs are not mapped
 
     model = Calling(mapped)
     with recorded_calls(model, is_linear) as calls:

@@ -55,7 +55,7 @@ def conv(*, features=(4, 4), size=(3, 3), **arguments):
 def test_a_foreign_network_is_turned_trained_saved_and_restored(name, foreign, tmp_path):
     before = arrays(foreign)
     model, report = replace_convs(foreign, FACTORIES[name])
-    stem = ["stem"]  # of 3 inputs and 5x5 taps
+    stem = ["stem"]  # 3 inputs and 5x5 taps
     assert sorted(entry.path for entry in report.replaced) == sorted((stem if name == "ICConv" else []) + SPATIAL)
     assert [entry.path for entry in report.kept] == ["stages.1.blocks.0.shortcut"]
     assert [entry.path for entry in report.skipped] == ([] if name == "ICConv" else stem)
@@ -101,7 +101,7 @@ def test_trained_kernels_are_carried_over(foreign):
     images = jax.random.normal(jax.random.key(0), (2, 9, 9, 3))
     foreign.eval()
     model.eval()
-    # With dilations of 1 everywhere the operator is the plain convolution.
+    # With all dilations 1 the operator equals the plain convolution.
     np.testing.assert_allclose(model(images), foreign(images), atol=1e-5)
     assert arrays(model).keys() == arrays(foreign).keys()
 
@@ -296,7 +296,7 @@ def test_a_shared_convolution_is_found_by_any_of_its_names():
 
 
 class SharedBlock(nnx.Module):
-    """A block under two names, the later one first by the alphabet."""
+    """A block under two names, in reverse alphabetical order."""
 
     def __init__(self):
         self.second = nnx.Sequential(conv(), nnx.relu)
@@ -345,7 +345,7 @@ def test_a_mapping_has_a_factory_for_each_path(foreign):
 
 
 class Standardised(nnx.Conv):
-    """A convolution of somebody's own."""
+    """A custom convolution."""
 
 
 def test_other_classes_are_kept_unless_named(foreign):

@@ -1,4 +1,4 @@
-"""Loading published weights: what is said when they do not fit, and the forms that they come in."""
+"""Loading published weights: errors for mismatches, and the supported forms."""
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def test_a_module_without_a_rule_is_named():
 
 
 def official_zero_mask(outputs, fan_in, groups, parts):
-    """Where the public constructor zeroes its dense weight, written out from the specification."""
+    """The mask of zeros in the public constructor's dense weight, from the specification."""
     mask = np.zeros((outputs, fan_in), bool)
     rows, columns = outputs // (groups * parts), fan_in // parts
     for j in range(groups):
@@ -106,7 +106,7 @@ def official_zero_mask(outputs, fan_in, groups, parts):
 
 
 def official_psgconv(x, state, groups, parts, dilation):
-    """The sum of the three convolutions as the public module computes it."""
+    """The sum of the three convolutions, as in the public module."""
     hwio = {name.partition(".")[0]: np.asarray(value).transpose(2, 3, 1, 0) for name, value in state.items()}
     fan_in = x.shape[-1] // groups
     halves = np.concatenate([np.roll(np.arange(fan_in), fan_in // 2) + g * fan_in for g in range(groups)])
@@ -194,7 +194,7 @@ def test_a_whole_plain_network_loads_by_pytorchs_names():
 
 
 def state_dict_of(name, seed=0, **options):
-    """Random weights under PyTorch's names for a registered network."""
+    """Random weights with PyTorch's names for a registered network."""
     model = nnx.eval_shape(lambda: msconv_jax.create_model(name, rngs=nnx.Rngs(0), **options))
     random = np.random.default_rng(seed)
     return {key: random.standard_normal(shape).astype(np.float32) for key, shape in conversion_of(model).shapes.items()}

@@ -1,4 +1,4 @@
-"""Weight files that nobody vouches for: what is read from them, what is refused, and that nothing in them is run."""
+"""Untrusted weight files: valid content is read, other content is rejected, and no code runs."""
 
 import argparse
 import collections
@@ -41,7 +41,7 @@ class Raw(bytes):
 
 
 def emit(value):
-    """The opcodes that make a value."""
+    """The opcodes that create a value."""
     match value:
         case Raw():
             return bytes(value)
@@ -73,7 +73,7 @@ def call(function, *arguments):
 
 
 def ordered(pairs):
-    """An OrderedDict as a module's state_dict() has it, with its _metadata."""
+    """An OrderedDict with _metadata, as from a module's state_dict()."""
     items = b"".join(emit(key) + emit(item) for key, item in pairs.items())
     metadata = {"_metadata": call("collections.OrderedDict")}
     return Raw(call("collections.OrderedDict") + b"(" + items + b"u" + emit(metadata) + b"b")
@@ -94,7 +94,7 @@ def vector(numel=3, key="0"):
 
 
 def zipped(entries, root="weights", **changes):
-    """A zip archive as torch.save writes it; the changes are entries to add, replace or (None) leave out."""
+    """A zip archive as from torch.save; `changes` adds, replaces or (None) removes entries."""
     file = io.BytesIO()
     entries = {"byteorder": b"little", "version": b"3\n"} | entries | changes
     with zipfile.ZipFile(file, "w") as archive:
@@ -139,7 +139,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def refuses(read):
-    """Expects a refusal that names the file, says what is wrong, and what to do."""
+    """Expects an error message with the file, the problem and a way out."""
 
     def refuses(data, match):
         with pytest.raises(ValueError, match=match) as caught:
@@ -166,7 +166,7 @@ def test_every_dtype_of_both_formats(read, make, kind):
     state = read(make({"a": tensor(kind, "7", 6, 0, (2, 3), (3, 1))}, {"7": values.tobytes()}, **options))
     assert state["a"].dtype == dtype
     np.testing.assert_array_equal(state["a"], values)
-    state["a"][...] = values  # an array of its own, which may be written to
+    state["a"][...] = values  # a writable copy
 
 
 @pytest.mark.parametrize("make", FORMATS.values(), ids=FORMATS)
@@ -329,7 +329,7 @@ def test_a_checkpoint_goes_into_a_module(tmp_path):
 
 
 def evil(function, *arguments):
-    """An object whose pickle calls the function."""
+    """An object; loading its pickle calls the function."""
 
     class Evil:
         def __reduce__(self):
@@ -475,7 +475,7 @@ EVIL_TENSORS = {
 @pytest.mark.parametrize("case", EVIL_TENSORS)
 def test_tensors_that_contradict_their_file(refuses, make, case):
     message = refuses(make({"a": EVIL_TENSORS[case]}, {"0": THREE}), ".")
-    assert "dict of tensors" not in message  # it is refused for itself, not because it is no tensor
+    assert "dict of tensors" not in message  # rejected as a tensor, not as another object
 
 
 # --- bombs ---
@@ -483,7 +483,7 @@ def test_tensors_that_contradict_their_file(refuses, make, case):
 
 @pytest.fixture
 def bounded():
-    """Runs something within bounds of time and of memory."""
+    """Runs a function with limits on time and memory."""
 
     def bounded(action, seconds, nbytes):
         tracemalloc.start()
@@ -500,7 +500,7 @@ def bounded():
 
 
 def laughs(levels):
-    """A tuple whose hash takes 2**levels steps."""
+    """A tuple; its hash takes 2**levels steps."""
     return Raw(b")" + b"".join(b"q\x01h\x01\x86" for _ in range(levels)))
 
 
@@ -526,7 +526,7 @@ def test_bombs_do_not_go_off(refuses, bounded, case):
     "value",
     [
         b"N0" * 600_000 + b"N",
-        # one long list of pairs, from which each of many short calls would make a dict
+        # many short calls, each making a dict of one long list of pairs
         b"](N)\x86q\x010"
         + b"h\x01" * 30_000
         + b"eq\x02"
@@ -563,7 +563,7 @@ def test_only_what_is_taken_is_read(tmp_path, bounded):
         bounded(lambda: read_state_dict(path), 5, (5 << 20) if make is old_file else (1 << 20))
 
 
-# --- archives that lie ---
+# --- inconsistent archives ---
 
 
 def test_the_containers_are_checked(refuses):
@@ -597,13 +597,13 @@ def test_hostile_archives(refuses):
     directory = whole.find(b"PK\1\2")
     second = whole.find(b"PK\1\2", directory + 1)
     for place, value, match in [
-        (second + 42, 0, "overlaps another"),  # the place of the entry's header
+        (second + 42, 0, "overlaps another"),  # the offset of the entry's header
         (second + 42, 7, "not at the offset that its directory claims"),
         (second + 42, 1 << 31, "bytes 2147483648 to"),
         (second + 24, 1 << 30, "is compressed"),  # its size
         (second + 16, 1, "checksum"),
         (len(whole) - 10, 1 << 30, "zip archive"),  # the directory's size
-        (len(whole) - 6, 1 << 31, "zip archive|are needed"),  # the directory's place
+        (len(whole) - 6, 1 << 31, "zip archive|are needed"),  # the directory's offset
     ]:
         bad = bytearray(whole)
         struct.pack_into("<I", bad, place, value)
@@ -669,7 +669,7 @@ def test_plain_values_are_read_as_python_reads_them(protocol):
     rng = random.Random(protocol)
     integers = [0, 1, -1, 255, 256, 65535, 65536, 2**31 - 1, -(2**31), 2**31, 2**63, -(2**63), 2**2100]
     leaves = [None, True, False, "", "é\n", "x" * 300, "\ud800", 0.0, -2.5e300, float("inf"), *integers]
-    leaves += [b"", b"\xff" * 300] if protocol >= 3 else []  # before, bytes are made by a function
+    leaves += [b"", b"\xff" * 300] if protocol >= 3 else []  # older protocols create bytes by a function
     leaves += [bytearray(b"ab")] if protocol >= 5 else []
 
     def value(depth):
@@ -842,7 +842,7 @@ WORDS += [
 
 
 def mutated(rng, data):
-    """The bytes with one or a few things wrong."""
+    """The bytes with one or a few mutations."""
     data = bytearray(data)
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
         place = rng.randrange(len(data) + 1)
@@ -903,11 +903,11 @@ def test_damaged_files_are_read_or_refused(tmp_path, kind):
     read_state_dict(path)
     cases = [None] * 350
     if kind != "entries":
-        cases += range(0, len(source), 4)  # cut off here
+        cases += range(0, len(source), 4)  # truncated here
     tracemalloc.start()
     try:
         for cut in cases:
-            if kind == "entries":  # the mistake is inside the archive, whose own checks then pass
+            if kind == "entries":  # damages an entry inside an archive with valid checksums
                 chosen = rng.choice(["data.pkl"] * 6 + [*source])
                 others = {chosen: mutated(rng, source[chosen])}
                 if rng.random() < 0.1:
@@ -943,7 +943,7 @@ def torch():
 
 
 def numbers(torch, value):
-    """A PyTorch tensor as NumPy's, bit for bit."""
+    """A PyTorch tensor as a NumPy array, bit for bit."""
     value = value.detach().resolve_conj().contiguous()
     if value.dtype == torch.bfloat16:
         return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)

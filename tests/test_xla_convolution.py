@@ -1,4 +1,4 @@
-"""XLA's convolution on its fast paths: correct sums for every geometry, and dimensions in the fast order."""
+"""XLA's convolution on its fast paths: correct sums for every geometry, with the fast dimension order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.reference import by_taps, whole
 
 @st.composite
 def geometries(draw):
-    """Sizes, kernels that may be larger than the image, pads that may be larger than the kernel or negative."""
+    """Sizes, kernels (possibly larger than the image) and pads (possibly larger than the kernel, or negative)."""
 
     def axis():
         size, taps = draw(st.integers(1, 6)), draw(st.integers(1, 7))
@@ -126,7 +126,7 @@ def test_no_kernel_is_larger_than_the_image():
 
 
 def test_only_wanted_gradients_are_computed():
-    """The kernel's gradient alone takes no convolution for the image's gradient."""
+    """The kernel's gradient alone needs no convolution for the image's gradient."""
     x, kernel = jnp.ones((2, 6, 6, 4)), jnp.ones((3, 3, 4, 5))
     assert len(convolutions(jax.grad(lambda k: convolve(x, k).sum() ** 2), kernel)) == 2
 

@@ -1,9 +1,9 @@
-"""Which elements of a function's inputs some elements of its outputs can depend on, found without computing anything.
+"""Finds the input elements that given output elements of a function can depend on, without computing anything.
 
-The function is traced to JAX's list of primitive operations, and a box of elements is followed from the outputs back to
-the inputs: an interval of indices along each axis. A convolution widens the box by its kernel, a sum over an axis takes
-all of that axis, an activation leaves it as it is. Values never matter, so weights that happen to be zero, closed
-activations and sums that cancel hide nothing.
+The function is traced to JAX's primitive operations. A box of elements, an interval of indices along each axis, is
+followed from the outputs back to the inputs. A convolution widens the box by its kernel, a sum over an axis needs the
+whole axis, an activation keeps the box. Values do not matter: zero weights, inactive activations and sums that cancel
+still count.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from msconv_jax.arguments import dilated_extent
 __all__ = ["Box", "input_boxes"]
 
 Box = tuple[tuple[int, int], ...]
-"""For each axis the first and the last index, both included."""
+"""The first and the last index along each axis, both included."""
 
 Boxes = list[Box | None]
 Shape = tuple[int, ...]
 Shapes = list[Shape]
 Parameters = Mapping[str, Any]
 
-# Each element of the result depends on the same element of the operands.
+# Each result element depends on the same element of the operands.
 _ELEMENTWISE = frozenset(
     """
     abs add and asin atan2 cbrt ceil clamp convert_element_type copy copy_p cos div eq erf erf_inv erfc exp exp2 expm1
@@ -42,20 +42,20 @@ _CUMULATIVE = frozenset(["cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"
 
 
 def input_boxes(jaxpr: Jaxpr, outputs: Sequence[Box | None]) -> list[Box | None]:
-    """The smallest boxes known to hold every element of the inputs that some elements of the outputs depend on.
+    """The boxes of input elements that boxes of output elements can depend on.
 
-    Where elements reshaped, gathered or sliced at computed places do not fill a box, or a kernel has gaps, the box is
-    larger than what it holds. A product with a matrix takes all of the summed axis, whatever the matrix.
+    A box also contains unused elements where a reshape, a gather, a slice at computed offsets or a dilated kernel does
+    not fill it. A matrix product needs the whole contracted axis, for any matrix.
 
     Args:
         jaxpr: the traced function.
-        outputs: for each output the box of elements in question, or None for none.
+        outputs: a box of elements for each output, or None for none.
 
     Returns:
-        For each input a box, or None if nothing depends on it.
+        A box for each input, or None if nothing depends on it.
 
     Raises:
-        ValueError: for an operation whose reach is not known here.
+        ValueError: for an operation without a rule here.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -80,7 +80,7 @@ def input_boxes(jaxpr: Jaxpr, outputs: Sequence[Box | None]) -> list[Box | None]
 
 
 def _operand_boxes(equation: Any, wanted: Boxes) -> Boxes:
-    """For each operand of one operation the box of elements that the wanted ones of its results depend on."""
+    """A box for each operand of one operation: the elements that the wanted results depend on."""
     name, parameters = equation.primitive.name, equation.params
     shapes = [tuple(variable.aval.shape) for variable in equation.invars]
     results = [tuple(variable.aval.shape) for variable in equation.outvars]
@@ -96,7 +96,7 @@ def _operand_boxes(equation: Any, wanted: Boxes) -> Boxes:
         return wanted
     if name == "split":
         return [_split(parameters, wanted)]
-    box = wanted[0]  # all others have one result
+    box = wanted[0]  # all other operations have one result
     if box is None:
         return [None] * len(shapes)
     if name in _ELEMENTWISE:
@@ -121,12 +121,12 @@ def _operand_boxes(equation: Any, wanted: Boxes) -> Boxes:
 
 
 def _whole(shape: Sequence[int]) -> Box | None:
-    """Every element, or None if there is none."""
+    """The box of all elements, or None for an empty array."""
     return tuple((0, size - 1) for size in shape) if all(shape) else None
 
 
 def _union(*boxes: Box | None) -> Box | None:
-    """The smallest box that holds all of them."""
+    """The smallest box that contains all boxes; None is empty."""
     found = [box for box in boxes if box is not None]
     if not found:
         return None
@@ -138,13 +138,13 @@ def _with_whole_axes(box: Box, axes: Sequence[int], shape: Sequence[int]) -> Box
 
 
 def _clipped(sides: Sequence[tuple[int, int]], shape: Sequence[int]) -> Box | None:
-    """The part of a box inside an array, or None if it is outside."""
+    """The part of a box inside an array, or None if there is none."""
     inside = tuple((max(a, 0), min(b, n - 1)) for (a, b), n in zip(sides, shape, strict=True))
     return inside if all(a <= b for a, b in inside) else None
 
 
 def _window_side(side: tuple[int, int], stride: int, before: int, extent: int, base_dilation: int) -> tuple[int, int]:
-    """The elements under the windows of some results: `base_dilation` - 1 holes lie between elements."""
+    """The elements in the windows of a range of results; `base_dilation` - 1 holes separate the elements."""
     first, last = side[0] * stride - int(before), side[1] * stride - int(before) + extent - 1
     return -(-first // base_dilation), last // base_dilation
 
@@ -153,7 +153,7 @@ def _window_side(side: tuple[int, int], stride: int, before: int, extent: int, b
 
 
 def _elementwise(box: Box, shape: Shape) -> Box | None:
-    """Scalars and axes of one element stand for as many as the result has."""
+    """Scalars and axes of size 1 are broadcast."""
     return tuple(side if n > 1 else (0, 0) for side, n in zip(box, shape, strict=True)) if shape else ()
 
 
@@ -218,7 +218,7 @@ def _broadcast(parameters: Parameters, box: Box, shapes: Shapes, result: Shape) 
 
 
 def _reshape(parameters: Parameters, box: Box, shapes: Shapes, result: Shape) -> Boxes:
-    """Runs of axes with equally many elements on both sides are followed one by one."""
+    """Splits the axes into groups with equal sizes on both sides and converts each group."""
     shape, sides, old, new = shapes[0], [], 0, 0
     while old < len(shape) or new < len(result):
         old_end, new_end = min(old + 1, len(shape)), min(new + 1, len(result))
@@ -233,7 +233,7 @@ def _reshape(parameters: Parameters, box: Box, shapes: Shapes, result: Shape) ->
 
 
 def _regrouped(box: Box, shape: Sequence[int], new: Sequence[int]) -> list[tuple[int, int]]:
-    """The box of another shape that holds the elements from a box's first to its last."""
+    """The box in a new shape that contains all elements from the first to the last of a box."""
     first = last = 0
     for (a, b), n in zip(box, shape, strict=True):
         first, last = first * n + a, last * n + b
@@ -299,7 +299,7 @@ def _split(parameters: Parameters, wanted: Boxes) -> Box | None:
 
 
 def _gather(parameters: Parameters, box: Box, shapes: Shapes, result: Shape) -> Boxes:
-    """Axes that are taken whole are followed; any place along the others may be read."""
+    """Follows the axes with full slices; along the others, any offset is possible."""
     numbers, sizes = parameters["dimension_numbers"], parameters["slice_sizes"]
     dropped = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     offsets = iter(numbers.offset_dims)

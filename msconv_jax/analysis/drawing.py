@@ -1,7 +1,7 @@
-"""Kernel lattices as numbers and as pictures: which kernel joins which input channel to which output channel.
+"""Kernel lattices as arrays and as pictures: the kernel between each input channel and each output channel.
 
-The pictures are those of Figs. 2 to 5 of the PSConv paper (ECCV 2020): a row for each output channel (filter), a column
-for each input channel, a colour for each kind of kernel, white where there is none.
+The pictures follow Figs. 2 to 5 of the PSConv paper (ECCV 2020): rows are output channels (filters), columns are input
+channels, colours are kinds of kernels, and empty cells are white.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["lattice_grid", "lattice_of", "plot_lattice", "scale_label"]
 
 Scale = tuple[tuple[int, ...], tuple[int, ...]]  # kernel size and dilation
 
-_LINED = 32  # cells along an axis up to which they are separated by lines
-_DRAWN = 256  # cells along an axis beyond which neighbours share a pixel
+_LINED = 32  # most cells along an axis with separating lines
+_DRAWN = 256  # most cells along an axis with one pixel per cell
 
 
 def lattice_of(lattice: KernelLattice | Any) -> KernelLattice:
-    """The kernel lattice itself, or that of an operator.
+    """The kernel lattice itself, or an operator's lattice.
 
     Raises:
         ValueError: if it is neither a lattice nor has one.
@@ -41,7 +41,7 @@ def lattice_of(lattice: KernelLattice | Any) -> KernelLattice:
 
 
 def scale_label(kernel_size: tuple[int, ...], dilation: tuple[int, ...] | None = None) -> str:
-    """A kind of kernel in words; equal dilations along all axes are one number, None and those of one tap are left out.
+    """A kind of kernel in words; equal dilations become one number, and one-tap kernels show no dilation.
 
     Example:
         >>> scale_label((3, 3), (2, 2)), scale_label((3, 3), (1, 4)), scale_label((5, 5)), scale_label((1, 1), (2, 2))
@@ -54,10 +54,10 @@ def scale_label(kernel_size: tuple[int, ...], dilation: tuple[int, ...] | None =
 
 
 def lattice_grid(lattice: KernelLattice | Any) -> dict[str, Any]:
-    """A kernel lattice as arrays, a row for each output channel and a column for each input channel.
+    """A kernel lattice as arrays; rows are output channels, columns are input channels.
 
     Args:
-        lattice: a :class:`msconv_jax.KernelLattice`, or an operator that has one.
+        lattice: a :class:`msconv_jax.KernelLattice`, or an operator with one.
 
     Returns:
         A dictionary with
@@ -65,8 +65,8 @@ def lattice_grid(lattice: KernelLattice | Any) -> dict[str, Any]:
         * "kernel_size": int (out_features, in_features, ndim), taps along each axis, 0 in empty cells;
         * "dilation": likewise, pixels between taps;
         * "empty": bool (out_features, in_features);
-        * "scales": list of the kinds of kernels there are, ``(kernel_size, dilation)``, ascending;
-        * "scale": int (out_features, in_features), each cell's place in "scales", -1 in empty cells.
+        * "scales": list of the kinds of kernels, ``(kernel_size, dilation)``, ascending;
+        * "scale": int (out_features, in_features), each cell's index into "scales", -1 in empty cells.
 
     Raises:
         ValueError: if `lattice` is no lattice and has none.
@@ -88,7 +88,7 @@ def lattice_grid(lattice: KernelLattice | Any) -> dict[str, Any]:
     of_tile = [(tile.kernel_size, tile.dilation) for tile in found.tiles]
     scales = sorted(set(of_tile))
     number = np.array([*(scales.index(scale) for scale in of_tile), -1])
-    scale = number[found.cells]  # cell -1 picks the last: empty
+    scale = number[found.cells]  # index -1 is the last element: empty
     return {
         "kernel_size": found.kernel_sizes,
         "dilation": found.dilations,
@@ -109,17 +109,17 @@ def plot_lattice(
 ) -> Any:
     """Draws a kernel lattice: rows are output channels, columns input channels, colours kinds of kernels.
 
-    Kernel sizes differ in hue, dilations of one size from light to dark; where there is one kernel size and the
-    dilations of the two axes differ (inception convolutions), the first axis' dilation is the hue. Empty cells are
-    white. Beyond 256 channels a pixel has the mean colour of several cells, of those that are not empty.
+    The hue is the kernel size, and the lightness is the dilation. With one kernel size and different dilations along
+    the two axes (inception convolutions), the hue is the dilation of the first axis. Empty cells are white. Beyond 256
+    channels a pixel is the mean colour of several cells, without the empty ones.
 
     Args:
-        lattice: a :class:`msconv_jax.KernelLattice` of any kernel sizes, or an operator that has one.
-        axes: where to draw; None makes a figure.
-        outputs: the output channels to draw, to look closer.
-        inputs: the input channels to draw.
-        title: of the picture; None says the numbers of channels.
-        legend: whether to list the kinds of kernels, to the right.
+        lattice: a :class:`msconv_jax.KernelLattice` of any kernel sizes, or an operator with one.
+        axes: the axes to draw on; None creates a figure.
+        outputs: slice of the output channels to draw.
+        inputs: slice of the input channels to draw.
+        title: title of the axes; None shows the numbers of channels.
+        legend: whether to list the kinds of kernels on the right.
 
     Returns:
         `axes`, or the ``matplotlib.figure.Figure``.
@@ -147,7 +147,7 @@ def plot_lattice(
     colours = scale_colours(scales)
     ratio = scale.shape[1] / scale.shape[0]
     own, result = single(axes, 4.2 * min(max(ratio, 0.5), 2.5) + (1.9 if legend else 0.3), 4.4)
-    from matplotlib.patches import Patch  # here, where matplotlib is known to be there
+    from matplotlib.patches import Patch  # imported late, since matplotlib is optional
     from matplotlib.ticker import MaxNLocator
 
     first_row, first_column = outputs.indices(grid["scale"].shape[0])[0], inputs.indices(grid["scale"].shape[1])[0]
@@ -190,7 +190,7 @@ def plot_lattice(
 
 
 def scale_colours(scales: list[Scale]) -> list[tuple[float, float, float]]:
-    """A colour (red, green, blue) for each kind of kernel, as :func:`plot_lattice` says.
+    """A colour (red, green, blue) for each kind of kernel, as described in :func:`plot_lattice`.
 
     Example:
         >>> len(set(scale_colours([((3, 3), (rows, columns)) for rows in (1, 2) for columns in (1, 2, 3)])))
@@ -208,16 +208,16 @@ def scale_colours(scales: list[Scale]) -> list[tuple[float, float, float]]:
         of_hue = sorted({t for h, t in zip(hues, tones, strict=True) if h == hue}, key=lambda t: (np.prod(t), t))
         if len(of_hue) > 1:
             lightness = 0.78 - 0.5 * of_hue.index(tone) / (len(of_hue) - 1)
-        else:  # tell hues apart in grey, too
+        else:  # different hues also differ in greyscale
             lightness = 0.7 - 0.35 * all_hues.index(hue) / max(len(all_hues) - 1, 1)
-        # From blue on, so that the smallest of few kinds is not an alarming red.
+        # Starts at blue, so that the smallest of few kinds is not an alarming red.
         angle = (0.58 + all_hues.index(hue) / max(len(all_hues), 3)) % 1.0
         colours.append(colorsys.hls_to_rgb(angle, lightness, 0.65))
     return colours
 
 
 def _picture(scale: np.ndarray, colours: list[tuple[float, float, float]]) -> np.ndarray:
-    """The cells' colours (rows, columns, 3), several cells to a pixel where there are too many."""
+    """The cells' colours (rows, columns, 3); averages several cells per pixel in a large lattice."""
     rgb = np.array([*colours, (0.0, 0.0, 0.0)])
     steps = [-(-n // _DRAWN) for n in scale.shape]
     if steps != [1, 1]:
@@ -228,6 +228,6 @@ def _picture(scale: np.ndarray, colours: list[tuple[float, float, float]]) -> np
     for row in range(steps[0]):
         for column in range(steps[1]):
             own = scale[row :: steps[0], column :: steps[1]]
-            total += rgb[own]  # -1 picks the last: black, which adds nothing
+            total += rgb[own]  # index -1 is the last element: black, which adds nothing
             count += own[..., None] >= 0
     return np.where(count > 0, total / np.maximum(count, 1), 1.0)

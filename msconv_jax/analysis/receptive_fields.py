@@ -1,9 +1,9 @@
-"""Receptive fields: which pixels of the image a unit of a map can see, and which it does see.
+"""Theoretical and effective receptive fields of a unit of a feature map.
 
-The theoretical field follows the operations back from the unit. The effective one is that of W. Luo, Y. Li, R. Urtasun,
-R. Zemel: "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks", NIPS 2016 (arXiv
-1701.04128): the gradient of the unit with respect to the image, averaged over images. It is nearly Gaussian, and much
-smaller than the theoretical one.
+The theoretical field follows the operations back from the unit. The effective field is the gradient of the unit with
+respect to the image, averaged over images: W. Luo, Y. Li, R. Urtasun, R. Zemel: "Understanding the Effective Receptive
+Field in Deep Convolutional Neural Networks", NIPS 2016 (arXiv 1701.04128). It is nearly Gaussian, and much smaller than
+the theoretical field.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ReceptiveField(NamedTuple):
 
     @property
     def cut(self) -> bool:
-        """Whether it reaches an edge of the image, beyond which a larger image may have more of it."""
+        """Whether the field touches an edge of the image; it may then be larger in a larger image."""
         ends = ((*self.rows, self.image[0]), (*self.columns, self.image[1]))
         return any(first == 0 or last == size - 1 for first, last, size in ends)
 
@@ -67,28 +67,28 @@ class ReceptiveField(NamedTuple):
 def theoretical_receptive_field(
     model: Network, input_size: Sequence[int], index: int = -1, *, unit: tuple[int, int] | None = None
 ) -> ReceptiveField:
-    """The box of the image's pixels that a unit of a map can depend on, whatever the weights.
+    """The box of image pixels that a unit of a map can depend on, for any weights.
 
     The network is traced, not run: large images cost nothing, and weights need no values. Residual branches, chains and
-    two resolutions are followed each by itself; where a mean over the whole map comes in (squeeze-and-excitation,
-    adaptively connected convolutions), the box is the whole image. It is exact for convolutions, poolings and all that
-    works pixel by pixel, with the gaps of dilated kernels counted as inside; it is too large where maps are resized by
-    a product with a matrix, which counts as reading everything, or a layer is forced to ``lowering="columns"``.
+    resolutions are followed separately. A mean over the whole map (squeeze-and-excitation, adaptively connected
+    convolutions) makes the box the whole image. The box is exact for convolutions, pooling and elementwise operations;
+    gaps of dilated kernels count as inside. It is too large where a matrix product resizes maps, since a product
+    depends on everything, and for layers with a forced ``lowering="columns"``.
 
     Args:
         model: an NNX module with `feature_maps`, or any callable from images (N, H, W, C) to a map (N, H', W', C') or a
-            tuple of them. A module is traced in evaluation mode and left as it is; it may be abstract, as
-            ``nnx.eval_shape`` makes it.
-        input_size: height, width and channels of the image. The field ends where the image does.
-        index: which map, where there are several; -1 is the last.
-        unit: row and column of the unit, whose channels all count; None is the middle one.
+            tuple of maps. A module is traced in evaluation mode and not modified; it may be abstract, as from
+            ``nnx.eval_shape``.
+        input_size: height, width and channels of the image. The field is clipped to the image.
+        index: index of the map; -1 is the last.
+        unit: row and column of the unit, with all of its channels; None is the middle one.
 
     Returns:
         The box.
 
     Raises:
-        ValueError: if an argument does not fit, the unit does not depend on the image, or there is an operation whose
-            reach is not known.
+        ValueError: for an invalid argument, a unit that does not depend on the image, or an operation with unknown
+            dependence.
 
     Example:
         >>> from flax import nnx
@@ -106,7 +106,7 @@ def theoretical_receptive_field(
         check_positive("input_size", number, "give height, width and channels, such as (224, 224, 3)")
     static, values = split_network(model)
     image = jax.ShapeDtypeStruct((1, *input_size), jnp.float32)
-    with planning_for("onnx"):  # of the ways to compute the same, the one whose convolutions are the lattices' own
+    with planning_for("onnx"):  # this plan computes with the lattices' own kernels
         traced = jax.make_jaxpr(lambda values, image: one_map(static, values, image, index))(values, image)
     _, height, width, channels = traced.out_avals[0].shape
     row, column = check_unit(unit, (height, width))
@@ -127,31 +127,31 @@ def effective_receptive_field(
     measure: Measure = "squared",
     seed: int = 0,
 ) -> np.ndarray:
-    """How strongly a unit of a map depends on each pixel of the image: its gradient, averaged over images.
+    """The gradient of a unit of a map with respect to each pixel of the image, averaged over images.
 
-    The gradient that goes back from the unit is 1 in each of its channels, or a random normal number drawn anew for
-    each image, and 0 in all other units. What arrives at a pixel is squared (or its absolute value taken), summed over
-    the image's channels, and averaged over the images.
+    The output gradient is 1 in each channel of the unit, or a normal random number per image and channel, and 0 in all
+    other units. The gradient at a pixel is squared (or its absolute value taken), summed over the image's channels, and
+    averaged over the images.
 
-    A network is seen in evaluation mode. One that was just initialised has normalisations that do nothing then; let it
-    see images in training mode before, if that matters. And its residual branches may start at zero, so that it sees
-    through its shortcuts alone: build it with ``zero_init_last=False``.
+    The network runs in evaluation mode. In a newly initialised network the normalisations then do nothing; if that
+    matters, run it on images in training mode first. Residual branches that start at zero leave only the shortcuts:
+    build the network with ``zero_init_last=False``.
 
     Args:
         model: see :func:`theoretical_receptive_field`; with values.
-        images: (N, H, W, C). The middle unit lies in the middle of images whose sides are one more than an even
+        images: (N, H, W, C). The middle unit is in the middle of the image if the sides are one more than an even
             multiple of the map's reduction, such as 321 for 32.
-        index: which map, where there are several; -1 is the last.
+        index: index of the map; -1 is the last.
         unit: row and column of the unit; None is the middle one.
-        channels: the gradient that goes back from the unit's channels, "ones" or "random".
+        channels: the output gradient of the unit's channels, "ones" or "random".
         measure: "squared" or "absolute".
-        seed: of the random numbers.
+        seed: seed of the random numbers.
 
     Returns:
-        Array (H, W) of non-negative numbers that add up to 1.
+        Array (H, W) of non-negative numbers that sum to 1.
 
     Raises:
-        ValueError: if an argument does not fit, or the gradient is zero or not finite.
+        ValueError: for an invalid argument, or if the gradient is zero or not finite.
 
     Source: Sec. 3 and Fig. 1 of Luo et al.
 
@@ -190,28 +190,28 @@ def effective_receptive_field(
 def _image_gradients(
     static: Any, values: Any, images: jax.Array, index: int, place: jax.Array, signal: jax.Array
 ) -> jax.Array:
-    """The gradient with respect to each image of one unit, whose channels are weighted by `signal` (N, C)."""
+    """The gradient of one unit with respect to each image; `signal` (N, C) weights the unit's channels."""
 
     def unit(images: jax.Array) -> jax.Array:
         found = one_map(static, values, images, index)[:, place[0], place[1]]
-        return (found.astype(jnp.float32) * signal).sum()  # images do not mix in evaluation mode
+        return (found.astype(jnp.float32) * signal).sum()  # images are independent in evaluation mode
 
     return jax.grad(unit)(images)
 
 
 def receptive_field_size(field: np.ndarray, share: float = 0.95, centre: tuple[int, int] | None = None) -> int:
-    """The side in pixels, an odd number, of the smallest centred square that holds a share of a field.
+    """The side in pixels of the smallest centred square that contains a share of a field; an odd number.
 
     Args:
-        field: (H, W), not negative, as :func:`effective_receptive_field` gives it.
-        share: of the field's sum, above 0 and at most 1.
-        centre: row and column of the square's middle; None takes the field's centre of mass, rounded.
+        field: (H, W), not negative, as :func:`effective_receptive_field` returns it.
+        share: share of the field's sum, above 0 and at most 1.
+        centre: row and column of the square's middle; None is the field's centre of mass, rounded.
 
     Returns:
-        The side. A square may reach beyond the image, where the field is nothing.
+        The side. A square may extend beyond the image, where the field is 0.
 
     Raises:
-        ValueError: if an argument does not fit.
+        ValueError: for an invalid argument.
 
     Example:
         >>> field = np.zeros((9, 9))
@@ -230,16 +230,16 @@ def receptive_field_size(field: np.ndarray, share: float = 0.95, centre: tuple[i
 
 
 def receptive_field_radius(field: np.ndarray) -> float:
-    """The root of the mean squared distance in pixels of a field from its centre of mass; of a Gaussian, its deviation.
+    """The root mean square distance of a field from its centre of mass in pixels: a Gaussian's standard deviation.
 
     Args:
-        field: (H, W), not negative, as :func:`effective_receptive_field` gives it.
+        field: (H, W), not negative, as :func:`effective_receptive_field` returns it.
 
     Returns:
-        The distance along one axis: the root of the mean of both axes' variances.
+        The distance along one axis: the square root of the mean of both axes' variances.
 
     Raises:
-        ValueError: if `field` does not fit.
+        ValueError: for an invalid `field`.
 
     Example:
         >>> round(receptive_field_radius(np.eye(3)), 6)  # variance 2 / 3 along either axis
@@ -275,22 +275,22 @@ def plot_receptive_field(
     theoretical: ReceptiveField | None = None,
     title: str = "",
 ) -> Any:
-    """Draws an effective receptive field, and the square that holds a share of it.
+    """Draws an effective receptive field, and the square that contains a share of it.
 
-    The brightness is the square root of the field over its largest value, so that its tails are seen.
+    The brightness is the square root of the field over its maximum, which makes the tails visible.
 
     Args:
-        field: (H, W), as :func:`effective_receptive_field` gives it.
-        axes: where to draw; None makes a figure.
-        share: of the field, that the drawn square holds; see :func:`receptive_field_size`.
-        theoretical: the theoretical field, to be drawn as well.
-        title: of the picture.
+        field: (H, W), as :func:`effective_receptive_field` returns it.
+        axes: the axes to draw on; None creates a figure.
+        share: share of the field inside the square; see :func:`receptive_field_size`.
+        theoretical: the theoretical field, drawn as a second box.
+        title: title of the axes.
 
     Returns:
         `axes`, or the ``matplotlib.figure.Figure``.
 
     Raises:
-        ValueError: if `field` or `share` does not fit.
+        ValueError: for an invalid `field` or `share`.
         ImportError: if matplotlib is missing.
 
     Source: Fig. 1 of Luo et al.
@@ -304,7 +304,7 @@ def plot_receptive_field(
     side = receptive_field_size(values, share)
     row, column = (round(place) for place in _centre(values))
     own, result = single(axes, 5.0, 4.4)
-    from matplotlib.patches import Rectangle  # here, where matplotlib is known to be there
+    from matplotlib.patches import Rectangle  # imported late, since matplotlib is optional
 
     image = own.imshow(np.sqrt(values / values.max()), cmap="inferno", vmin=0, vmax=1)
     corner = (column - side / 2, row - side / 2)

@@ -1,11 +1,12 @@
-"""The training programs outside a clone: ``python -m msconv_jax.train`` runs what ``python -m train`` runs in a clone.
+"""The training programs without a clone: ``python -m msconv_jax.train`` is ``python -m train`` in a clone.
 
     python -m msconv_jax.train --config=configs/ps_resnet_digits.py --workdir=runs/digits
     python -m msconv_jax.train.evaluate --workdir=runs/digits
     python -m msconv_jax.train.predict --workdir=runs/digits IMAGE ...
 
-So it is with `prepare`, `edo`, `compare` and `cost`; ``--help`` explains each. The configs are installed too: a path of
-a config that is not in the present folder is looked for there. The programs need ``pip install 'msconv_jax[train]'``.
+Likewise `prepare`, `edo`, `compare` and `cost`; ``--help`` explains each. The configs are installed too: a config path
+that is missing from the current folder is looked up among them. The programs need
+``pip install 'msconv_jax[train]'``.
 """
 
 import os
@@ -25,10 +26,10 @@ def start(module: str) -> None:
         module: the program's module, such as "train.evaluate".
 
     Raises:
-        SystemExit: when the program ends, with its exit status; with status 1 if a package is missing.
+        SystemExit: at the end of the program, with its exit status; with status 1 if a package is missing.
     """
-    sys.path.insert(0, str(PROGRAMS))  # before the present folder, which may hold a train.py of the user's
-    os.environ["MSCONV_JAX_PREFIX"] = "msconv_jax."  # for the commands that the programs print
+    sys.path.insert(0, str(PROGRAMS))  # before the current folder, which may contain a train.py
+    os.environ["MSCONV_JAX_PREFIX"] = "msconv_jax."  # prefix of the commands that the programs print
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""ACNet's two operators with the batch normalisation and ReLU that follow them."""
+"""ACNet's two operators, each with batch normalisation and ReLU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ rename_children(Normalised, {"conv": ""})
 
 
 def build_dataset_aware(ctor: Mapping[str, Any]) -> Normalised:
-    """By position, TensorFlow's SAME padding: the output has ceil(size / stride) pixels."""
+    """With mixing by position and TensorFlow's SAME padding: the output has ceil(size / stride) pixels."""
     stride = ctor.get("stride", 1)
     conv = ACConv(
         ctor["in_channels"],
@@ -41,13 +41,13 @@ def build_dataset_aware(ctor: Mapping[str, Any]) -> Normalised:
 
 
 def build_pixel_aware(ctor: Mapping[str, Any]) -> Normalised:
-    """TensorFlow's SAME padding."""
+    """With TensorFlow's SAME padding."""
     stride, features = ctor.get("stride", 1), (ctor["ch_in"], ctor["ch_out"])
     return Normalised(ACConv(*features, (3, 3), stride, kind="pixel", use_bias=False, rngs=nnx.Rngs(0)))
 
 
 def call(module: Normalised, x: jax.Array) -> tuple[jax.Array, ...]:
-    """z, and what the normalisation and the ReLU make of it."""
+    """The operator's output z, and z after normalisation and ReLU."""
     z = module.conv(x)
     return z, nnx.relu(module.bn(z))
 

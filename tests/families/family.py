@@ -1,4 +1,4 @@
-"""What a kind of fixture needs to be run by this library: how its module is made, and how it is called."""
+"""Describes a kind of fixture: builds its module of this library, and calls it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["CannotBuildError", "Family"]
 
 
 class CannotBuildError(Exception):
-    """The fixture asks for something that the library does not offer."""
+    """The fixture needs something that the library does not support."""
 
 
 def call_directly(module: Any, *inputs: Any) -> tuple[Any, ...]:
-    """The module's one output."""
+    """Returns the module's only output."""
     return (module(*inputs),)
 
 
@@ -23,8 +23,8 @@ class Family(NamedTuple):
     """A kind of operator fixture.
 
     Attributes:
-        build: from the constructor arguments of the public class to our module.
-        call: from the module and the channels-last inputs to the tuple of channels-last outputs.
+        build: builds our module from the constructor arguments of the public class.
+        call: maps the module and the channels-last inputs to the tuple of channels-last outputs.
     """
 
     build: Callable[[Mapping[str, Any]], nnx.Module]

@@ -12,7 +12,7 @@ from tests.families.family import Family
 
 
 def build(ctor: Mapping[str, Any]) -> HetConv:
-    """With the blocks of the pointwise kernel zeroed, unless the fixture says otherwise."""
+    """With masked blocks in the pointwise kernel by default."""
     return HetConv(
         ctor["in_channels"],
         ctor["out_channels"],

@@ -1,4 +1,4 @@
-"""ICConv2d: one convolution for each dilation, their outputs side by side."""
+"""ICConv2d: one convolution for each dilation, with concatenated outputs."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.families.family import CannotBuildError, Family
 
 
 def build(ctor: Mapping[str, Any]) -> ICConv:
-    """With the public module's padding, (k + 2 (d - 1)) // 2, which is centred for 3x3 kernels only."""
+    """With the public module's padding, (k + 2 (d - 1)) // 2, which is symmetric for 3x3 kernels only."""
     size, features, groups = ctor.get("kernel_size", 3), ctor["planes"], ctor.get("groups", 1)
     dilations = dilations_of_filters(ctor["pattern_dist"], features)
-    # Ours pads a dilation by (k - 1) (d - 1) / 2 more than the undilated kernel.
+    # Our module adds (k - 1) (d - 1) / 2 to the padding of a dilated kernel.
     paddings = {
         tuple((size + 2 * (d - 1)) // 2 - (size - 1) * (d - 1) // 2 for d in dilation) for dilation in set(dilations)
     }
@@ -42,7 +42,7 @@ def build(ctor: Mapping[str, Any]) -> ICConv:
 
 
 def call(module: ICConv, x: jax.Array) -> tuple[jax.Array, ...]:
-    """The outputs dilation by dilation, as the public module has them."""
+    """The outputs in the public module's order, dilation by dilation."""
     return (module(x)[..., np.array(public_order(module))],)
 
 

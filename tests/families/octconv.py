@@ -1,4 +1,4 @@
-"""OctaveConv, and with normalisation and activation Conv_BN_ACT: maps of two frequencies, high and low."""
+"""OctaveConv, and OctConv_BN_ACT with normalisation and activation: maps of high and low frequency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.families.family import CannotBuildError, Family
 
 
 def per_axis(value: Any) -> tuple[int, int]:
-    """PyTorch's int or pair as a pair."""
+    """Converts an int or a pair to a pair."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
@@ -41,7 +41,7 @@ def arguments(ctor: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call(module: OctConv | OctConvNormAct, *inputs: Any) -> tuple[Any, ...]:
-    """With one input, or with the high and the low one."""
+    """Calls the module with one input, or with the high and the low one."""
     outputs = module(inputs[0] if len(inputs) == 1 else inputs)
     return tuple(y for y in outputs if y is not None) if isinstance(outputs, tuple) else (outputs,)
 

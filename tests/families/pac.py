@@ -1,4 +1,4 @@
-"""PacConv2d, PacConvTranspose2d and PacPool2d, called with the signal and the guide (and a mask, if there is one)."""
+"""PacConv2d, PacConvTranspose2d and PacPool2d, called with the signal, the guide and an optional mask."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.families.family import Family
 
 
 def pair(value: Any) -> tuple[int, ...]:
-    """An int for both axes, or one for each."""
+    """Converts an int for both axes to a pair."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
 def adapting(ctor: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the adapting kernel. How the weights are filled at first makes no difference here."""
+    """The arguments of the adapting kernel, without the initialisation of weights."""
     return {
         "kernel_type": ctor.get("kernel_type", "gaussian"),
         "smooth_kernel_type": ctor.get("smooth_kernel_type", "none"),
@@ -52,7 +52,7 @@ def build_transpose(ctor: Mapping[str, Any]) -> PACConvTranspose:
 
 
 def build_pool(ctor: Mapping[str, Any]) -> PACPool:
-    """PacPool2d; its `out_channels` is -1 where it is not needed."""
+    """PacPool2d; `out_channels` is -1 if it is not needed."""
     channels = ctor.get("out_channels", -1)
     return PACPool(
         pair(ctor["kernel_size"]),
@@ -66,7 +66,7 @@ def build_pool(ctor: Mapping[str, Any]) -> PACPool:
 
 
 def call(module: Any, signal: Any, guide: Any, mask: Any = None) -> tuple[Any, ...]:
-    """The output and, with a mask, the output's mask."""
+    """Returns the output and, with a mask, the output's mask."""
     if mask is None:
         return (module(signal, guide),)
     y, valid = module(signal, guide, mask=mask)

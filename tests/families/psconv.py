@@ -12,7 +12,7 @@ from tests.families.family import CannotBuildError, Family
 
 
 def build(ctor: Mapping[str, Any]) -> PSConv:
-    """With the mask of the public code, unless `paper_mask` asks for the paper's."""
+    """With the mask of the public code, or the paper's if `paper_mask` is set."""
     groups, parts, dilation = ctor.get("groups", 1), ctor.get("parts", 4), ctor.get("dilation", 1)
     size = ctor.get("kernel_size", 3)
     if size != 3 or ctor.get("padding", 1) != 1:

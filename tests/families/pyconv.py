@@ -34,7 +34,7 @@ def build_levels(levels: int, ctor: Mapping[str, Any]) -> PyConv:
 
 
 def build_generic(ctor: Mapping[str, Any]) -> PyConv:
-    """PyConv2d, which pads k // 2 whatever the dilation."""
+    """PyConv2d, which pads k // 2 for any dilation."""
     kernels = ctor.get("pyconv_kernels", KERNELS)
     dilation = ctor.get("dilation", 1)
     if dilation != 1 and len(set(kernels)) > 1:
@@ -54,7 +54,7 @@ def build_generic(ctor: Mapping[str, Any]) -> PyConv:
 
 
 def build_block(ctor: Mapping[str, Any]) -> Bottleneck:
-    """PyConvBlock, of PyConvResNet or (hg) of PyConvHGResNet."""
+    """PyConvBlock of PyConvResNet or, with `hg`, of PyConvHGResNet."""
     kernels, groups = ctor.get("kernels", (3,)), ctor.get("groups", (1,))
     kind = WideBottleneck if ctor.get("hg", False) else Bottleneck
     return kind(
@@ -86,7 +86,7 @@ def build_global(ctor: Mapping[str, Any]) -> GlobalPyConvBlock:
 
 
 def build_head(ctor: Mapping[str, Any]) -> PyConvHead:
-    """The parsing head, whose contexts are 512 wide."""
+    """The parsing head; its contexts have 512 channels."""
     return PyConvHead(ctor["inplanes"], merged_features=ctor["planes"], rngs=nnx.Rngs(0))
 
 

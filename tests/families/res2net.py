@@ -1,4 +1,4 @@
-"""Bottle2neck (also of the v1b networks), Bottle2neckX, and the Tree of dla.py with either of its own blocks."""
+"""Bottle2neck (also of the v1b networks), Bottle2neckX, and the Tree of dla.py with either of its blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.families.family import CannotBuildError, Family
 
 
 def build_block(ctor: Mapping[str, Any]) -> Res2Bottleneck:
-    """With the projection that `downsample` stands for, at any stride and number of channels."""
+    """With a projection if `downsample` is set, at any stride and number of channels."""
     parts = Parts(
         groups=ctor.get("cardinality", 1),
         base_width=ctor.get("baseWidth", 26),
@@ -39,7 +39,7 @@ def build_block(ctor: Mapping[str, Any]) -> Res2Bottleneck:
 
 
 def build_tree(ctor: Mapping[str, Any]) -> Tree:
-    """With Res2Net's block, or Res2NeXt's if the `block` is one with an X."""
+    """With Res2Net's block, or Res2NeXt's if the name of the `block` contains an X."""
     if ctor.get("root_kernel_size", 1) != 1:
         raise CannotBuildError("the public code's root pads its 1x1 convolution for any other root_kernel_size")
     if ctor.get("root_dim", 0) not in (0, 2 * ctor["out_channels"]):

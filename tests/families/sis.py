@@ -1,4 +1,4 @@
-"""SIS: the paper's equations, of which there is no public code."""
+"""SIS: the paper's equations; there is no public code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.families.family import Family
 
 
 def build(ctor: Mapping[str, Any]) -> SISConv:
-    """Padding k // 2 everywhere; `variant` is our `kind` with an underscore."""
+    """With padding k // 2; `variant` is our `kind` with an underscore."""
     size = ctor.get("kernel_size", 3)
     channels = ctor.get("channels")
     return SISConv(

@@ -1,4 +1,4 @@
-"""Odd folders of pictures: names, kinds of files, lists of classes, and which mask belongs to which image."""
+"""Fuzzes folders of images: names, kinds of files, lists of classes, and pairs of image and mask."""
 
 import io
 import os
@@ -18,8 +18,8 @@ from train.data import load_source
 from train.data.record import compare, make_record, read_record, write_record
 from train.errors import UserError
 
-# An input is a byte that chooses the source, one that chooses its settings, and the files: of each its kind, the
-# lengths of its name and content, and these.
+# An input is a byte for the source, a byte for its settings, and the files. A file is its kind, the lengths of its path
+# and its content, the path and the content.
 _HEAD = struct.Struct("<BHH")
 _FILE, _FOLDER, _LINK, _PIPE = range(4)
 _SOURCES = (("folder", frozenset({"label"})), ("masks", frozenset({"segmentation"})))
@@ -30,7 +30,7 @@ _SETTINGS: tuple[dict[str, Any], ...] = (
     {"splits": {"train": "train", "test": "val"}},
     {"splits": {"train": "caf\u00e9", "validation": "."}},
 )
-# What links lead to; nothing else of an input chooses a path outside its folder.
+# Targets of links; no other part of an input selects a path outside its folder.
 _TARGETS = (b"nothing", b".", b"..", b"train", b"a", b"../a", b"0.png", b"1.jpg", b"/dev/zero", b"/proc/self/status")
 _NAMES = (
     *(b"train", b"val", b"validation", b"test", b"images", b"masks", b"classes.txt", b"a", b"b", b"A", b" a "),
@@ -64,7 +64,7 @@ Entry = tuple[int, bytes, bytes]  # kind, path and content
 
 
 def _tree(source: int, rng: np.random.Generator) -> list[Entry]:
-    """A folder that can be read, of one of the arrangements that there are."""
+    """A valid folder in one of the supported layouts."""
     splits = ((b"",), (b"train/", b"val/", b"test/"), (b"train/", b"val/"), (b"train/",))[rng.integers(4)]
     found: list[Entry] = []
     for split in splits:
@@ -87,7 +87,7 @@ def _tree(source: int, rng: np.random.Generator) -> list[Entry]:
 
 
 def _changed(entries: list[Entry], rng: np.random.Generator) -> list[Entry]:
-    """Renames part of a path, for one file or all, or makes a file something else."""
+    """Renames part of a path, for one file or all, or replaces a file."""
     kind, path, content = chosen = entries[rng.integers(len(entries))]
     parts, place = path.split(b"/"), int(rng.integers(path.count(b"/") + 1))
     name = _NAMES[rng.integers(len(_NAMES))]
@@ -113,7 +113,7 @@ def _changed(entries: list[Entry], rng: np.random.Generator) -> list[Entry]:
 
 
 def make(rng: np.random.Generator) -> bytes:
-    """Changes a folder that can be read."""
+    """Mutates a valid folder."""
     source = int(rng.integers(len(_SOURCES)))
     entries = _tree(source, rng)
     for _ in range(int(rng.choice((1, 2, 5)))):
@@ -123,7 +123,7 @@ def make(rng: np.random.Generator) -> bytes:
 
 
 def pack(source: int, settings: int, entries: list[Entry]) -> bytes:
-    """Writes an input."""
+    """Packs files into an input."""
     short = [(kind, path[:65_535], content[:65_535]) for kind, path, content in entries]
     packed = [_HEAD.pack(kind, len(path), len(content)) + path + content for kind, path, content in short]
     return b"".join((bytes([source, settings]), *packed))
@@ -138,7 +138,7 @@ def _entries(data: bytes) -> Iterator[Entry]:
 
 
 def unpack(data: bytes, root: bytes) -> None:
-    """Writes the files of an input below a folder, links last; those that no folder can hold are left out."""
+    """Writes the files of an input into a folder, links last; skips invalid paths."""
     for kind, path, content in sorted(_entries(data), key=lambda entry: entry[0] == _LINK):
         parts = [part for part in path.replace(b"\0", b"").split(b"/") if part not in (b"", b".", b"..")]
         place = os.path.join(root, *parts[:4])
@@ -156,12 +156,12 @@ def unpack(data: bytes, root: bytes) -> None:
                 os.symlink(_TARGETS[(content or b"\0")[0] % len(_TARGETS)], place)
             else:
                 os.mkfifo(place)
-        except OSError:  # such a name is too long, or there already
+        except OSError:  # the name is too long, or exists already
             continue
 
 
 def check(data: bytes) -> None:
-    """Reads the folder and every sample; what is shown and kept of it can be printed, and is read back as it was."""
+    """Reads the folder and every sample; all text is printable, and the data record survives a round trip."""
     with tempfile.TemporaryDirectory() as folder:
         root = os.path.join(folder, "data", "root")
         os.makedirs(root)

@@ -1,15 +1,15 @@
-"""Tries a function on many damaged inputs: none may crash the process, hang, take much memory or raise foreign errors.
+"""Runs a check on many damaged inputs: none may crash, hang, use much memory or raise an unexpected error.
 
-A fuzzer is a module that makes a `Fuzzer` and ends with
+A fuzzer is a module that defines a `Fuzzer` and ends with
 
     if __name__ == "__main__":
         sys.exit(main(FUZZER, sys.argv[1:]))
 
-Then ``python -m tests.fuzz.NAME --count=10000 --seed=0`` tries 10,000 inputs in a process of its own, which is started
-anew after an input that ends it, and saves every input that fails in ``--out``. The exit status is 1 if any did. Input
-number n of a seed is always the same. ``--count=1 --first=N`` tries one again.
+``python -m tests.fuzz.NAME --count=10000 --seed=0`` then runs 10,000 inputs in a separate process, which restarts after
+a crash. It saves every failing input in ``--out``; the exit status is 1 if there is one. Input n of a seed is always
+the same: ``--count=1 --first=N`` repeats one.
 
-A quick test calls `failures`, which tries inputs in its own process and looks for foreign errors and lost time only.
+A quick test calls `failures`, which runs inputs in the same process and checks for unexpected errors and slowness only.
 """
 
 import argparse
@@ -27,21 +27,21 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-SECONDS = 5.0  # of processor time an input
-IDLE_SECONDS = 60.0  # that an input may take by the clock, on a machine that does other things too
-MEMORY = 2**30  # bytes that an input may add to the process's peak
-_ADDRESSES = 2**32  # bytes that the process may map beyond what it has when it starts
+SECONDS = 5.0  # processor time per input
+IDLE_SECONDS = 60.0  # wall time per input, for a busy machine
+MEMORY = 2**30  # bytes; largest growth of the process's peak per input
+_ADDRESSES = 2**32  # bytes; largest growth of the address space
 EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 
 
 class Fuzzer(NamedTuple):
-    """What is tried.
+    """A fuzzed check.
 
     Attributes:
-        name: for files and messages.
-        make: from a generator of random numbers, which decides all, to an input.
-        check: what takes the input; what it gives does not matter.
-        allowed: the errors by which it may refuse an input.
+        name: name for files and messages.
+        make: makes an input from a random generator, its only source of randomness.
+        check: processes an input; its result is ignored.
+        allowed: the expected errors for a rejected input.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Fuzzer(NamedTuple):
     allowed: tuple[type[Exception], ...]
 
     def input(self, seed: int, number: int) -> bytes:
-        """Makes the input of a number."""
+        """Makes the input with this seed and number."""
         return self.make(np.random.default_rng((seed, number)))
 
 
 def failures(fuzzer: Fuzzer, count: int, seed: int = 0) -> list[str]:
-    """Tries inputs in this process and describes those that raise foreign errors or take too much time."""
+    """Runs inputs in this process; describes those with unexpected errors or too much time."""
     found = []
     for number in range(count):
         data, start = fuzzer.input(seed, number), time.process_time()
@@ -71,14 +71,14 @@ def failures(fuzzer: Fuzzer, count: int, seed: int = 0) -> list[str]:
 
 
 def mutated(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> bytes:
-    """Damages bytes once to four times: bits, numbers, parts that are lost, repeated or taken from other inputs."""
+    """Applies one to four mutations: flips bits, overwrites, truncates, removes, repeats or splices parts."""
     for _ in range(int(rng.integers(1, 5))):
         data = _MUTATIONS[int(rng.integers(len(_MUTATIONS)))](data, others, rng)
     return data
 
 
 def _place(data: bytes, rng: np.random.Generator) -> int:
-    """Draws a position; half of them lie in the first 64 bytes, where headers are."""
+    """Draws a position, with probability 1/2 among the first 64 bytes, the header."""
     end = min(len(data), 64) if rng.random() < 0.5 else len(data)
     return int(rng.integers(end + 1))
 
@@ -127,7 +127,7 @@ _MUTATIONS = (_flip, _flip, _number, _number, _cut, _remove, _repeat, _splice, _
 
 
 def edited(values: Any, texts: Sequence[str], rng: np.random.Generator) -> Any:
-    """Changes something somewhere in an object of JSON: a number, a text of `texts`, its type, its name, its depth."""
+    """Changes one value in a JSON object: its number, its text (from `texts`), type, key or depth."""
     if isinstance(values, dict | list) and values and rng.random() < 0.85:
         places = list(values) if isinstance(values, dict) else range(len(values))
         place: Any = places[rng.integers(len(places))]
@@ -151,7 +151,7 @@ def edited(values: Any, texts: Sequence[str], rng: np.random.Generator) -> Any:
 
 
 def main(fuzzer: Fuzzer, argv: Sequence[str]) -> int:
-    """Runs a fuzzer from the command line; gives the exit status."""
+    """Runs a fuzzer from the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=f"Tries damaged inputs: {fuzzer.name}.")
     parser.add_argument("--count", type=int, default=10_000, help="number of inputs")
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
@@ -183,7 +183,7 @@ def main(fuzzer: Fuzzer, argv: Sequence[str]) -> int:
 
 
 def _results(seed: int, numbers: range) -> Iterator[tuple[int, str]]:
-    """Gives what became of every input, from workers that are started as often as needed."""
+    """Yields the result of every input; restarts the worker process when it ends."""
     module = sys.modules["__main__"].__spec__
     assert module is not None, "run it as a module"
     left = numbers
@@ -228,15 +228,15 @@ def _ending(status: int | None, errors: str) -> str:
 
 
 def _work(fuzzer: Fuzzer, seed: int, numbers: range) -> None:
-    """Tries inputs and prints a line for each; what ends the process is noticed by the one that started it."""
+    """Runs inputs and prints a line for each; the parent process detects a crash."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _status("VmSize") + _ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for number in numbers:
         data = fuzzer.input(seed, number)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of memory
         before, start = _status("VmRSS"), time.process_time()
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process, in C code as well
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # the signal ends the process even in C code
         refused, problem = 0, ""
         try:
             fuzzer.check(data)
@@ -252,6 +252,6 @@ def _work(fuzzer: Fuzzer, seed: int, numbers: range) -> None:
 
 
 def _status(name: str) -> int:
-    """Reads a size of this process from Linux, in bytes."""
+    """Reads a memory size of this process from Linux, in bytes."""
     text = Path("/proc/self/status").read_text()
     return 1024 * int(text.split(f"{name}:")[1].split()[0])

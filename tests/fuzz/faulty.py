@@ -1,4 +1,4 @@
-"""A check with every fault that a fuzzer is there to find, to try the driver on."""
+"""A check with every kind of fault, for testing the driver."""
 
 import os
 import sys
@@ -9,12 +9,12 @@ from tests.fuzz.driver import MEMORY, Fuzzer, main
 
 
 def make(rng: np.random.Generator) -> bytes:
-    """Gives one of six letters."""
+    """Draws one of six letters."""
     return b"acehmr"[rng.integers(6) :][:1]
 
 
 def check(data: bytes) -> None:
-    """Crashes, raises a foreign error, hangs, takes memory, or refuses."""
+    """Crashes, raises an unexpected error, hangs, uses much memory, or rejects the input."""
     if data == b"c":
         os.abort()
     if data == b"e":

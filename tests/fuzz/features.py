@@ -1,4 +1,4 @@
-"""Damaged descriptions of prepared data sets: features.json, dataset_info.json and the names of classes."""
+"""Fuzzes descriptions of prepared data sets: features.json, dataset_info.json and the names of classes."""
 
 import json
 import shutil
@@ -63,7 +63,7 @@ SEEDS = _seeds()
 
 
 def make(rng: np.random.Generator) -> bytes:
-    """Damages one of the files; its first byte says which it is to be taken for."""
+    """Damages one of the files; the first byte is the index of its target in `FILES`."""
     place = int(rng.integers(len(SEEDS)))
     target = FILES[place] if place < len(FILES) else FILES[0]
     if rng.random() < 0.03:
@@ -83,7 +83,7 @@ _FOLDER = tempfile.TemporaryDirectory()
 
 
 def _prepare(folder: Path) -> None:
-    """Copies the data set and adds a box and a number to every record."""
+    """Copies the data set, with a box and a number added to every record."""
     shutil.copytree(PREPARED, folder)
     for path in folder.glob(f"{VERSION}/*.array_record*"):
         reader = ArrayRecordReader(str(path))
@@ -99,7 +99,7 @@ def _prepare(folder: Path) -> None:
 
 
 def check(data: bytes) -> None:
-    """Opens the data set, and reads a record of every split."""
+    """Opens the data set and reads a record of every split."""
     folder = Path(_FOLDER.name, "cifar10")
     if not folder.exists():
         _prepare(folder)

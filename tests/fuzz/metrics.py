@@ -1,4 +1,4 @@
-"""Damaged files of a run's folder: its metrics, its result, its config, what it knows of its data, its checkpoints."""
+"""Fuzzes the files in a run's folder: metrics, result, config, data record and checkpoints."""
 
 import contextlib
 import hashlib
@@ -60,7 +60,7 @@ def _manifest(metadata: bytes) -> dict:
     return {"step": 7, "files": {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}}
 
 
-# The files of a run, each with the objects of JSON that stand in it, one a line.
+# The files of a run with their JSON objects, one per line.
 FILES: dict[str, list[dict]] = {
     "metrics.jsonl": [{**_LINE, "step": 4 * epoch, "epoch": epoch} for epoch in range(1, 6)],
     "speeds.jsonl": [
@@ -101,7 +101,7 @@ SEEDS = [bytes([place]) + _text(values) for place, values in enumerate(FILES.val
 
 
 def make(rng: np.random.Generator) -> bytes:
-    """Damages one of the files; its first byte says which."""
+    """Damages one of the files; the first byte is its index in `NAMES`."""
     place = int(rng.integers(len(NAMES)))
     values = list(FILES[NAMES[place]])
     if NAMES[place] == "config.json" and rng.random() < 0.3:
@@ -112,7 +112,7 @@ def make(rng: np.random.Generator) -> bytes:
             line = int(rng.integers(len(values)))
             values[line] = edited(values[line], _TEXTS, rng)
         data = _text(values)
-    elif kind < 0.75:  # what stands for a value in JSON, and what Python takes for it
+    elif kind < 0.75:  # replaces a value by text that is not JSON, or that only Python accepts
         parts = _text(values).replace(b",", b":").split(b":")
         at = int(rng.integers(1, len(parts)))
         before = sum(len(part) + 1 for part in parts[:at])
@@ -124,7 +124,7 @@ def make(rng: np.random.Generator) -> bytes:
 
 
 def check(data: bytes) -> None:
-    """Reads a file as the programs do; nothing of it acts on the terminal."""
+    """Reads a file as the programs do; no control character gets to the terminal."""
     name = NAMES[(data or b"\0")[0] % len(NAMES)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()) as errors:
         workdir = Path(folder)
@@ -136,7 +136,7 @@ def check(data: bytes) -> None:
 
 
 def _lines(workdir: Path, path: Path) -> None:
-    """Lines are skipped, never refused; what is left in the file is read without a fault."""
+    """Damaged lines are skipped, not rejected; the repaired file has no damage."""
     needed = _NEEDED[path.name]
     try:
         records = read_metrics(path, 16, needed).records
@@ -154,7 +154,7 @@ def _result(workdir: Path, path: Path) -> None:
 
 def _config(workdir: Path, path: Path) -> None:
     (workdir / "checkpoints" / "7").mkdir(parents=True)
-    with contextlib.suppress(UserError):  # most are of another run
+    with contextlib.suppress(UserError):  # most configs belong to another run
         check_workdir(workdir, _CONFIG)
     check_network(read_config(workdir))
 
@@ -168,7 +168,7 @@ def _data(workdir: Path, path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> list[Checkpoint]:
-    """Makes the rest of a checkpoint around its manifest or its metadata, which then has the right checksum."""
+    """Completes a checkpoint around its manifest, or around its metadata with the right checksum."""
     folder = path.parent if path.name == "manifest.json" else path.parents[1]
     (folder / "state").mkdir(exist_ok=True)
     (folder / "state" / "array").write_bytes(_ARRAY)

@@ -1,4 +1,4 @@
-"""Damaged pictures of every format: decoded, read as masks, checked in a folder, and read for a prediction."""
+"""Fuzzes pictures of every format: decoded, read as masks, checked in a folder, and read for a prediction."""
 
 import io
 import struct
@@ -52,7 +52,7 @@ _CHUNKS = (b"IHDR", b"IDAT", b"PLTE", b"tRNS", b"iCCP", b"zTXt", b"iTXt", b"acTL
 
 
 def make(rng: np.random.Generator) -> bytes:
-    """Damages a picture; the chunks of a PNG file get true checksums half of the time, so that more is looked at."""
+    """Damages a picture; half of the PNG files get valid checksums, which exercises more of the reader."""
     data = SEEDS[rng.integers(len(SEEDS))]
     if data.startswith(b"\x89PNG") and rng.random() < 0.5:
         return _with_other_chunks(data, rng)
@@ -87,7 +87,7 @@ def _with_other_chunks(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def check(data: bytes) -> None:
-    """Reads a picture in every way in which the programs do."""
+    """Reads a picture in every way of the programs."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "picture.png")
         path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""A few inputs of each fuzzer, and those that once failed; ``make fuzz`` tries many."""
+"""A few inputs of each fuzzer, and inputs that once failed; ``make fuzz`` runs many."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Damaged weight files: the zip archives and the older pickles of ``torch.save``, and safetensors."""
+"""Fuzzes weight files: zip archives and legacy pickles of ``torch.save``, and safetensors."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ _KINDS = (("Float", "0", 6), ("Double", "1", 4), ("Long", "2", 1), ("Bool", "3",
 
 
 def _seeds() -> tuple[dict[str, bytes], bytes, bytes]:
-    """Gives the entries of a zip archive, an older file, and a safetensors file."""
+    """Returns the entries of a zip archive, a legacy file, and a safetensors file."""
     beside = {
         "args": argparse.Namespace(rate=0.1, names=["é"], sizes=(1, 2, 2**70)),
         "seen": {frozenset({1})},
@@ -57,7 +57,7 @@ def _seeds() -> tuple[dict[str, bytes], bytes, bytes]:
 
 ENTRIES, OLD, SAFE = _seeds()
 SEEDS = (zipped(ENTRIES), OLD, SAFE)
-# What stands in pickles, to be put where it does not belong.
+# Fragments of pickles to insert in wrong places.
 _OPCODES = [bytes([code]) for code in range(256)]
 _VALUES = [emit(value) for value in (None, True, 3, 0.5, "module.weight", (), (2, 2), [], {}, -1, *EXTREMES)]
 _NAMES = [
@@ -76,7 +76,7 @@ _TEXTS = (
 
 
 def make(rng: np.random.Generator) -> bytes:
-    """Damages a file as a whole, or one part, so that what is around it stays right."""
+    """Damages a file as a whole, or one part inside an intact container."""
     kind = rng.integers(5)
     if kind == 0:
         return mutated(SEEDS[rng.integers(len(SEEDS))], SEEDS, rng)
@@ -95,7 +95,7 @@ def make(rng: np.random.Generator) -> bytes:
 
 
 def _with_other_tensors(rng: np.random.Generator) -> bytes:
-    """An archive of tensors of any offsets, shapes and strides, many of which their storages hold."""
+    """An archive of tensors with random offsets, shapes and strides; many fit their storages."""
 
     def numbers(count: int) -> tuple[int, ...]:
         extreme = EXTREMES[rng.integers(len(EXTREMES))]
@@ -111,7 +111,7 @@ def _with_other_tensors(rng: np.random.Generator) -> bytes:
 
 
 def _with_other_entries(rng: np.random.Generator) -> bytes:
-    """An archive whose checksums are right; mostly the pickle is damaged."""
+    """An archive with valid checksums and a damaged entry, mostly the pickle."""
     entries = {"byteorder": b"little", **ENTRIES}
     chosen = "data.pkl" if rng.random() < 0.8 else list(entries)[rng.integers(len(entries))]
     if chosen == "data.pkl" and rng.random() < 0.7:
@@ -124,7 +124,7 @@ def _with_other_entries(rng: np.random.Generator) -> bytes:
 
 
 def _reworded(data: bytes, rng: np.random.Generator) -> bytes:
-    """Puts opcodes, values and names into pickles, beside what is there or in its place."""
+    """Inserts opcodes, values and names into a pickle, or overwrites bytes with them."""
     for _ in range(int(rng.choice((1, 1, 1, 2, 4)))):
         place, size = int(rng.integers(len(data) + 1)), int(rng.choice((0, 0, 1, 2, 5)))
         data = data[:place] + _FRAGMENTS[rng.integers(len(_FRAGMENTS))] + data[place + size :]
@@ -135,7 +135,7 @@ _CONV = GroupedConv(2, 3, (1, 1), rngs=nnx.Rngs(0))
 
 
 def check(data: bytes) -> None:
-    """Loads the file; a refusal names the file, and does not act on the terminal."""
+    """Loads the file; an error message contains its path, and no control characters."""
     path = Path(_FOLDER.name, "weights")
     path.write_bytes(data)
     try:

@@ -1,4 +1,4 @@
-"""Fixtures of dense tasks: each says of which family it is, and its family what checks it."""
+"""Fixtures of dense tasks; a fixture's family selects its check."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ NETWORKS = dense_networks.FAMILIES
 
 
 def is_built(path: Path) -> bool:
-    """Whether the library has what a fixture is about."""
+    """Whether the library supports a fixture's family."""
     with np.load(path, allow_pickle=False) as file:
         return json.loads(str(file["meta"]))["family"] in {**ON_THE_HOST, **NETWORKS, **FAMILIES}
 
 
 def check_dense(path: Path) -> Result:
-    """Checks one fixture by its family and constructor arguments alone."""
+    """Checks one fixture from its family and constructor arguments."""
     name = f"{path.parent.name}/{path.stem}"
     with np.load(path, allow_pickle=False) as file:
         data = {key: file[key] for key in file.files}

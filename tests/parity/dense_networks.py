@@ -1,6 +1,6 @@
 """Whole segmentation networks: logits in evaluation mode, and losses and gradients of one training step.
 
-Weights follow from the recipe and the images from a seed. Stored logits are those of the first image.
+Weights follow from the recipe, images from a seed. A fixture may store the logits of the first images only.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tests.parity.weights import recipe_state_dict
 
 AUXILIARY_WEIGHT = 0.4
 
-# The programs run once, and their convolutions are compiled already: most of the time is LLVM's.
+# The programs run once, and their convolutions are precompiled kernels: LLVM would take most of the time.
 _QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def build(builder: Callable[..., Segmenter], ctor: Mapping[str, Any]) -> Segmenter:
-    """The network without memory, and without dropout, which the fixtures switched off."""
+    """The abstract network, without dropout as in the fixtures."""
     known = {"backbone", "classes", "output_stride", "dilation_rule", "auxiliary", "zoom"}
     if unknown := sorted(set(ctor) - known):
         raise CannotBuildError(f"the networks have no {', '.join(unknown)}")
@@ -49,7 +49,7 @@ FAMILIES: dict[str, Callable[..., Segmenter]] = {"PyConvSegNet": pyconv_segnet, 
 
 
 def check_network(name: str, meta: Mapping[str, Any], data: Arrays) -> Result:
-    """Logits, and of fixtures with a training step its losses, stored gradients and all gradients' norms."""
+    """Checks logits and, with a training step, losses, stored gradients and the norms of all gradients."""
     if unknown := [key for key in data if key != "out" and not key.startswith("train:")]:
         raise CannotBuildError(f"nothing to compare with {', '.join(unknown)}")
     model = build(FAMILIES[meta["family"]], meta["ctor"])
@@ -84,14 +84,14 @@ def _logits(model: Segmenter, parameters: Arrays, x: jax.Array) -> jax.Array:
 def _step(
     model: Segmenter, parameters: Arrays, x: jax.Array, labels: np.ndarray
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The losses of a step in training mode, and the gradients in PyTorch's layouts, in double precision.
+    """The losses of a training step, and the gradients in PyTorch's layouts, in double precision.
 
-    Batch statistics of a deep network make float32's rounding a thousand times larger, in PyTorch as well.
+    In a deep network batch statistics amplify float32's rounding errors a thousand times, in PyTorch as well.
     """
     conversion = conversion_for(model, parameters)
     model.train()
     graphdef = nnx.graphdef(model)
-    step = 8 // model.zoom  # where the logits are fewer, each falls on a pixel
+    step = 8 // model.zoom  # logits of a lower resolution are at every `step`-th pixel
     small_labels = jnp.asarray(labels[:, ::step, ::step])
 
     def mean_loss(logits: jax.Array) -> jax.Array:

@@ -37,15 +37,15 @@ def check_operator(path: Path) -> Result:
 
 
 def check_module(name: str, meta: Mapping[str, Any], data: Arrays) -> Result:
-    """Outputs, gradients and, in training mode, the statistics after the step of one module.
+    """Checks outputs, gradients and, in training mode, batch statistics after the step of one module.
 
-    Its parameters are stored, or follow from the recipe; then most gradients are known by their norms alone.
+    The parameters are stored, or follow from the recipe; with the recipe, most gradients are stored as norms only.
     """
     family = FAMILIES[meta["family"]]
     module = nnx.eval_shape(lambda: family.build(meta["ctor"]))
     module.train() if meta["mode"] == "train" else module.eval()
     graphdef, _ = nnx.split(module)
-    sizes: dict[str, int] = {}  # of each normalisation, the values that a channel's statistics are over
+    sizes: dict[str, int] = {}  # for each normalisation, the number of values per channel
 
     def numbered(stem: str) -> list[str]:
         return sorted(key for key in data if key == stem or (key[: len(stem)] == stem and key[len(stem) :].isdigit()))
@@ -90,7 +90,7 @@ def check_module(name: str, meta: Mapping[str, Any], data: Arrays) -> Result:
             continue
         if np.any(np.asarray(parameters[key])[~used]):
             raise CannotBuildError(f"{key} has weights that are not zero where the module has none")
-        if "aux:zero_mask" not in data:  # else the recorded gradient is zero there, as ours is
+        if "aux:zero_mask" not in data:  # otherwise both gradients are zero there
             golden[f"grad:{key}"] = np.where(used, golden[f"grad:{key}"], 0)
     for key in ("grad:conv.weight", "grad:pwc.weight"):
         if "aux:zero_mask" in data and key in got:
@@ -101,10 +101,10 @@ def check_module(name: str, meta: Mapping[str, Any], data: Arrays) -> Result:
 
 
 def _used(conversion: Conversion, parameters: Arrays) -> dict[str, np.ndarray]:
-    """Which entries the module is made from, for each tensor that is not used whole.
+    """Masks of the used entries, for each tensor that the module uses in part.
 
-    The public code holds some weights at zero: PSConv2d's dense kernel beside the dilated ones, HetConv's beside the
-    3x3 ones. The module has no place for these, and autograd gives a gradient for them all the same.
+    The public code keeps some weights at zero: in PSConv2d's dense kernel those of the dilated kernels, in HetConv's
+    those of the 3x3 kernels. The module does not have these weights, but autograd returns gradients for them.
     """
     values, pullback = jax.vjp(conversion.convert, {key: jnp.asarray(value) for key, value in parameters.items()})
     (sums,) = pullback(jax.tree.map(jnp.ones_like, values))
@@ -113,15 +113,15 @@ def _used(conversion: Conversion, parameters: Arrays) -> dict[str, np.ndarray]:
 
 
 def _flat(state: Any) -> dict[str, Any]:
-    """The variables of a state under dotted names."""
+    """The variables of a state by dotted names."""
     return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def conversion_for(module: nnx.Module, parameters: Mapping[str, np.ndarray]) -> Conversion:
-    """The conversion of all of these parameters, and no others, to a module's.
+    """The conversion of exactly these parameters to a module's.
 
     Raises:
-        CannotBuildError: if the module has others.
+        CannotBuildError: if the module needs other parameters.
     """
     conversion = conversion_of(module, parameters)
     for key, shape in conversion.shapes.items():
@@ -145,7 +145,7 @@ def as_state(module: nnx.Module, values: Mapping[str, Any]) -> nnx.State:
 
 @contextlib.contextmanager
 def _recording_sizes(module: nnx.Module, sizes: dict[str, int]) -> Iterator[None]:
-    """While active, notes under the name of each normalisation's variance how many values it is taken over."""
+    """Records the number of values per channel of each normalisation, by the name of its variance."""
     names = {
         id(child): ".".join(map(str, (*path, "var")))
         for path, child in nnx.iter_modules(module)
@@ -163,12 +163,12 @@ def _recording_sizes(module: nnx.Module, sizes: dict[str, int]) -> Iterator[None
 
 
 def _unbiased(after: Any, before: Any, size: int) -> Any:
-    """Flax's running variance after one step as PyTorch's, which keeps the unbiased variance of the batch."""
+    """Converts Flax's running variance after one step to PyTorch's, which uses the unbiased batch variance."""
     return 0.9 * before + (np.asarray(after) - 0.9 * before) * size / (size - 1)
 
 
 def _check_search(name: str, meta: Mapping[str, Any], data: Mapping[str, np.ndarray]) -> Result:
-    """The errors of every dilation of a supernet's filters, and the dilations chosen, in both readings of Eq. (4)."""
+    """Checks the errors of every dilation of a supernet's filters, and the best ones, for both readings of Eq. (4)."""
     kernel = data["W"].transpose(2, 3, 1, 0)
     size = 2 * meta["ctor"]["k"] + 1
     deviations = {}

@@ -1,4 +1,4 @@
-"""Networks of ``models/``: weights by the fixtures' recipe, loaded into ours; logits and the outputs of stages."""
+"""Networks of ``models/``: logits and stage outputs, with the weights of the fixtures' recipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.parity.weights import recipe_state_dict
 
 
 def without_masked_weights(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same weights, zero where the public PSConv's constructor makes them so."""
+    """The weights with the zero mask of the public PSConv's constructor."""
     masked = dict(state)
     for key, weight in state.items():
         if key.endswith(".conv2.conv.weight"):
@@ -61,7 +61,7 @@ def _loaded(model: Any, state: Mapping[str, np.ndarray]) -> Any:
 
 
 def stage_outputs(model: Any, x: jax.Array) -> list[jax.Array]:
-    """Every stage's output, without the stem's; of two frequencies both."""
+    """The output of every stage, without the stem; both maps of an octave stage."""
     if isinstance(model, OctResNet):
         return [part for maps in model.octave_maps(x) for part in (maps if isinstance(maps, tuple) else (maps,))]
     maps = model.feature_maps(x)
@@ -69,7 +69,7 @@ def stage_outputs(model: Any, x: jax.Array) -> list[jax.Array]:
 
 
 def check_model(path: Path) -> Result:
-    """Logits and stage outputs of one model fixture, at every input size that it holds."""
+    """Checks logits and stage outputs of one model fixture at each of its input sizes."""
     name = f"models/{path.stem}"
     if path.stem in SEGMENTATION:
         return _check_segmentation(path, name)
@@ -111,7 +111,7 @@ def _stage_deviation(got: Any, file: Arrays, label: str, number: int) -> float:
     )
 
 
-# Segmentation networks, by the backbone that our network takes.
+# The backbone of each segmentation network.
 SEGMENTATION = {"pyconvsegnet_pyconvresnet50": "pyconv_resnet50"}
 
 
@@ -124,7 +124,7 @@ def _segmentation_outputs(model: PyConvSegNet, x: jax.Array) -> tuple[jax.Array,
 
 
 def _check_segmentation(path: Path, name: str) -> Result:
-    """Every output of a segmentation fixture: ``out_c<classes>_z<zoom>_os<output stride>``, with its stages."""
+    """Checks every output of a segmentation fixture, ``out_c<classes>_z<zoom>_os<output stride>``, and its stages."""
     manifest = json.loads(path.with_suffix(".json").read_text())
     x = np.random.Generator(np.random.PCG64(0)).standard_normal((1, 3, 97, 97)).astype(np.float32)
     deviations = {}

@@ -1,4 +1,4 @@
-"""The program: which fixtures there are, what checks each, and what is printed."""
+"""The program: finds the fixtures, checks them and prints the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.parity.results import Result
 
 
 def fixtures(directory: Path, only: str = "*") -> list[Path]:
-    """The fixtures below `directory` whose name, such as ops/psconv2d_s1 or seg_metrics, matches `only`."""
+    """The fixtures in `directory` with a name, such as ops/psconv2d_s1 or seg_metrics, that matches `only`."""
     found = {f"{kind}/{path.stem}": path for kind in ("ops", "models") for path in (directory / kind).glob("*.npz")}
     found |= {path.stem: path for path in directory.glob("*.npz")}
     order = sorted(found, key=lambda name: (found[name].parent.name != "ops", name))  # the quick ones first
@@ -23,7 +23,7 @@ def fixtures(directory: Path, only: str = "*") -> list[Path]:
 
 
 def check(path: Path) -> Result:
-    """Checks one fixture; whatever goes wrong with it is its result."""
+    """Checks one fixture; an exception becomes its result."""
     try:
         return {"ops": check_operator, "models": check_model}.get(path.parent.name, check_dense)(path)
     except Exception as error:  # a broken fixture must not hide the others

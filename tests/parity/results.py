@@ -1,4 +1,4 @@
-"""The outcome for a fixture, and how deviations are measured."""
+"""Results of fixtures, and measures of deviation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Arrays = Mapping[str, Any]
 
 
 class Result(NamedTuple):
-    """The outcome for one fixture: its largest relative deviation and where, or why there is none."""
+    """The result of one fixture: its largest relative deviation and the array, or a problem."""
 
     name: str
     deviation: float
@@ -27,7 +27,7 @@ class Result(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether the numbers agree; a NaN does not."""
+        """Whether the numbers agree; NaN fails."""
         return not self.problem and self.deviation <= self.tolerance
 
     def __str__(self) -> str:
@@ -38,13 +38,13 @@ class Result(NamedTuple):
 
 
 def worst(name: str, deviations: Mapping[str, float], tolerance: float) -> Result:
-    """The result of which the largest of these deviations decides; a NaN is the largest."""
+    """The result of the largest deviation; NaN is the largest."""
     where = max(deviations, key=lambda key: math.inf if math.isnan(deviations[key]) else deviations[key])
     return Result(name, deviations[where], where, tolerance)
 
 
 def deviation(got: Any, golden: Any, scale: Any) -> float:
-    """The largest difference, as a share of the scale; by itself where that is 0."""
+    """The largest difference relative to the scale; absolute if the scale is 0."""
     if np.shape(got) != np.shape(golden):
         raise CannotBuildError(f"shape {np.shape(got)} where the fixture has {np.shape(golden)}")
     largest = float(np.abs(np.asarray(got, np.float64) - np.asarray(golden, np.float64)).max())
@@ -52,14 +52,14 @@ def deviation(got: Any, golden: Any, scale: Any) -> float:
 
 
 def relative(got: Any, golden: Any) -> float:
-    """The largest difference, as a share of the largest golden value."""
+    """The largest difference relative to the largest golden value."""
     return deviation(got, golden, np.abs(golden).max())
 
 
 def norm_deviations(got: Mapping[str, Any], golden: Mapping[str, float]) -> dict[str, float]:
-    """How far the norms of gradients are from golden ones, as a share of each, or of a thousandth of the largest.
+    """Deviations of gradients' norms, each relative to its golden norm, or at least a thousandth of the largest.
 
-    Where a normalisation follows, a bias has no influence, and its gradient is rounding alone.
+    A bias before a normalisation has no influence, and its gradient is only rounding errors.
     """
     least = 1e-3 * max(golden.values(), default=0.0)
     return {

@@ -21,7 +21,7 @@ IGNORED = 255
 
 
 def unequal(got: np.ndarray, golden: np.ndarray, counted: np.ndarray | bool = True) -> float:
-    """The share of the pixels whose labels differ, among those that count."""
+    """The share of all pixels with different labels; only `counted` pixels can differ."""
     assert got.shape == golden.shape
     return float(np.mean((got != golden) & counted))
 
@@ -30,7 +30,7 @@ def unequal(got: np.ndarray, golden: np.ndarray, counted: np.ndarray | bool = Tr
 
 
 def check_loss(meta: Mapping[str, Any], data: Arrays) -> dict[str, float]:
-    """The weighted sum of the main and the auxiliary loss, its terms, and its gradients by the logits."""
+    """Checks the weighted sum of the main and the auxiliary loss, its terms, and its gradients."""
     labels = jnp.asarray(data["labels"])
 
     def losses(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -51,7 +51,7 @@ def check_loss(meta: Mapping[str, Any], data: Arrays) -> dict[str, float]:
 
 
 def check_metrics(meta: Mapping[str, Any], data: Arrays) -> dict[str, float]:
-    """Counts of each image, and the measures of all of them."""
+    """Checks the counts of each image, and the metrics of all images."""
     classes, total, deviations = meta["classes"], 0, {}
     for key in (key for key in data if key.startswith("pred")):
         number = key.removeprefix("pred")
@@ -71,7 +71,7 @@ def check_metrics(meta: Mapping[str, Any], data: Arrays) -> dict[str, float]:
 
 
 def check_augment(meta: Mapping[str, Any], data: Arrays) -> dict[str, float]:
-    """Each operation by itself, and chains of them with recorded draws."""
+    """Checks each operation separately, and chains with recorded draws."""
     image, label, mean = data["image"], data["label"], data["mean"]
     results: dict[str, tuple[np.ndarray, np.ndarray | None]] = {"blur": (dense.blur(image), None)}
     results["flip"] = dense.flip(image, label)
@@ -98,17 +98,17 @@ def check_augment(meta: Mapping[str, Any], data: Arrays) -> dict[str, float]:
 
 
 class Replay:
-    """A generator whose draws were recorded; all of them must be taken."""
+    """A generator that replays recorded draws; all must be used."""
 
     def __init__(self, draws: list[float]):
         self._draws = list(draws)
 
     def random(self) -> float:
-        """The next draw, of [0, 1)."""
+        """The next draw from [0, 1)."""
         return self._draws.pop(0)
 
     def integers(self, low: int, high: int) -> int:
-        """The next draw, of low to high - 1."""
+        """The next draw from low to high - 1."""
         draw = int(self._draws.pop(0))
         assert low <= draw < high
         return draw
@@ -121,7 +121,7 @@ class Replay:
 def chain(
     image: np.ndarray, label: np.ndarray, rng: Replay, size: tuple[int, int], mean: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The augmentation of the public training up to the normalisation."""
+    """The augmentation of the public training, without the normalisation."""
     image, label = dense.rescale(image, label, 0.5 + 1.5 * rng.random())
     if rng.random() < 0.5:
         image, label = dense.rotate(image, label, -10 + 20 * rng.random(), mean, IGNORED)
@@ -139,7 +139,7 @@ def chain(
 
 
 def check_sliding(meta: Mapping[str, Any], data: Arrays) -> dict[str, float]:
-    """Probabilities at single scales and over all of them, and labels wherever the best class is clear."""
+    """Checks probabilities at single scales and over all scales, and labels where the best class is clear."""
     crop, stride = tuple(meta["crop"]), meta["stride"]
     kernels = {name: data[f"param:{name}.weight"].transpose(2, 3, 1, 0) for name in ("conv1", "conv2")}
 
@@ -180,7 +180,7 @@ def check_sliding(meta: Mapping[str, Any], data: Arrays) -> dict[str, float]:
 
 
 def _is_clear(probabilities: np.ndarray) -> np.ndarray:
-    """Where the two best classes differ by more than rounding does."""
+    """Masks the pixels where the two best classes differ by more than rounding errors."""
     second, first = np.moveaxis(np.sort(probabilities, axis=-1)[..., -2:], -1, 0)
     return first - second > 1e-5
 

@@ -1,4 +1,4 @@
-"""The weights of fixtures that store none."""
+"""Weights for fixtures without stored weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def recipe_state_dict(manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The weights that the fixtures were recorded with, from each tensor's name and shape alone."""
+    """The weights of the recording, generated from each tensor's name and shape."""
     state = {}
     for key, shape in manifest["state_dict"]:
         rng = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))

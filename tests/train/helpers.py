@@ -1,4 +1,4 @@
-"""A run small enough for a test, and ways to start one."""
+"""A small run for tests, and functions that start it."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ TINY_CONFIG = Path(__file__).with_name("tiny_config.py")
 
 
 class TinyNet(nnx.Module):
-    """The least that has convolution, batch statistics and random numbers; compiles at once."""
+    """A minimal network with convolution, batch statistics and dropout; compiles fast."""
 
     def __init__(self, *, num_classes: int, in_channels: int, width: int, rngs: nnx.Rngs):
         self.conv = nnx.Conv(in_channels, width, (3, 3), strides=2, rngs=rngs)
@@ -56,7 +56,7 @@ TINY_ENTRY = ModelEntry(
 
 
 class TinySegmenter(nnx.Module):
-    """The least that gives two maps of logits in training mode, with batch statistics and dropout."""
+    """A minimal segmentation network with batch statistics, dropout and, in training mode, auxiliary logits."""
 
     def __init__(self, *, num_classes: int, in_channels: int, width: int = 4, rngs: nnx.Rngs):
         self.conv = nnx.Conv(in_channels, width, (3, 3), rngs=rngs)
@@ -84,13 +84,13 @@ TINY_SEGMENTER = ModelEntry(
 
 
 def register_tiny() -> None:
-    """Makes the tiny models known in a process of its own; within the tests a fixture does."""
+    """Registers the tiny models in a new process; in the test process a fixture registers them."""
     register_model(TINY_ENTRY)
     register_model(TINY_SEGMENTER)
 
 
-# 1163 images in batches of 240: 5 steps an epoch, 10 in all. The batch divides by 4 devices, the
-# validation split (270) and the test split (364) do not divide by the batch.
+# 1163 images in batches of 240: 5 steps an epoch, 10 in all. 4 devices divide the batch; the batch does not divide the
+# validation split (270) or the test split (364).
 TINY: dict[str, Any] = {
     "data": {
         "source": "digits",
@@ -114,29 +114,29 @@ TINY: dict[str, Any] = {
 
 
 def tiny_values(changes: Mapping[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    """The values of `tiny`, nested and unchecked, for what a config file would hold."""
+    """The values of `tiny`, nested and unchecked, as a config file contains them."""
     return merge_changes(TINY, {**(changes or {}), **more}, Config)
 
 
 def tiny(changes: Mapping[str, Any] | None = None, **more: Any) -> Config:
-    """The config of a run that takes seconds, with changes.
+    """The config of a run of a few seconds, with changes.
 
-    `changes` are by dotted names, `tiny({"optimizer.learning_rate": 0.5})`, or nested,
-    `tiny({"optimizer": {"learning_rate": 0.5}})`; settings of no section may be arguments, `tiny(epochs=3)`, and
-    sections too, `tiny(optimizer={"learning_rate": 0.5})`. A dictionary changes some settings of a section, but is the
-    whole value of a setting: `tiny({"model.kwargs": {}})` has no width. `tiny(task={"name": "segmentation"})` leaves
-    the settings of classification out.
+    `changes` have dotted names, `tiny({"optimizer.learning_rate": 0.5})`, or are nested,
+    `tiny({"optimizer": {"learning_rate": 0.5}})`. Top-level settings and sections may be keyword arguments,
+    `tiny(epochs=3)`, `tiny(optimizer={"learning_rate": 0.5})`. A dictionary updates a section, but replaces the value
+    of a setting: `tiny({"model.kwargs": {}})` has no width. `tiny(task={"name": "segmentation"})` drops the settings
+    of classification.
     """
     return validate_config(tiny_values(changes, **more))
 
 
 def normalised(images: np.ndarray, source: Source) -> np.ndarray:
-    """The network's input by its definition: images scaled to 0..1, less the mean, over the standard deviation."""
+    """The network's input by definition: images scaled to 0..1, minus the mean, over the standard deviation."""
     return ((np.asarray(images, np.float64) / 255 - source.mean) / source.std).astype(np.float32)
 
 
 class Start(NamedTuple):
-    """A run before its first step; `batches` are those of the first steps, on the devices."""
+    """A run before its first step; `batches` are on the devices, for the first steps."""
 
     state: TrainState
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -146,7 +146,7 @@ class Start(NamedTuple):
 
 
 def start(config: Config, kind: type[Task] = Classification, steps: int = 2) -> Start:
-    """Builds all that the first steps of a run need, on the devices of this process; an epoch has 5 steps."""
+    """Prepares the first steps of a run on the devices of this process; an epoch has 5 steps."""
     source, mesh = load_source(config, kind.needs), create_mesh(config.compute.shards)
     task = kind(config, source)
     model, params, other_state = split_model(task.create(), config.model.frozen)
@@ -193,14 +193,14 @@ def free_port() -> int:
 def processes(
     workdir: Path, count: int, devices: int, *arguments: str, before: str = "", config: Path = TINY_CONFIG
 ) -> Iterator[list[subprocess.Popen[str]]]:
-    """Starts processes that train a network together; none outlives the block.
+    """Starts processes that train a network together, and ends them with the block.
 
     Args:
         workdir: the folder of the run.
         count: the number of processes.
-        devices: CPU devices of each.
+        devices: CPU devices per process.
         arguments: further flags.
-        before: a program that each runs before it trains.
+        before: Python code that each process runs before training.
         config: the config file.
     """
     coordinator = f"127.0.0.1:{free_port()}"
@@ -229,7 +229,7 @@ def processes(
 
 
 def endings(started: list[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str]]:
-    """Waits for processes; gives the exit status and the output of each."""
+    """Waits for processes; returns the exit status and the output of each."""
     outputs = [process.communicate(timeout=seconds)[0] for process in started]
     return [(process.returncode, output) for process, output in zip(started, outputs, strict=True)]
 
@@ -253,14 +253,14 @@ def assert_same_arrays(left: dict[str, np.ndarray], right: dict[str, np.ndarray]
 
 
 def assert_same_runs(workdir: Path, finished_run: Path) -> None:
-    """Compares what two runs have computed, bit by bit."""
+    """Compares the arrays and results of two runs, bit by bit."""
     assert_same_arrays(stored_arrays(workdir), stored_arrays(finished_run))
     for name in ("metrics.jsonl", "result.json"):
         assert (workdir / name).read_text() == (finished_run / name).read_text()
 
 
 def fail(main: Callable[[list[str]], int], monkeypatch: Any, capsys: Any, *arguments: str) -> tuple[str, str]:
-    """Runs a program that must end in one sentence, and gives its output and that sentence."""
+    """Runs a program that must exit with one sentence; returns its output and the sentence."""
     monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
     with pytest.raises(SystemExit) as ending:
         run_program(main)

@@ -1,4 +1,4 @@
-"""A task that only this file knows trains as the others do: the engine knows none."""
+"""The engine trains a task that is defined only in this file."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from train.task import Metric, Pixels, Section
 
 
 class Errors:
-    """Gathers the absolute errors."""
+    """Collects the absolute errors."""
 
     def __init__(self):
         self._rows = []
@@ -47,7 +47,7 @@ class OneLayer(nnx.Module):
 
 
 class Brightness:
-    """Predicts the mean of an image; the test split is scored image by image."""
+    """A task that predicts the mean of an image; reports the error of every test image."""
 
     needs = frozenset()
     best = Metric("error", larger_is_better=False)
@@ -107,7 +107,7 @@ CONFIG = tiny({"data.augment": {}, "optimizer.learning_rate": 0.003, "optimizer.
 
 
 def stopping_at(number, create_train_step):
-    """Has the process interrupted before the step of a number."""
+    """Interrupts the process before step `number`."""
 
     def create(*arguments):
         train_step, calls = create_train_step(*arguments), []
@@ -134,7 +134,7 @@ def test_a_task_of_its_own_trains_goes_on_and_reports(tmp_path, monkeypatch, cap
     for name in ("metrics.jsonl", "result.json"):
         assert (stopped / name).read_text() == (whole / name).read_text()
 
-    # The best is that of the smallest error, and no name of another task is anywhere.
+    # The best checkpoint has the smallest error, and no record has a name from another task.
     records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert set(records[0]) == {"step", "epoch", "learning_rate", "train_loss", "validation_error"}
     assert records[1]["train_loss"] < records[0]["train_loss"]
@@ -145,7 +145,7 @@ def test_a_task_of_its_own_trains_goes_on_and_reports(tmp_path, monkeypatch, cap
     ends = [checkpoint.metrics for checkpoint in intact_checkpoints(whole / "checkpoints")[0] if checkpoint.metrics]
     assert {"error": second} in ends
 
-    # The result is what the network of the best checkpoint predicts, computed here by itself.
+    # The result equals the best checkpoint's predictions, computed here independently.
     result = json.loads((whole / "result.json").read_text())
     assert set(result) == {"test_error", "step"}
     samples = list(best.source.splits["test"])

@@ -1,4 +1,4 @@
-"""Transforms, against Pillow's operations and torchvision's rules."""
+"""Transforms, compared with Pillow's operations and torchvision's rules."""
 
 import io
 import math
@@ -38,7 +38,7 @@ def augmentation(is_sized=True, shape=SHAPE, **augment):
 
 
 def of_images(transform):
-    """From an image to an image, the same one if the sample stays."""
+    """Makes a transform of samples a function of images."""
     return lambda image, rng: transform(Sample(image=image), rng).image
 
 
@@ -64,7 +64,7 @@ def test_the_hue_turns_as_pillows_does(shift):
     turned = np.asarray(hue).astype(int) + int(shift * 255)
     expected = Image.merge("HSV", (Image.fromarray((turned % 256).astype(np.uint8)), saturation, value)).convert("RGB")
     error = np.abs(colours.hue(IMAGE, shift).astype(int) - np.asarray(expected))
-    assert error.max() <= 12  # a step of the hue is up to 6 levels of a colour
+    assert error.max() <= 12  # one step of the hue is up to 6 levels of a colour
     assert error.mean() < 2
 
 
@@ -95,7 +95,7 @@ def affine(matrix):
 )
 def test_movements_are_pillows_but_for_the_edge(name, strength, expected):
     moved, reference = trivial.apply(Sample(image=IMAGE), name, strength).pixels, expected()
-    # Where black enters, the two interpolate differently.
+    # The two interpolate differently at the black border.
     inside = np.asarray(Image.fromarray((reference.max(2) > 0).astype(np.uint8) * 255)) > 0
     inside[1:-1, 1:-1] &= inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
     error = np.abs(moved.astype(int) - reference)[1:-1, 1:-1][inside[1:-1, 1:-1]]
@@ -146,7 +146,7 @@ def test_the_crop_follows_torchvisions_rule():
     assert 0.98 < areas.max() <= 1.0
     assert ratios.min() >= 0.74
     assert ratios.max() <= 1.35
-    # Small parts are never refused, so among them areas and the logarithms of ratios are uniform.
+    # Small crops are never rejected, so their areas and log ratios are uniform.
     small = areas < 0.4
     assert abs(areas[small].mean() - 0.24) < 0.01
     assert abs(np.log(ratios[small]).mean()) < 0.015
@@ -182,7 +182,7 @@ def test_a_large_part_is_decoded_small():
         of_file = of_images(crop)(data, np.random.default_rng(seed)).astype(int)
         of_pixels = of_images(crop)(decode(data, 3), np.random.default_rng(seed)).astype(int)
         assert of_file.shape == (20, 24, 3)
-        assert np.abs(of_file - of_pixels).mean() < 8  # half a pixel of the small image to and fro
+        assert np.abs(of_file - of_pixels).mean() < 8  # a shift of up to half a pixel of the small image
 
 
 def test_shrinking_takes_means_and_enlarging_interpolates():
@@ -211,7 +211,7 @@ def test_flips_come_as_often_as_said():
     flipped = [not np.array_equal(of_images(Flip(0.3))(IMAGE, rng), IMAGE) for _ in range(1000)]
     assert sum(flipped) == pytest.approx(300, abs=45)
     np.testing.assert_array_equal(of_images(Flip(1.0))(IMAGE, rng), IMAGE[:, ::-1])
-    assert of_images(Flip(1.0))(IMAGE, rng).flags.c_contiguous  # or batches are slow to make
+    assert of_images(Flip(1.0))(IMAGE, rng).flags.c_contiguous  # otherwise batching is slow
     assert of_images(Flip(0.0))(IMAGE, rng) is IMAGE
 
 
@@ -222,7 +222,7 @@ def test_jitter_of_no_strength_changes_nothing_and_orders_differ():
     assert len({jitter(IMAGE, rng).tobytes() for _ in range(20)}) == 20
     bright = [of_images(ColorJitter(SHAPE, brightness=0.5))(IMAGE, rng).mean() / IMAGE.mean() for _ in range(200)]
     assert 0.49 < min(bright) < 0.55
-    assert max(bright) > 1.2  # above it clips
+    assert max(bright) > 1.2  # larger factors are clipped
     grey = of_images(ColorJitter((8, 8, 1), brightness=0.5, contrast=0.5))(picture(8, 8, 1), rng)
     assert grey.shape == (8, 8, 1)
 

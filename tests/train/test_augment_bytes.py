@@ -1,4 +1,4 @@
-"""Classification's augmentation byte by byte: what each transform made of fixed images before samples had more."""
+"""Classification's augmentation, byte by byte, against checksums from before samples had more fields."""
 
 import hashlib
 
@@ -20,7 +20,7 @@ ARGUMENTS = {
     "lighting": {},
     "random_erasing": {},
 }
-# Of commit d8e5421: of 40 seeds' images, and of the next number of each generator.
+# From commit d8e5421: the images of 40 seeds, and the next bytes of each generator.
 CHECKSUMS = {
     "random_resized_crop of an array": "968f2bb545fbb4d5",
     "pad_crop of an array": "741f4125f4d20419",
@@ -38,7 +38,7 @@ CHECKSUMS = {
 
 
 def image(height, width):
-    """A smooth picture of whole numbers, with nothing a machine could round otherwise."""
+    """A smooth picture of whole numbers, equal on every machine."""
     y, x = np.mgrid[:height, :width]
     waves = [np.abs((a * x + b * y) % 510 - 255) for a, b in ((3, 2), (1, 5), (4, -3))]
     return np.dstack(waves).astype(np.uint8)
@@ -67,5 +67,5 @@ def test_the_bytes_are_those_of_before(case):
     for seed in range(40):
         rng = np.random.default_rng(seed)
         digest.update(np.ascontiguousarray(transform(Sample(image=IMAGES[name]), rng).pixels).tobytes())
-        digest.update(rng.bytes(8))  # as many numbers were drawn
+        digest.update(rng.bytes(8))  # checks the number of draws
     assert digest.hexdigest()[:16] == CHECKSUMS[case]

@@ -32,7 +32,7 @@ def folder_state(step):
 
 
 def result(value):
-    """Results of a validation split; their names tell nothing of their order."""
+    """Results of a validation split; the best metric is neither first nor last by name."""
     return {"a": 0.0, BEST.name: value, "z": 9.0}
 
 
@@ -77,7 +77,7 @@ def test_arrays_come_back_from_latest_and_best(three):
     [
         ([0.9, 0.1, 0.2, 0.3], [10, 30, 40], 10),
         ([0.1, 0.2, 0.3, 0.4], [30, 40], 40),
-        ([0.5, 0.9, 0.9, None, None, 0.2], [30, 50, 60], 30),  # of equals, the later
+        ([0.5, 0.9, 0.9, None, None, 0.2], [30, 50, 60], 30),  # the later one of a tie
         ([None, None, None], [20, 30], None),
     ],
 )
@@ -93,7 +93,7 @@ def test_the_best_is_the_smallest_where_the_metric_says_so(tmp_path):
     error = Metric(BEST.name, larger_is_better=False)
     write(tmp_path, [0.9, 0.1, 0.1, 0.3, None, 0.5], error)
     intact, _ = intact_checkpoints(tmp_path)
-    assert [checkpoint.step for checkpoint in intact] == [30, 50, 60]  # of equals, the later
+    assert [checkpoint.step for checkpoint in intact] == [30, 50, 60]  # the later one of a tie
     assert best_checkpoint(intact, error).step == 30
     assert best_checkpoint(intact, BEST).step == 60
     assert best_checkpoint(intact, Metric("another")) is None
@@ -121,7 +121,7 @@ def test_every_flipped_byte_is_noticed(three, tmp_path, capsys):
     shutil.copytree(three, copy)
     checked = 0
     for name in files_of(three):
-        # Orbax's own notes of the folder itself; nothing of the state is in them.
+        # Orbax's notes about the folder, without any part of the state.
         if name.name in ("_CHECKPOINT_METADATA", "commit_success.txt") and name.parent.name == "30":
             continue
         original = (copy / name).read_bytes()
@@ -135,7 +135,7 @@ def test_every_flipped_byte_is_noticed(three, tmp_path, capsys):
                 assert f"checkpoint {copy / '30'} is damaged" in capsys.readouterr().err
                 checked += 1
             else:
-                # The only byte that carries nothing is white space of the manifest.
+                # Only white space of the manifest is redundant.
                 assert name.name == "manifest.json", (name, position)
         (copy / name).write_bytes(original)
     assert checked > 20
@@ -174,9 +174,9 @@ def test_harm_to_any_file_costs_its_checkpoint(three, tmp_path, capsys, harm):
         else:
             file.write_bytes({"truncate": original[:-1], "empty": b"", "not JSON": b"[1, 2"}[harm])
         if file.exists() and file.read_bytes() == original and harm != "add":
-            continue  # an empty file cannot lose anything
+            continue  # an empty file cannot be truncated
         if harm == "truncate" and name.name == "manifest.json":
-            assert original.endswith(b"}")  # so it is no longer JSON
+            assert original.endswith(b"}")  # the rest is not JSON
         assert [step for step, _ in read(copy)] == [10, 20], name
         assert f"checkpoint {copy / '30'} is damaged and not used" in capsys.readouterr().err
         (file.with_name("more") if harm == "add" else file).unlink(missing_ok=True)

@@ -79,7 +79,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(batch_size):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_bytes_are_normalised_in_float32_whatever_the_network_computes_in(dtype):
-    """Every value of a byte, in three channels; bfloat16 would be off by up to 1/256 of the value."""
+    """Checks every byte in three channels; bfloat16 has errors up to 1/256 of the value."""
     pixels = Pixels(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     images = np.arange(256 * 3).reshape(2, 16, 8, 3).astype(np.uint8).astype(dtype)
     found = jax.jit(pixels.normalized)(images)
@@ -140,7 +140,7 @@ def test_mixed_batches_count_hits_by_their_own_labels(small_models):
 
 
 def answers(labels, predicted, losses, ranks=None, classes=("cat", "dog", "fish"), images=None):
-    """An evaluator that was given its samples in two lots."""
+    """An evaluator with its samples added in two batches."""
     samples = [Sample(image=image, label=0) for image in images or [np.zeros((8, 4, 3), np.uint8)] * len(labels)]
     source = load_source(tiny())._replace(classes=tuple(classes), image_shape=(8, 8, 3), splits={"test": samples})
     found = ClassificationEvaluator(source, "test")
@@ -184,7 +184,7 @@ def test_the_worst_mistakes_come_first_and_no_more_than_fit():
         "dog\ntaken for fish\nloss 1.00",
     ]
     image = cv2.imdecode(np.frombuffer(mistakes.pictures[0].png, np.uint8), cv2.IMREAD_COLOR_RGB)
-    assert image.shape == (96, 48, 3)  # proportions and colours stay
+    assert image.shape == (96, 48, 3)  # keeps proportions and colours
     assert (image == (255, 0, 0)).all()
     wide = cv2.imdecode(np.frombuffer(mistakes.pictures[1].png, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert wide.shape == (1, 96, 3)
@@ -212,7 +212,7 @@ def test_many_classes_are_a_picture_without_names():
 
 
 def test_of_very_many_classes_those_confused_most_are_shown():
-    """ImageNet-21k has 21,841 classes, whose matrix has 4 GB; memory is that of the samples."""
+    """The matrix of ImageNet-21k's 21,841 classes would have 4 GB; memory depends on the samples instead."""
     names = [f"class {n}" for n in range(21_841)]
     labels = np.arange(0, 21_840, 7)
     predicted = np.where(labels % 700 == 0, labels + 1, labels)

@@ -1,4 +1,4 @@
-"""Wrong command lines of every program: a sentence, soon, and no argument without an effect."""
+"""Wrong command lines of every program fail fast with one sentence; no argument is ignored."""
 
 import json
 
@@ -12,7 +12,7 @@ from train.errors import UserError
 
 DIGITS = f"--config={ROOT}/configs/ps_resnet_digits.py"
 COMPARE = f"--config={ROOT}/configs/compare_scaled_digits.py"
-# What takes long to import, and what computes.
+# Packages that are slow to import, and those that compute.
 HEAVY = ("orbax", "grain", "matplotlib", "tensorboardX", "cv2", "sklearn", "tensorflow_datasets", "simplejpeg", "scipy")
 NETWORKS = ("flax", "optax", "msconv_jax")
 
@@ -54,7 +54,7 @@ def test_errors_come_before_heavy_imports(module, arguments, also_without):
 
 @pytest.fixture
 def broken_config(tmp_path):
-    """Writes a config file of these bytes, and gives its flag."""
+    """Writes bytes to a config file, and returns its flag."""
 
     def write(content, name="broken.py"):
         (tmp_path / name).write_bytes(content)

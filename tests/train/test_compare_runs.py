@@ -1,4 +1,4 @@
-"""The script that compares runs of two versions finds what differs, however little."""
+"""The script that compares runs of two versions finds every difference."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ def copy(finished_run, tmp_path):
 
 
 def change_array(run, name, change):
-    """Writes the latest checkpoint anew with one array changed."""
+    """Rewrites the latest checkpoint with one changed array."""
     state = run / "checkpoints" / "10" / "state"
     with ocp.StandardCheckpointer() as checkpointer:
         arrays = {key: np.asarray(value) for key, value in checkpointer.restore(state).items()}

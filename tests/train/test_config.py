@@ -28,7 +28,7 @@ from train.errors import UserError, run_program, suggest
 
 
 class Study(Settings):
-    """A kind of config that holds the settings of trainings."""
+    """A kind of config that contains the settings of trainings."""
 
     file: ClassVar[str] = "study.json"
     seeds: list[int]
@@ -45,7 +45,7 @@ def parsed(*overrides):
 
 @pytest.fixture
 def config_file(tmp_path):
-    """Writes a config file of these values, and gives its flag."""
+    """Writes values to a config file, and returns its flag."""
 
     def write(values):
         path = tmp_path / "written.py"
@@ -62,7 +62,7 @@ def test_every_setting_is_in_words():
         assert name == "task.name" or len(field.description.split()) > 2, name
 
 
-# What was not set was this before settings stood in sections: recorded runs depend on it.
+# The defaults before settings had sections; recorded runs depend on them.
 DEFAULTS = {
     "seed": 0, "model_kwargs": {}, "conv": "", "conv_kwargs": {}, "convs": {}, "data_dir": "", "splits": {},
     "strict_images": False, "image_size": 0, "augment": {}, "pixel_mean": [], "pixel_std": [], "mixup_alpha": 0.0,
@@ -160,7 +160,7 @@ def test_the_task_is_chosen_on_the_command_line_or_in_the_file(config_file):
     flag = config_file({**REQUIRED, "task": {"name": "segmentation"}})
     config, _ = parse(flag, "--workdir=w", "--config.task.scales=(0.5, 1)")
     assert config.task.scales == [0.5, 1.0]
-    with pytest.raises(UserError, match=r"unknown key 'task.scales'"):  # of the other task
+    with pytest.raises(UserError, match=r"unknown key 'task.scales'"):  # a setting of the other task
         parse(flag, "--workdir=w", "--config.task.name=classification", "--config.task.scales=(1,)")
 
 
@@ -214,7 +214,7 @@ def test_a_config_beside_the_programs_is_found_from_any_folder(tmp_path, monkeyp
     assert parse("--config=configs/ps_resnet_digits.py:smoke", "--workdir=w")[0].epochs == 2
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "ps_resnet_digits.py").write_text("")
-    with pytest.raises(UserError, match=r"must define get_config\(\)"):  # the one of the present folder comes first
+    with pytest.raises(UserError, match=r"must define get_config\(\)"):  # the current folder comes first
         parse("--config=configs/ps_resnet_digits.py", "--workdir=w")
 
 
@@ -446,14 +446,14 @@ def test_a_config_comes_back_from_its_folder(tmp_path):
 
 
 def claim(workdir, config):
-    """Makes the folder look as if something was trained there."""
+    """Makes the folder look like that of a started run."""
     write_config(workdir, config)
     (workdir / "checkpoints" / "1").mkdir(parents=True)
 
 
 def test_a_folder_of_another_config_is_refused_with_the_differing_keys(tmp_path):
     write_config(tmp_path, tiny(seed=5))
-    check_workdir(tmp_path, tiny())  # nothing was trained there
+    check_workdir(tmp_path, tiny())  # without a training
     claim(tmp_path, tiny())
     with pytest.raises(UserError) as caught:
         check_workdir(tmp_path, tiny({"model.kwargs": {"width": 4}}, seed=5))
@@ -514,7 +514,7 @@ def test_a_folder_from_before_there_were_sections_is_refused(tmp_path):
 def test_folders_that_are_no_runs(tmp_path):
     check_workdir(tmp_path / "new", tiny())
     check_workdir(tmp_path, tiny())  # empty
-    (tmp_path / ".config.json.tmp").touch()  # a run killed while it began
+    (tmp_path / ".config.json.tmp").touch()  # of a run killed at its start
     check_workdir(tmp_path, tiny())
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"not of a run \(thesis.tex\)"):

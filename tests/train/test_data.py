@@ -32,7 +32,7 @@ def images_of(samples):
 def test_splits_have_their_documented_sizes_and_share_no_image(source):
     assert [len(source.splits[name]) for name in SPLITS] == [1163, 270, 364]
     everything = [image for name in SPLITS for image in images_of(source.splits[name])]
-    assert len(set(everything)) == 1797  # all images of the data set differ
+    assert len(set(everything)) == 1797  # the data set has no duplicates
 
 
 def test_splits_are_stratified_and_fixed(source):
@@ -40,7 +40,7 @@ def test_splits_are_stratified_and_fixed(source):
         counts = Counter(sample.label for sample in source.splits[name])
         for label, of_class in enumerate((178, 182, 177, 183, 181, 182, 181, 179, 174, 180)):
             assert abs(counts[label] - share * of_class) < 2
-    # The data set begins 0 to 9 three times over; the first ten are each the first of its class.
+    # The data set starts with 0 to 9 three times; the first ten are the first of each class.
     assert [sample.label for sample in source.splits["test"]][:10] == list(range(10))
     again = SOURCES["digits"](data_config())
     for name in SPLITS:
@@ -119,7 +119,7 @@ def test_a_resumed_run_sees_the_same_batches_for_any_number_of_threads(source):
 def test_batches_depend_on_the_seed_and_never_repeat_an_augmentation(source):
     (first,), (other,) = batches(source, 0, 1), batches(source, 0, 1, seed=1)
     assert not np.array_equal(first["label"], other["label"])
-    # 10 epochs of the whole split in one batch each: every image is drawn anew in each.
+    # 10 epochs of one batch each, which is the whole split: every epoch augments every image differently.
     epochs = batches(source, 0, 3, batch_size=1163)
     assert not np.array_equal(epochs[0]["label"], epochs[1]["label"])
     pictures = [image.tobytes() for batch in epochs for image in batch["image"]]
@@ -218,13 +218,13 @@ def evaluate(image, is_sized=False, shape=(224, 224, 3), **changes):
 
 @pytest.mark.parametrize(("changes", "shorter", "side"), [({}, 256, 224), ({"eval_size": 320}, 366, 320)])
 def test_the_centre_of_a_resized_image_is_evaluated(changes, shorter, side):
-    """A picture whose red and green say where it is from."""
+    """Red and green encode the position in the picture."""
     y, x = np.mgrid[:300, :500]
     image = np.dstack([x / 499, y / 299, 0 * x]) * 255
     crop = evaluate(np.rint(image).astype(np.uint8), **changes).astype(float) / 255
     assert crop.shape == (side, side, 3)
     scale = shorter / 300
-    # The rows from the middle: (row + 0.5) / shorter of the height; the columns likewise of shorter * 5 / 3.
+    # Row centres: (row + 0.5) / shorter of the height; columns likewise, with shorter * 5 / 3.
     for place in (0, side // 2, side - 1):
         row = ((place + (shorter - side) / 2 + 0.5) / scale - 0.5) / 299
         column = ((place + (shorter * 5 / 3 - side) / 2 + 0.5) / scale - 0.5) / 499
@@ -276,7 +276,7 @@ def test_a_row_of_another_shape_is_named(source, threads):
     wide = named[5].replace(image=np.zeros((8, 9, 1), np.uint8))
     splits = {"train": [*named[:5], wide, *named[6:]], "test": [*named, wide.replace(file="wide.png")]}
     odd, config = source._replace(splits=splits), data_config(batch_size=4, threads=threads)
-    rows = training_rows(odd, config)  # without transforms, and without random numbers
+    rows = training_rows(odd, config)  # without transforms or random numbers
     with pytest.raises(UserError, match=r"\.png gives arrays of the shapes .*\(8, 9, 1\).*add a crop or a resize"):
         list(train_batches(odd, config, rows, 0, 2))
     with pytest.raises(
@@ -286,7 +286,7 @@ def test_a_row_of_another_shape_is_named(source, threads):
 
 
 def test_probabilities_are_averaged_over_crops():
-    """Against the steps on the crops one by one."""
+    """Compares with the crops one by one."""
     task, mesh = Classification(tiny(), load_source(tiny())), create_mesh()
     model, params, other_state = split_model(task.create())
     images = np.random.default_rng(0).integers(0, 256, (4, 10, 8, 8, 1), np.uint8)

@@ -1,4 +1,4 @@
-"""Operations on an image and its labels, against plain loops."""
+"""Operations on an image and its labels, compared with plain loops."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def drawn(height, width, channels=3):
 
 
 def value(image, row, column, outside=None):
-    """Linear interpolation at a place; beyond the image its edge, or `outside`."""
+    """Bilinear interpolation at a position; beyond the image the edge's value, or `outside`."""
     top, left = int(np.floor(row)), int(np.floor(column))
     total = 0.0
     for i, a in ((top, top + 1 - row), (top + 1, row - top)):
@@ -62,7 +62,7 @@ def test_rotation(degrees):
 def test_positive_angles_turn_counter_clockwise():
     image, label = drawn(9, 9)
     label[:] = 0
-    label[4, 7] = 7  # right of the middle
+    label[4, 7] = 7  # right of the centre
     _, labels = dense.rotate(image, label, 90, MEAN, 255)
     row, column = np.argwhere(labels == 7)[0]
     assert row < 3

@@ -1,4 +1,4 @@
-"""What a data set's folder holds never chooses what is imported, and damage is an error in a sentence."""
+"""Files of a data set never select an import, and damage is an error of one sentence."""
 
 import json
 import os
@@ -23,13 +23,13 @@ FOREIGN = "features_of_a_stranger.Feature"
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """The prepared CIFAR-10, to be changed."""
+    """A copy of the prepared CIFAR-10, to be changed."""
     return Path(shutil.copytree(PREPARED / "cifar10", tmp_path / "cifar10")) / "3.0.2"
 
 
 @pytest.fixture
 def stranger(tmp_path, monkeypatch) -> Path:
-    """A module on Python's path that leaves a file when it is imported."""
+    """A module on Python's path; its import creates a file."""
     trace = tmp_path / "imported"
     (tmp_path / "features_of_a_stranger.py").write_text(f"open({str(trace)!r}, 'w').close()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -89,7 +89,7 @@ def test_no_class_of_a_file_is_imported(folder, stranger, place):
 
 
 def test_a_data_set_of_another_name_imports_nothing(folder, stranger, tmp_path):
-    """tfds looks for the code of a data set to find its default config; the name would choose it."""
+    """tfds looks up a data set's code by name to find its default config."""
     shutil.move(tmp_path / "cifar10", tmp_path / "features_of_a_stranger")
     source = load_source(data_config("features_of_a_stranger", dir=str(tmp_path)))
     assert len(source.classes) == 10
@@ -303,7 +303,7 @@ def test_fingerprints_change_with_the_records_and_with_nothing_else(folder, tmp_
 
     (path,) = folder.glob("*train*")
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1  # of the filling
+    data[-1] ^= 1  # in the padding
     path.write_bytes(data)
     after = load(folder).fingerprints
     assert after["train"] != before["train"]

@@ -33,7 +33,7 @@ def test_the_place_comes_from_flags_or_from_jaxs_variables():
         "[fe80::1]:80", 1, 0
     )
     assert place_of() is None
-    assert place_of(JAX_COORDINATOR_ADDRESS="h:1") is None  # for a cluster that says the rest
+    assert place_of(JAX_COORDINATOR_ADDRESS="h:1") is None  # a cluster environment sets the rest
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_wrong_variables_are_refused():
 
 
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-ALONE = {"TPU_SKIP_MDS_QUERY": "1"}  # what JAX sets where there is no TPU
+ALONE = {"TPU_SKIP_MDS_QUERY": "1"}  # JAX sets it without a TPU
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ ALONE = {"TPU_SKIP_MDS_QUERY": "1"}  # what JAX sets where there is no TPU
         (ALONE, False),
         ({**ALONE, **SLURM, "SLURM_NTASKS": "2"}, True),
         ({**ALONE, **SLURM, "SLURM_NTASKS": "1"}, False),
-        ({**ALONE, "SLURM_JOB_ID": "1", "SLURM_NTASKS": "2"}, False),  # a batch script outside of srun
+        ({**ALONE, "SLURM_JOB_ID": "1", "SLURM_NTASKS": "2"}, False),  # a batch script without srun
         ({**ALONE, "OMPI_COMM_WORLD_SIZE": "2"}, True),
         ({**ALONE, "OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({**ALONE, "TPU_WORKER_HOSTNAMES": "a,b"}, True),
@@ -172,7 +172,7 @@ def test_two_processes_train_as_one(finished_run, tmp_path):
 
 @pytest.mark.slow
 def test_every_topology_trains_alike_and_goes_on_with_what_another_began(finished_run, tmp_path):
-    # Everything that draws random numbers or divides a batch is on.
+    # Enables everything that draws random numbers or splits a batch.
     settings = (
         "--config.task.mixup_alpha=0.2",
         "--config.optimizer.ema_decay=0.9",
@@ -186,7 +186,7 @@ def test_every_topology_trains_alike_and_goes_on_with_what_another_began(finishe
         assert_close(results[-1][0], results[0][0])
         assert results[-1][1] == pytest.approx(results[0][1], rel=1e-5)
 
-    # One run on all of them in turn: each does a step or two and is stopped.
+    # One run on all topologies in turn: each stops after a step or two.
     workdir, topologies = tmp_path / "in turn", [(4, 1), (1, 4), (2, 2)]
     for number, (count, devices) in enumerate(topologies):
         stop = "import os, signal; from train.engine import loop; original, calls = loop.shard_batch, []\n"
@@ -269,7 +269,7 @@ def test_a_killed_process_does_not_leave_the_other_hanging(victim, tmp_path):
     with processes(tmp_path / "run", 2, 1, "--config.epochs=2000") as started:
         wait_for_epoch(tmp_path / "run", started)
         started[victim].kill()
-        ended = endings(started, seconds=300)  # JAX gives up 100 s after the last sign of life
+        ended = endings(started, seconds=300)  # JAX gives up 100 s after the last heartbeat
     assert ended[victim][0] == -signal.SIGKILL
     status, output = ended[1 - victim]
     assert status in (1, -signal.SIGABRT)

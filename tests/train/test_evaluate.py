@@ -27,14 +27,14 @@ SMALL = (
 
 
 def torch_tensors(network):
-    """The weights under PyTorch's names and in its layouts; the ResNet's attributes have its names already."""
+    """The weights with PyTorch's names and layouts; the ResNet's attributes already have these names."""
     endings = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     tensors = {}
     for path, variable in nnx.to_flat_state(nnx.state(network)):
         values = np.asarray(variable[...])
         if path[-1] == "kernel":
             values = values.transpose(3, 2, 0, 1) if values.ndim == 4 else values.T
-        places = [{"conv": "0", "bn": "1"}.get(part, str(part)) for part in path[:-1]]  # of a downsample
+        places = [{"conv": "0", "bn": "1"}.get(part, str(part)) for part in path[:-1]]  # names inside a downsample
         tensors[".".join([*places, endings[path[-1]]])] = values
     return tensors
 

@@ -1,6 +1,6 @@
-"""The trainings of the recipes start as they did at commit d8e5421: see tests/train/record_floor.py.
+"""The first steps of every recipe equal those of commit d8e5421: see tests/train/record_floor.py.
 
-Batches are the same bytes; learning rates, losses and gradients agree to rounding.
+Batches are equal byte by byte; learning rates, losses and gradients agree up to rounding.
 """
 
 import itertools
@@ -34,7 +34,7 @@ def read(name, *flags):
 
 
 def schedules(config, steps_per_epoch):
-    """The learning rate and the weight decay of the recorded steps; a decay that does not grow is a number."""
+    """The learning rate and the weight decay of the recorded steps; a constant decay is a number."""
     _, learning_rate = create_optimiser(config, steps_per_epoch)
     decay = weight_decay(config.optimizer, steps_per_epoch)
     steps = steps_of_rates(config.epochs * steps_per_epoch)
@@ -45,7 +45,7 @@ def schedules(config, steps_per_epoch):
 
 
 def start(config):
-    """Takes the first steps of a training, put together as a run does it."""
+    """Runs the first steps of a training, set up as in a run."""
     kind = task_kind(config)
     source = load_source(config, kind.needs)
     task = kind(config, source)
@@ -89,13 +89,13 @@ def scaled_digits(tmp_path_factory):
 def assert_same_schedules(found, recorded):
     for name in ("learning_rate", "weight_decay"):
         wanted = np.asarray(recorded[name])
-        # The end of a cosine is the difference of two numbers near each other.
+        # The end of a cosine is a difference of nearly equal numbers.
         np.testing.assert_allclose(found[name], wanted, rtol=1e-5, atol=1e-6 * wanted.max(), err_msg=name)
 
 
 @by_run
 def test_a_training_starts_as_it_did(name, request):
-    if name in QUICK:  # others differ without LLVM's optimisations
+    if name in QUICK:  # the other recipes differ without LLVM's optimisations
         request.getfixturevalue("quick_compilation")
     recorded = RUNS[name]
     flags = [f"--config.data.dir={request.getfixturevalue('scaled_digits')}"] if name == "scaled_digits.py" else []

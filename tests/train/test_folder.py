@@ -100,7 +100,7 @@ def test_without_folders_of_splits_each_class_gives_a_tenth(tmp_path):
     assert counts["train"] == [size - 2 * tenth for size, tenth in zip(sizes, tenths, strict=True)]
     assert counts["train"][-1] == 40
 
-    # Neither other names, nor more classes, nor copies move a picture.
+    # New names, more classes and copies do not move a picture to another split.
     where = {record.image: split for split, records in source.splits.items() for record in records}
     other = tmp_path / "more"
     shutil.copytree(folder, other)
@@ -117,7 +117,7 @@ def test_without_folders_of_splits_each_class_gives_a_tenth(tmp_path):
     assert len(set.union(*contents)) == sum(map(len, contents))
     assert "also in" not in again.report
 
-    # One more picture of a class moves at most two.
+    # A new picture of a class moves at most two others.
     fill(tmp_path / "one", classes=("class 8",), count=1, seed=77)
     shutil.copy(tmp_path / "one" / "class 8" / "000.jpg", folder / "class 8" / "new.jpg")
     again = load(folder.rename(tmp_path / "again"))
@@ -126,7 +126,7 @@ def test_without_folders_of_splits_each_class_gives_a_tenth(tmp_path):
 
 
 def test_shares_by_their_definition():
-    """Against every order of contents and sizes of classes: shares, copies and the number that moves."""
+    """Checks shares and moved pictures for random contents and many class sizes."""
     rng = np.random.default_rng(0)
 
     def drawn(values):
@@ -156,7 +156,7 @@ def test_copies_in_several_classes_stand_in_one_split(tmp_path):
     assert counts_of(source)["test"] == counts_of(source)["validation"] == [4, 6]
     assert "20 pictures are in several classes, cat/000.jpg and dog/cat 0.jpg for one." in source.report.splitlines()
 
-    # A class whose pictures are all in the other has its tenth, too.
+    # A class with only copies of the other class still gets its tenth.
     shutil.rmtree(tmp_path / "two" / "dog")
     (tmp_path / "two").rename(tmp_path / "same")
     shutil.copytree(tmp_path / "same" / "cat", tmp_path / "same" / "dog")
@@ -200,7 +200,7 @@ def test_unicode_spellings_of_a_class_are_one(tmp_path):
     assert source.classes == (nfc, "tea")
     assert counts_of(source) == {"train": [24, 12], "validation": [12, 12], "test": [12, 12]}
     names = [Path(sample.file).parent.name for sample in source.splits["train"]]
-    assert names == 12 * [nfd] + 12 * [nfc] + 12 * ["tea"]  # as they are spelled on the disk
+    assert names == 12 * [nfd] + 12 * [nfc] + 12 * ["tea"]  # spelled as on the disk
     assert all(isinstance(sample.image, bytes) for sample in source.splits["train"])
 
     fill(tmp_path / "two", classes=(nfc, "tea"), count=9)
@@ -243,7 +243,7 @@ def test_fingerprints_change_with_the_pictures_alone(pictures, tmp_path):
     assert_changed()
     data = bytearray(file.read_bytes())
     times = file.stat()
-    data[15] ^= 2  # the density of its dots; it is as large and as old
+    data[15] ^= 2  # the density of its dots; size and time stay
     file.write_bytes(data)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert_changed()
@@ -254,7 +254,7 @@ def test_fingerprints_change_with_the_pictures_alone(pictures, tmp_path):
     (train / "dog" / "099.jpg").rename(train / "cat" / "099.jpg")
     assert_changed()
     (train / "dog").rename(train / "hound")
-    fill(train, classes=("dog",), count=1, seed=5)  # else none of validation and test are known
+    fill(train, classes=("dog",), count=1, seed=5)  # otherwise validation and test have unknown classes
     assert_changed()
 
 
@@ -275,7 +275,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 
 def spoil(pictures):
-    """Puts next to good pictures what people have in their folders."""
+    """Adds typical bad files and folders to good pictures."""
     cat = pictures / "train" / "cat"
     good = jpeg(77)
     (cat / "cut.jpg").write_bytes(good[: len(good) // 2])
@@ -296,13 +296,13 @@ def spoil(pictures):
     (pictures / "extra").mkdir()
     (pictures / "val" / "bat").mkdir()
     (pictures / "val" / "bat" / "0.jpg").write_bytes(good)
-    # These are good.
+    # Good files.
     cv2.imwrite(str(cat / "one.png"), np.full((1, 1, 3), 9, np.uint8))
     cv2.imwrite(str(cat / "deep.png"), np.arange(30 * 40, dtype=np.uint16).reshape(30, 40) * 50)
     palette = Image.fromarray(decode(good, 3)).quantize(8)
     palette.save(cat / "palette.gif")
     palette.save(cat / "animated.gif", save_all=True, append_images=[palette.rotate(90), palette.rotate(180)])
-    (cat / "filled.jpg").write_bytes(good[:-2] + bytes(99) + good[-2:])  # libjpeg warns, but nothing is lost
+    (cat / "filled.jpg").write_bytes(good[:-2] + bytes(99) + good[-2:])  # libjpeg warns, but no pixel is lost
     (cat / "odd 猫\n'\"; $(x) é.jpg").write_bytes(good)
     with open(os.fsencode(cat) + b"/\xff\xfe.jpg", "wb") as file:
         file.write(good)
@@ -379,7 +379,7 @@ def test_a_file_that_goes_bad_or_away_later_is_named(pictures):
 
 @contextlib.contextmanager
 def as_nobody():
-    """Gives up the superuser's rights, who may read everything, for a while."""
+    """Drops the superuser's rights, which include reading everything."""
     if os.geteuid() != 0:
         yield
         return
@@ -392,7 +392,7 @@ def as_nobody():
 
 @pytest.fixture
 def open_folder():
-    """A folder that everyone can find, unlike `tmp_path`."""
+    """A folder that every user can open, unlike `tmp_path`."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -404,7 +404,7 @@ def test_what_cannot_be_read_is_named(open_folder):
     train = open_folder / "data" / "train"
     (train / "dog" / "003.jpg").chmod(0)
     (train / "owl").chmod(0)
-    (train / "pig").chmod(0o444)  # its files have names and no more
+    (train / "pig").chmod(0o444)  # its files can be listed, but not read
     with as_nobody():
         source = load(open_folder / "data")
     assert source.classes == ("cat", "dog")

@@ -1,4 +1,4 @@
-"""No picture takes more memory than its bytes can account for."""
+"""The memory for a picture is bounded by the size of its file."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from train.data.transforms.segmentation import RandomScale
 from train.errors import UserError
 from train.page import encode_png, enlarged, thumbnail
 
-HUGE = 8192  # pixels a side, as many as may be
+HUGE = 8192  # pixels a side, the maximum
 
 
 def chunk(name, content, length=None):
@@ -41,7 +41,7 @@ def bmp(width, height, bits, compression=0, data=b""):
 
 
 def tiff(width, height, bits=8, channels=1, compression=1, **more):
-    """A TIFF file of one strip of 256 bytes, or with other tags, t322=... ."""
+    """A TIFF file with one strip of 256 bytes; `more` sets tags, as t322=... ."""
     tags = {
         256: width,
         257: height,
@@ -151,7 +151,7 @@ def test_memory_of_files_that_ask_for_much(tmp_path):
 
 
 def test_scans_that_take_hours_are_refused():
-    """Every scan of a progressive JPEG visits all of its pixels."""
+    """Every scan of a progressive JPEG processes all of its pixels."""
     data = saved(Image.new("L", (4096, 4096)), "JPEG", progressive=True)
     scan = data.rfind(b"\xff\xda")
     many = data[:scan] + data[scan:-2] * 200 + data[-2:]
@@ -174,7 +174,7 @@ def test_what_is_read_of_every_format_is_what_it_was():
 
 
 def shorter_by_whole(image, side):
-    """The rule of `resize_shorter` without its limit."""
+    """`resize_shorter` without its limit."""
     height, width = image.shape[:2]
     shorter = min(height, width)
     return resize(image, max(side, round(height * side / shorter)), max(side, round(width * side / shorter)))

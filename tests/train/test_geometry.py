@@ -1,4 +1,4 @@
-"""One matrix moves all that a sample holds alike."""
+"""One matrix moves all fields of a sample alike."""
 
 import cv2
 import numpy as np
@@ -24,11 +24,11 @@ from train.data.transforms.geometry import (
 from train.data.transforms.segmentation import Blur, RandomRotation, RandomScale
 from train.data.transforms.warp import Warp
 
-MEAN = (0.0, 0.0, 0.0)  # so that nothing that enters at a border looks like the object
+MEAN = (0.0, 0.0, 0.0)  # black, unlike the object, for pixels outside the image
 
 
 def filled(outline, height, width):
-    """The pixels whose centres are within a convex outline, by its edges alone."""
+    """Masks the pixels with centres inside a convex outline, from its edges."""
     y, x = np.mgrid[:height, :width] + 0.5
     sides = []
     for start, end in zip(outline, np.roll(outline, -1, axis=0), strict=True):
@@ -38,7 +38,7 @@ def filled(outline, height, width):
 
 
 def scene(height, width, seed):
-    """A sample with a bright convex polygon of 5 corners, known in every way there is."""
+    """A sample of a bright convex pentagon, with every kind of annotation."""
     rng = np.random.default_rng(seed)
     angles = np.sort(rng.uniform(0, 2 * np.pi, 5) * 0.2 + np.arange(5) * 2 * np.pi / 5)
     centre = rng.uniform(0.35, 0.65, 2) * (width, height)
@@ -79,21 +79,21 @@ TRANSFORMS = {
 
 
 def assert_consistent(moved):
-    """Everything that the sample still knows agrees within a pixel."""
+    """Checks that the remaining annotations agree within a pixel."""
     height, width = moved.image.shape[:2]
     bright = np.asarray(moved.image, float)[..., 0] > 127
     mask = moved.segmentation == 1
     core, edge = np.ones((3, 3), np.uint8), np.ones((5, 5), np.uint8)
 
     def assert_alike(one, other):
-        """Equal but within two pixels of an edge of one of them, or of the picture."""
+        """Checks equality, except within two pixels of an edge or of the image border."""
         sure = cv2.erode(one.astype(np.uint8), edge) > 0
         possible = cv2.dilate(one.astype(np.uint8), edge) > 0
         assert not (sure & ~other)[2:-2, 2:-2].any()
         assert not (other & ~possible)[2:-2, 2:-2].any()
 
     assert_alike(mask, bright)
-    if not len(moved.boxes):  # it left the picture
+    if not len(moved.boxes):  # the object left the picture
         assert mask.sum() <= 2 * (height + width)
         assert (len(moved.labels), len(moved.polygons), len(moved.masks), len(moved.keypoints)) == (0, 0, 0, 0)
         return
@@ -103,7 +103,7 @@ def assert_consistent(moved):
     x0, y0, x1, y1 = moved.boxes[0]
     assert 0 <= x0 < x1 <= width
     assert 0 <= y0 < y1 <= height
-    if len(rows):  # of an image of twice the size, half a pixel of the source and one of the output
+    if len(rows):  # tolerance at twice the size: half a pixel of the source and one of the output
         assert x0 - 2 <= columns.min()
         assert columns.max() + 1 <= x1 + 2
         assert y0 - 2 <= rows.min()
@@ -134,7 +134,7 @@ def test_a_transform_moves_all_fields_alike(name, height, width, seed):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_transforms_one_after_another_move_all_fields_alike(seed):
     rng, moved = np.random.default_rng(seed), scene(64, 64, seed)
-    steps = [RandomScale(0.8, 1.2), TRANSFORMS["random_rotation"], TRANSFORMS["flip"]]  # each may be half a pixel off
+    steps = [RandomScale(0.8, 1.2), TRANSFORMS["random_rotation"], TRANSFORMS["flip"]]  # each up to half a pixel off
     for place in rng.permutation(3):
         moved = steps[place](moved, rng)
     height, width = moved.image.shape[:2]
@@ -171,7 +171,7 @@ def test_floats_between_transforms_are_rounded_where_levels_are_looked_up():
 
 
 def many():
-    """Three instances of which only the middle one is within columns 10 to 20."""
+    """Three instances; only the middle one is within columns 10 to 20."""
     boxes = np.array([[0, 0, 8, 8], [11, 2, 18, 9], [22, 5, 30, 12]], np.float32)
     masks = np.zeros((3, 20, 30), bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes.astype(int), strict=True):

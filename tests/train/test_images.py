@@ -1,4 +1,4 @@
-"""Decoding, against Pillow."""
+"""Decoding, compared with Pillow."""
 
 import io
 
@@ -27,12 +27,12 @@ PALETTE = COLOUR.quantize(16)
 CMYK = encoded(COLOUR.convert("CMYK"), "JPEG")
 _ADOBE = CMYK.find(b"Adobe") - 4
 TURNED = Image.Exif()
-TURNED[0x0112] = 6  # the orientation: by a right angle
+TURNED[0x0112] = 6  # orientation: rotated by a right angle
 FILES = {
     "jpeg": encoded(COLOUR, "JPEG", quality=90),
     "progressive": encoded(COLOUR, "JPEG", progressive=True),
     "grey jpeg": encoded(COLOUR.convert("L"), "JPEG"),
-    "inverted cmyk": CMYK,  # as Adobe writes it, and says in a segment of its own
+    "inverted cmyk": CMYK,  # as Adobe's, with its APP14 segment
     "cmyk": CMYK[:_ADOBE] + CMYK[_ADOBE + 2 + int.from_bytes(CMYK[_ADOBE + 2 : _ADOBE + 4], "big") :],
     "png": encoded(COLOUR, "PNG"),
     "palette": encoded(PALETTE, "PNG"),
@@ -53,7 +53,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_pillow_reads_the_same(name):
-    """Colours within 1; the grey of a JPEG is stored in it, Pillow computes it from clipped colours."""
+    """Colours agree within 1. Grey is a JPEG's stored channel; Pillow computes it from clipped colours."""
     image = Image.open(io.BytesIO(FILES[name]))
     colour = decode(FILES[name], 3)
     assert (colour.shape, colour.dtype) == ((60, 80, 3), np.uint8)
@@ -98,7 +98,7 @@ def test_a_thumbnail_within_does_not_hide_that_the_rest_is_cut_off():
 
 
 def spoilt(data, rng):
-    """Puts 64 random bytes somewhere into the first scan."""
+    """Overwrites 64 bytes of the first scan with random ones."""
     first = data.find(b"\xff\xda") + 20
     place = int(rng.integers(first, len(data) - 66))
     return data[:place] + rng.bytes(64) + data[place + 64 :]
@@ -107,7 +107,7 @@ def spoilt(data, rng):
 @pytest.mark.parametrize("reduction", [1, 8])
 @pytest.mark.parametrize("name", ["large", "progressive", "grey jpeg"])
 def test_strict_decoding_refuses_most_jpegs_that_are_damaged_within(name, reduction):
-    """A Huffman code does not notice all of it: libjpeg is silent where the bytes decode to as many blocks."""
+    """Huffman codes cannot detect all damage: libjpeg accepts bytes that decode to the right number of blocks."""
     rng = np.random.default_rng(0)
     data = FILES.get(name, encoded(Image.fromarray(picture(200, 300)), "JPEG", quality=95))
     refused = 0
@@ -124,7 +124,7 @@ def between(data, needless, marker):
     return data[:place] + needless + data[place:]
 
 
-# Files like some of ImageNet's and of Cats vs Dogs: libjpeg warns of them, and nothing is lost.
+# As some files of ImageNet and of Cats vs Dogs: libjpeg warns, but no pixel is lost.
 ODD = {
     "needless bytes before a table": lambda data: between(data, b"abc", b"\xff\xc4"),
     "needless bytes before the scan": lambda data: between(data, bytes(7), b"\xff\xda"),
@@ -196,7 +196,7 @@ def test_colours_of_unequal_resolutions_that_simplejpeg_does_not_know():
     data = encoded(image, "JPEG", subsampling=0)
     frame = data.find(b"\xff\xc0")
     assert data[frame + 11] == 0x11
-    other = data[: frame + 14] + b"\x21" + data[frame + 15 :]  # the second has twice the width of the first
+    other = data[: frame + 14] + b"\x21" + data[frame + 15 :]  # the second component has twice the width of the first
     with pytest.raises(ValueError, match="subsampling"):
         simplejpeg.decode_jpeg_header(other)
     assert decode(other, 3).shape == (60, 80, 3)

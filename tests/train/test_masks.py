@@ -29,7 +29,7 @@ def picture(seed, height=30, width=40, kind=".jpg"):
 
 
 def classes_of(seed, height=30, width=40, count=3):
-    """Classes, and a strip that does not count."""
+    """A mask of classes with an ignored strip."""
     classes = np.random.default_rng(seed).integers(0, count, (height, width)).astype(np.uint8)
     classes[:2] = 255
     return classes
@@ -45,7 +45,7 @@ def png(indices, *, palette=False, **options):
 
 
 def add(folder, name, seed, suffix=".jpg", **size):
-    """Writes a pair; every second mask has a palette."""
+    """Writes an image and its mask; every second mask has a palette."""
     for place in ("images", "masks"):
         (folder / place).mkdir(parents=True, exist_ok=True)
     (folder / "images" / f"{name}{suffix}").write_bytes(picture(seed, kind=suffix, **size))
@@ -95,7 +95,7 @@ def test_without_folders_of_splits_a_tenth_is_kept(tmp_path):
     assert len(where) == 45
     for place in ("images", "masks"):
         (tmp_path / "all" / place / "7.a.png").rename(tmp_path / "all" / place / "new.png")
-    # A copy with another mask goes with the picture.
+    # A copy with another mask goes to the picture's split.
     add(tmp_path / "all", "copy", 8, suffix=".png")
     (tmp_path / "all" / "masks" / "copy.png").write_bytes(png(classes_of(99)))
     again = load(tmp_path / "all")

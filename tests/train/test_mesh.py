@@ -31,11 +31,11 @@ def test_shards_must_divide_the_devices():
     ("shape", "spec"),
     [
         ((), PartitionSpec()),
-        ((1020,), PartitionSpec()),  # too small to divide
+        ((1020,), PartitionSpec()),  # too small to shard
         ((1024,), PartitionSpec("fsdp")),
         ((3, 3, 64, 128), PartitionSpec(None, None, None, "fsdp")),
         ((3, 3, 128, 64), PartitionSpec(None, None, "fsdp")),
-        ((3, 3, 64, 64), PartitionSpec(None, None, None, "fsdp")),  # of equals the last
+        ((3, 3, 64, 64), PartitionSpec(None, None, None, "fsdp")),  # the last one of a tie
         ((512, 1001), PartitionSpec("fsdp")),  # 1001 does not divide by 4
         ((1001, 33), PartitionSpec()),
     ],
@@ -83,7 +83,7 @@ def test_divided_parameters_train_like_whole_ones():
     run = run_python("-c", SHARDED_STEPS, JAX_NUM_CPU_DEVICES="4")
     assert run.returncode == 0, run.stderr
     answers = json.loads(run.stdout)
-    head = 3 * 4 * 1280  # bytes of the one array that is large enough, of its momentum and its average
+    head = 3 * 4 * 1280  # bytes of the only sharded array, with its momentum and its average
     for shards, answer in zip((1, 2, 4), answers, strict=True):
         np.testing.assert_allclose(answer["losses"], answers[0]["losses"], rtol=1e-5)
         assert answer["losses"][0] != answer["losses"][1]
@@ -125,7 +125,7 @@ def test_devices_exchange_parameters_and_sums_but_no_images():
     answer = json.loads(run.stdout)
     assert len(answer["divided"]) > 5
     gather = [shape for kind, shape in answer["moved"] if kind == "all-gather"]
-    assert sorted(gather) == sorted(answer["divided"])  # each once a step, not once a part of the batch
+    assert sorted(gather) == sorted(answer["divided"])  # each once a step, not once per part of the batch
     gradients = [sorted(shape) for shape in answer["shapes"]]  # XLA may compute them transposed
     for kind, shape in answer["moved"]:
         if kind != "all-gather":

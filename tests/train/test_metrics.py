@@ -66,7 +66,7 @@ DAMAGED = [
 
 
 def test_a_damaged_line_is_skipped_alone_and_the_file_is_kept(tmp_path, capsys):
-    """Whatever the line, the lines before and after it stay; stderr says what was skipped, and why."""
+    """The lines before and after any damaged line stay; stderr names the skipped line and the reason."""
     path = tmp_path / "metrics.jsonl"
     good = [json.dumps(record(step)).encode() + b"\n" for step in (5, 10, 15)]
     for number, (line, reason) in enumerate(DAMAGED, start=1):
@@ -81,7 +81,7 @@ def test_a_damaged_line_is_skipped_alone_and_the_file_is_kept(tmp_path, capsys):
         assert reason in errors, line
         assert errors.removesuffix("\n").isprintable()
         assert len(errors) < 500
-    for ending in (b"", good[2][:-1]):  # a crash leaves a part of a line, or the end of a line is missing
+    for ending in (b"", good[2][:-1]):  # a crash leaves a partial line, or a line without its newline
         path.write_bytes(good[0] + good[1] + ending)
         assert read_metrics(path, 100).skipped == 0
         assert len(read_metrics(path, 100).records) == 2 + bool(ending)
@@ -123,7 +123,7 @@ def test_a_huge_line_takes_no_memory(tmp_path):
 
 
 def test_records_of_different_fields_are_drawn(tmp_path, capsys):
-    """As after lines were edited by hand: what a record lacks is left out."""
+    """As after manual edits: missing fields are not drawn."""
     some = {name: value for name, value in record(10).items() if name != "train_loss"}
     draw_curves([some, record(5), {**record(15), "validation_$x_{": 1.0}], BEST, tmp_path / "curves.png")
     assert cv2.imread(str(tmp_path / "curves.png")).shape[1] == 1800
@@ -150,7 +150,7 @@ def test_tensorboard_files_hold_the_scalars(tmp_path):
     log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     content, found = events.read_bytes(), {}
-    while content:  # of each event its length, a checksum, itself and a checksum
+    while content:  # an event is a length, a checksum, data and a checksum
         (length,) = struct.unpack("<Q", content[:8])
         event = Event.FromString(content[12 : 12 + length])
         found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
@@ -176,7 +176,7 @@ def test_curves_are_a_picture_with_both_lines(tmp_path):
 
 
 def test_curves_have_a_panel_for_every_quantity(tmp_path):
-    """Whatever a task measures: three panels stand beside each other, and those of one split alone have one line."""
+    """For any metrics of a task: three panels in a row, and one line for a quantity of a single split."""
     records = [{"step": 5 * n, "epoch": n, "train_error": 1 / n, "validation_error": 2 / n} for n in (1, 2)]
     for number, quantities in enumerate([(), ("mean_iou", "pixel_accuracy", "boundary_f")]):
         path = tmp_path / f"{number}.png"

@@ -1,4 +1,4 @@
-"""Confusions and measures of segmentations, against counting pixel by pixel."""
+"""Confusion matrices and metrics of segmentations, compared with counts pixel by pixel."""
 
 import numpy as np
 import pytest

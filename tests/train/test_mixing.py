@@ -17,7 +17,7 @@ PARTNERS = [1, 0, 3, 2]
 
 @pytest.fixture(scope="module")
 def draws():
-    """Batches mixed with 400 keys, by what was done to each: lists of images and targets."""
+    """Batches mixed with 400 keys: lists of images and targets for each kind of mixing."""
     keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(1), number))(jnp.arange(400))
     function = jax.jit(jax.vmap(lambda key: mix(IMAGES, TARGETS, key, 0.4, 1.0, 0.6)))
     by_kind = {"mixup": [], "cutmix": [], "neither": []}
@@ -29,7 +29,7 @@ def draws():
 
 
 def kept_pixels(images):
-    """Where the first image has its own pixels, and where its partner's, (height, width)."""
+    """Masks (height, width) of the first image's own pixels, and of its partner's."""
     return (images[0] == IMAGES[0]).all(axis=-1), (images[0] == IMAGES[1]).all(axis=-1)
 
 
@@ -44,7 +44,7 @@ def test_one_of_both_is_done_with_equal_probability_and_now_and_then_neither(dra
 def test_mixup_weighs_images_and_targets_alike(draws):
     shares = []
     for images, targets in draws["mixup"]:
-        share = targets[0, 0]  # of class 0, which the partner does not have
+        share = targets[0, 0]  # of class 0, not the partner's class
         np.testing.assert_allclose(images, share * IMAGES + (1 - share) * IMAGES[PARTNERS], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(targets, share * TARGETS + (1 - share) * TARGETS[PARTNERS], rtol=1e-4, atol=1e-6)
         shares.append(share)
@@ -68,7 +68,7 @@ def test_cutmix_weighs_targets_by_the_pixels_that_remain(draws):
 
 
 def test_box_is_timms():
-    """Sides size * sqrt(1 - share), halved and rounded down around a centre anywhere, cut off at the border."""
+    """Sides are size * sqrt(1 - share); half a side is rounded down; any centre; clipped at the border."""
     rows, columns = set(), set()
     for number in range(50):
         inside = 1 - np.asarray(outside_box(jax.random.key(number), jnp.float32(0.75), 8, 12))

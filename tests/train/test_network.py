@@ -13,7 +13,7 @@ from train.tasks.network import create_network
 
 
 def built(config):
-    """The network of a config, for the 10 classes of grey digits, without the work of its initialisation."""
+    """The abstract network of a config, for the 10 classes of grey digits."""
     return nnx.eval_shape(lambda: create_network(config, 10, 1))
 
 

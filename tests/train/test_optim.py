@@ -14,7 +14,7 @@ from train.tasks.network import create_network
 
 
 def settings(**changes):
-    """The tiny config with other settings of the optimiser, and of `epochs`."""
+    """The tiny config with changed settings of the optimiser and `epochs`."""
     more = {"epochs": changes.pop("epochs")} if "epochs" in changes else {}
     return tiny(optimizer=changes, **more)
 
@@ -61,7 +61,7 @@ def test_schedule_without_warm_up_starts_at_the_peak():
 
 
 def test_poly_schedule_is_a_power_of_what_is_left():
-    """As the public semantic segmentation recipes: the first step has the full rate, step i (1 - i / total)^0.9."""
+    """As in the public segmentation recipes: the rate of step i is (1 - i / total)^0.9 times the full rate."""
     found = rates(range(21), 10, learning_rate=0.01, warmup_epochs=0.0, schedule="poly")
     np.testing.assert_allclose(found, 0.01 * (1 - np.arange(21) / 20) ** 0.9, rtol=1e-5, atol=1e-9)
     assert found[0] == pytest.approx(0.01, rel=1e-7)
@@ -95,7 +95,7 @@ def test_updates_are_those_of_pytorchs_sgd(nesterov):
 
 
 def take_steps(config, params, gradients):
-    """The parameters after each step, by the optimiser of a config."""
+    """The parameters after each step of a config's optimiser."""
     optimiser, _ = create_optimiser(config, steps_per_epoch=2)
     params = jax.tree.map(jnp.asarray, params)
     state, taken = optimiser.init(params), []
@@ -156,7 +156,7 @@ def test_decay_of_all_parameters_and_its_growth():
     )  # fmt: skip
     zeros = [jax.tree.map(np.zeros_like, PARAMS)] * 6
     factor = 1.0
-    # Two steps an epoch, and the decay is three times as large in each.
+    # Two steps an epoch; the decay triples every epoch.
     for decay, params in zip([0.01, 0.01, 0.03, 0.03, 0.09, 0.09], take_steps(config, PARAMS, zeros), strict=True):
         factor *= 1 - 0.5 * decay
         for name in PARAMS:
@@ -225,7 +225,7 @@ def test_a_multiplier_scales_the_updates_of_its_path_and_of_no_other(more):
 
 
 def test_multipliers_go_on_with_the_momentum():
-    """The rate is scaled, not what is remembered of the gradients: every step is as with a rate of ten times."""
+    """The multiplier scales the rate, not the momentum: every step equals one at ten times the rate."""
     gradients = GRADIENTS[:3]
     tenfold = take_steps(settings(**SGD, multipliers={"kernel": 10.0}), PARAMS, gradients)
     expected = take_steps(settings(**{**SGD, "learning_rate": 1.0}), PARAMS, gradients)

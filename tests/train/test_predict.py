@@ -25,7 +25,7 @@ def source():
 
 
 def seen_by_the_network(config, image):
-    """What the network is given of an image."""
+    """The network's input for an image."""
     seen = []
 
     def predict(images):
@@ -62,7 +62,7 @@ def bad_files(tmp_path, finished_run):
     (tmp_path / "text.png").write_text("this is no image")
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(2**26 + 1)
-    # The sizes in the header become 2**15 x 2**15 pixels; a checksum follows the header.
+    # Sets the size in the header to 2**15 x 2**15 pixels, with a valid checksum.
     header = good[12:16] + 2 * (2**15).to_bytes(4, "big") + good[24:29]
     checksum = zlib.crc32(header).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(good[:12] + header + checksum + good[33:])
@@ -174,7 +174,7 @@ def test_samples_are_files_of_safe_names(tmp_path):
 
 
 def scorer(config):
-    """A scorer of a fresh tiny network, and the network's arrays."""
+    """A scorer of a new tiny network, and the network's arrays."""
     source = load_source(config)
     task = Classification(config, source)
     model, params, other_state = split_model(task.create())
@@ -182,9 +182,9 @@ def scorer(config):
 
 
 def check_padding():
-    """Predictions for some images are those for each by itself, whatever the batch is padded to."""
+    """Predictions for several images equal those for each image alone, for any padding of the batch."""
     images = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 1)).astype(np.uint8)
-    one, params, other_state = scorer(tiny(batch_size=4))  # so that 5 and 9 images are several batches
+    one, params, other_state = scorer(tiny(batch_size=4))  # 5 and 9 images are several batches
     alone = [one.predict(params, other_state, image[None])["probabilities"] for image in images]
     assert {values.shape for values in alone} == {(1, 10)}
     assert len({values.tobytes() for values in alone}) == len(images)

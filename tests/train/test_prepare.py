@@ -42,7 +42,7 @@ def cifar10(tmp_path) -> Path:
 
 
 def rewrite_last(path, edit):
-    """Changes the last record of a shard."""
+    """Edits the last record of a shard."""
     reader = ArrayRecordReader(str(path))
     records = reader.read_all()
     reader.close()
@@ -114,7 +114,7 @@ def test_damaged_records(cifar10, edit, message):
     rewrite_last(shard(cifar10, "train"), edit)
     with pytest.raises(UserError, match=message):
         main("--dataset=cifar10", f"--data_dir={cifar10.parents[1]}")
-    assert cifar10.exists()  # only what was just written is removed
+    assert cifar10.exists()  # only newly written files are removed
 
 
 def test_numbers_of_records_that_differ(cifar10):
@@ -173,7 +173,7 @@ def test_room_for_the_archives(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory) -> Path:
-    """A folder of prepared data sets that has no more than their archives."""
+    """A folder with the archives of the data sets only."""
     folder = tmp_path_factory.mktemp("archives")
     write_all(folder)
     return folder
@@ -255,7 +255,7 @@ def test_an_interrupted_preparation_leaves_nothing_that_looks_complete(stop, sta
     assert find_prepared("cifar10", str(data_dir)) is None
     again = run_prepare("cifar10", data_dir)
     assert (again.returncode, again.stderr) == (0, "")
-    # What a process that was killed leaves is named, so that it can be removed.
+    # The output names leftovers of a killed process, for the user to remove.
     assert ("is left from an interrupted preparation" in again.stdout) == (status == -signal.SIGKILL)
 
 

@@ -33,7 +33,7 @@ def test_the_cost_in_the_header_is_the_one_counted(path):
         "segment_scaled_digits",
         "masks",
         "pictures",
-    ):  # a time on a CPU; what it costs depends on the pictures
+    ):  # a time on a CPU; the cost depends on the pictures
         assert f"Cost: {cost_line(cost(read(path)))}\n" in path.read_text()
 
 
@@ -42,7 +42,7 @@ def test_cost_counts_what_the_paper_counts(capsys):
     assert found.parameters == 25_557_032
     assert found.macs == pytest.approx(4.089e9, rel=1e-3)
     assert found.images == 120 * 1_281_167
-    # Three times two operations at a fifth of 312e12 a second.
+    # Three times two operations, at a fifth of 312e12 per second.
     assert found.hours == pytest.approx(6 * found.macs * found.images / 62.4e12 / 3600)
     assert cost_main(["cost", f"--config={ROOT / 'configs/ps_resnet_digits.py'}"]) == 0
     assert "0.1 M parameters, 0.00 G multiply-accumulates an image" in capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_smoke_keeps_what_a_recipe_is_about(path):
     for counted in ("warmup_epochs", "decay_growth_epochs", "schedule_epochs"):
         share = np.array(getattr(whole.optimizer, counted)) / whole.epochs
         np.testing.assert_allclose(np.array(getattr(small.optimizer, counted)) / small.epochs, share)
-    # All else is the recipe's.
+    # All other settings are the recipe's.
     kept = {"data.source": whole.data.source, "data.dir": whole.data.dir, "data.threads": whole.data.threads}
     kept |= {"data.splits": whole.data.splits, "data.image_size": whole.data.image_size}
     kept |= {"model.kwargs": whole.model.kwargs, "optimizer": whole.optimizer.model_dump()}
@@ -119,14 +119,14 @@ def test_variants_that_do_not_exist(name, message, monkeypatch):
         read(name)
 
 
-# The steps of the others are taken, and compared with recorded ones, in test_floor.py; the engine is one for all.
+# test_floor.py compares the steps of the other recipes with recorded ones; all share the engine.
 WHOLE = ("segment_scaled_digits", "masks", "modern_imagenet")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.stem in WHOLE], ids=lambda path: path.stem)
 def test_recipes_train_when_shrunken(path, tmp_path, capsys, quick_compilation):
-    """In one process, which is started once and finds the compiled parts that recipes share."""
+    """Runs in one process, where recipes share compiled functions."""
     status = program.main(["train", f"--config={path}:smoke", f"--workdir={tmp_path / 'run'}"])
     assert status == 0
     result = "mean IoU" if path.stem in ("segment_scaled_digits", "masks") else "accuracy"

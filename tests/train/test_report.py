@@ -32,7 +32,7 @@ def written(tmp_path, **changes):
 
 
 class Outline(html.parser.HTMLParser):
-    """Checks that every tag is closed in its order, and notes the headings and the text."""
+    """Checks that tags are nested correctly, and collects the headings and the text."""
 
     def __init__(self, page):
         super().__init__()

@@ -79,13 +79,13 @@ def test_a_run_leaves_its_files(finished_run):
     page = (finished_run / "report.html").read_text(encoding="utf-8")
     result = json.loads((finished_run / "result.json").read_text())
     assert f"test accuracy {result['test_accuracy']:.4f}" in page
-    assert page.count("taken for") >= 24  # the network is poor, so there are enough mistakes to show
+    assert page.count("taken for") >= 24  # the network is poor and makes enough mistakes
     samples = sorted(path.name for path in (finished_run / "samples").iterdir())
     assert samples == [f"{digit}.png" for digit in range(10)]
 
 
 def test_a_finished_run_says_so_and_repeats_its_result(finished_run, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "load_source", None)  # whatever trains needs it
+    monkeypatch.setattr(loop, "load_source", None)  # every training needs it
     assert train(tiny(), Classification, finished_run, command="again") == 0
     output = capsys.readouterr().out.splitlines()
     result = json.loads((finished_run / "result.json").read_text())
@@ -174,7 +174,7 @@ loop.train(tiny(), Classification, workdir, command="again")
 """
 
 
-# Saves are at steps 2, 4, 5, 6, 8 and 10; the third is that of the first epoch's end. The first is read back, too.
+# Saves are at steps 2, 4, 5 (the end of the first epoch), 6, 8 and 10. The first is also read back.
 @pytest.mark.slow
 @pytest.mark.parametrize(("where", "count", "resumed_from"), [("save", 4, 4), ("step", 8, 6)])
 def test_kill_9_at_any_time_changes_nothing(where, count, resumed_from, finished_run, tmp_path, capfd):
@@ -185,7 +185,7 @@ def test_kill_9_at_any_time_changes_nothing(where, count, resumed_from, finished
     output, errors = capfd.readouterr()
     if where == "save":
         assert f"going on from the checkpoint of step {resumed_from} of 10" in output
-    else:  # the save of step 6 may have been under way
+    else:  # the save of step 6 may have been incomplete
         assert "going on from the checkpoint of step" in output
     assert "damaged" not in errors
     assert_same_runs(tmp_path, finished_run)
@@ -278,11 +278,11 @@ def test_twenty_kills_by_chance_and_starts_at_once_change_nothing(tmp_path):
     output = run.stdout.splitlines()
     statuses = [line for line in output if line.startswith("status")]
     refused = [line for line in output if line.startswith("refused: ")]
-    # Of two at once the second is refused, or starts when the first is dead.
+    # A second process is rejected, or starts after the first one's death.
     assert statuses[0] == statuses[-1] == "status 0"
     assert statuses.count("status -9") == 25 - len(refused)
     assert statuses.count("status 3") == len(refused) > 0
-    # The first may not have written its number yet.
+    # The first process may not have written its number yet.
     owner = re.compile(r"is in use by (process \d+ on host \S+|another process); wait until it has ended")
     assert [line for line in refused if f"--workdir={workdir} " not in line or not owner.search(line)] == []
     # The kills were spread over the run.
@@ -298,7 +298,7 @@ def test_twenty_kills_by_chance_and_starts_at_once_change_nothing(tmp_path):
 
 @contextlib.contextmanager
 def mounted(folder, options):
-    """Mounts a small file system in memory, which is unmounted at the end."""
+    """Mounts a small file system in memory, and unmounts it at the end."""
     folder.mkdir(exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
@@ -361,7 +361,7 @@ def test_a_workdir_that_cannot_be_written_stops_the_run_before_training(tmp_path
     def refuse(self, *arguments, **named):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
 
-    monkeypatch.setattr(loop, "create_train_step", None)  # whatever trains needs it
+    monkeypatch.setattr(loop, "create_train_step", None)  # every training needs it
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     arguments = (f"--config={TINY_CONFIG}", f"--workdir={tmp_path / 'run'}")
     _, errors = fail(program.main, monkeypatch, capsys, *arguments)
@@ -370,7 +370,7 @@ def test_a_workdir_that_cannot_be_written_stops_the_run_before_training(tmp_path
 
 @pytest.mark.slow
 def test_a_read_only_file_system_stops_the_run_before_training(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "create_train_step", None)  # whatever trains needs it
+    monkeypatch.setattr(loop, "create_train_step", None)  # every training needs it
     with mounted(tmp_path / "disk", "size=1m,ro"):
         for workdir in (tmp_path / "disk", tmp_path / "disk" / "run"):
             arguments = (f"--config={TINY_CONFIG}", f"--workdir={workdir}")
@@ -410,7 +410,7 @@ def test_the_three_commands(tmp_path):
         "train",
         f"--config={TINY_CONFIG}",
         f"--workdir={workdir}",
-        "--config.model.name=resnet8",  # the tiny model is known to the tests alone
+        "--config.model.name=resnet8",  # the tiny model is registered in the tests only
         "--config.model.kwargs.width=4",
         "--config.epochs=1",
         "--config.checkpoint_every=0",
@@ -533,7 +533,7 @@ def test_averages_are_what_is_evaluated_and_kept(tmp_path, monkeypatch):
 
 
 def test_what_is_frozen_goes_through_a_run(tmp_path):
-    """The config's paths come to the optimiser, the network and the checkpoint, from which a run goes on."""
+    """The optimiser, the network and the checkpoint of a run use the config's frozen paths."""
     config = tiny({"model.frozen": ["conv", "norm"], "optimizer.multipliers": {"head": 2.0}}, epochs=1)
     assert train(config, Classification, tmp_path, command="again") == 0
     best = load_best(tmp_path, task_kind, load_data(tmp_path, task_kind))
@@ -593,7 +593,7 @@ def test_a_report_that_cannot_be_drawn_ends_no_finished_run(nearly_finished, fin
     assert output.out.splitlines()[-1].startswith("test accuracy ")
     assert_same_runs(nearly_finished, finished_run)
     assert len(read_arrays(nearly_finished)["labels"]) == 364
-    # The rerun is finished, and says how to get the report.
+    # The rerun has nothing to do, and prints how to get the report.
     assert train(tiny(), Classification, nearly_finished, command="again") == 0
     output = capsys.readouterr()
     assert "this run is finished" in output.out
@@ -607,7 +607,7 @@ def test_a_report_that_cannot_be_drawn_ends_no_finished_run(nearly_finished, fin
 
 
 def test_damaged_metrics_and_samples_that_cannot_be_drawn(nearly_finished, finished_run, monkeypatch, capsys):
-    """Damaged lines are lost alone, and the run ends without the samples."""
+    """Only damaged lines are lost, and the run ends without the samples."""
 
     def fail(image, side):
         raise ValueError("no")

@@ -1,4 +1,4 @@
-"""A run owns its folder, knows its data, and may become longer."""
+"""A run locks its folder, records its data, and may be extended."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def pictures(folder, count, seed=0):
 
 
 def folder_config(data, **changes):
-    """A training of seconds on a folder of pictures."""
+    """The config of a short training on a folder of pictures."""
     values = {
         "data": {
             "source": "folder",
@@ -51,7 +51,7 @@ def folder_config(data, **changes):
 
 @pytest.fixture(scope="module")
 def on_pictures(tmp_path_factory):
-    """The folder of pictures of cats and dogs, and of a run on them."""
+    """A folder with pictures of cats and dogs, and a run on them."""
     root = tmp_path_factory.mktemp("pictures")
     for seed, name in enumerate(("cat", "dog")):
         pictures(root / "data" / name, 12, seed)
@@ -64,7 +64,7 @@ def on_pictures(tmp_path_factory):
 
 @pytest.fixture
 def copied(on_pictures, tmp_path):
-    """A copy of `on_pictures`, whose config names the copied pictures."""
+    """A copy of `on_pictures`, with the copied pictures in the config."""
     shutil.copytree(on_pictures, tmp_path / "copy")
     path = tmp_path / "copy" / "run" / "config.json"
     path.write_text(path.read_text().replace(str(on_pictures), str(tmp_path / "copy")))
@@ -115,7 +115,7 @@ def add_a_class(data):
     ],
 )
 def test_changed_data_are_refused(change, words, copied, monkeypatch, capsys):
-    """By evaluation, and by a run that goes on; the data that are restored do again."""
+    """Evaluation and a resumed run reject changed data, and accept the restored data."""
     shutil.copytree(copied / "data", copied / "kept")
     change(copied / "data")
     _, errors = fail(evaluate.main, monkeypatch, capsys, f"--workdir={copied / 'run'}")
@@ -197,7 +197,7 @@ def test_files_that_are_no_records_are_refused(content, tmp_path):
 
 
 def test_a_folder_in_use_is_refused_with_host_and_process(tmp_path, monkeypatch, capsys):
-    """Also when nothing is in it yet. When the process is killed the folder is free, whatever it has forked."""
+    """Also for a missing folder. Killing the process frees the folder, even with a living child process."""
     workdir = tmp_path / "run"
     code = """
 import os, sys, time

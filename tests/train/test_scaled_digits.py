@@ -1,4 +1,4 @@
-"""The data set of digits at known sizes: what it draws, that its parts have nothing in common, and how it is read."""
+"""The data set of digits at known sizes: its images, its disjoint splits, and its reader."""
 
 import itertools
 import subprocess
@@ -23,7 +23,7 @@ def some():
 
 
 def test_every_box_is_as_large_as_its_scale_says(some):
-    """The mask of a digit fills its 8 rows but for blank ones at the edges."""
+    """The mask of a digit fills its 8 rows, except blank ones at the edges."""
     for example in some:
         top, left, bottom, right = example.box
         assert 0 <= top < bottom <= SIDE
@@ -41,11 +41,11 @@ def test_scales_are_log_uniform_from_1_to_6():
     assert places[0] >= 0
     assert places[-1] < 1
     uniform = (np.arange(len(places)) + 0.5) / len(places)
-    assert np.abs(places - uniform).max() < 1.63 / np.sqrt(len(places))  # Kolmogorov-Smirnov, one in a hundred
+    assert np.abs(places - uniform).max() < 1.63 / np.sqrt(len(places))  # Kolmogorov-Smirnov at level 0.01
 
 
 def test_the_digit_is_the_labelled_one(some):
-    """Shrunk to 8x8, the box of the mask looks like the scanned digit: it correlates with it more than with most."""
+    """The mask inside its box, reduced to the scanned digit's pixels, matches most of them."""
     scanned = load_digits()
     for example in some[:20]:
         assert scanned.target[example.digit] == example.label
@@ -57,7 +57,7 @@ def test_the_digit_is_the_labelled_one(some):
         expected = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] >= 8
         top, left, bottom, right = example.box
         height, width = expected.shape
-        # The middle of each of its pixels.
+        # The centres of the scanned digit's pixels.
         at = np.ix_(
             (top + (np.arange(height) + 0.5) * (bottom - top) / height).astype(int),
             (left + (np.arange(width) + 0.5) * (right - left) / width).astype(int),
@@ -69,7 +69,7 @@ def test_the_digit_is_lighter_than_all_else(some):
     for example in some:
         light = example.image.mean(axis=-1)
         assert light[example.mask].max() >= 210 > 180 > light[~example.mask].mean()
-        near = cv2.dilate(example.mask.astype(np.uint8), np.ones((9, 9)))  # its soft edge
+        near = cv2.dilate(example.mask.astype(np.uint8), np.ones((9, 9)))  # the digit with its soft edge
         assert light[near == 0].max(initial=0) < 150
 
 
@@ -100,7 +100,7 @@ def test_it_must_be_prepared_first(tmp_path):
 @pytest.mark.slow
 def test_what_is_prepared_without_tensorflow_is_what_was_drawn(tmp_path):
     command = [sys.executable, "-m", "train.prepare", "--dataset=scaled_digits", f"--data_dir={tmp_path}"]
-    for _ in range(2):  # the second time it is read
+    for _ in range(2):  # the second run reads it
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "train: 6942 records" in done.stdout

@@ -24,7 +24,7 @@ NAMES = ("ground", "red", "blue")
 
 
 def write_masks(folder):
-    """Images of coloured rectangles with their masks; whole parts of some, and nearly all of others, are ignored."""
+    """Writes images of coloured rectangles with masks; every third mask is ignored except for its first row."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 18), ("validation", 5), ("test", 5)):
         for kind in ("images", "masks"):
@@ -33,7 +33,7 @@ def write_masks(folder):
             height, width = rng.integers(10, 20, size=2)
             image = rng.integers(0, 60, size=(height, width, 3)).astype(np.uint8)
             mask = np.zeros((height, width), np.uint8)
-            for label, channel in ((1, 2), (2, 0)):  # OpenCV's colours are blue, green, red
+            for label, channel in ((1, 2), (2, 0)):  # OpenCV's order is blue, green, red
                 top, left = rng.integers(0, height - 4), rng.integers(0, width - 4)
                 image[top : top + 5, left : left + 5, channel] = 250
                 mask[top : top + 5, left : left + 5] = label
@@ -57,7 +57,7 @@ def config_of(masks, *overrides):
 
 @pytest.fixture(scope="session")
 def finished(masks, tmp_path_factory):
-    """A run that nothing interrupted; tests must not change it."""
+    """An uninterrupted run; tests must not change it."""
     from msconv_jax.models import registry
     from tests.train.helpers import TINY_SEGMENTER
 
@@ -75,7 +75,7 @@ def task_of(config, classes=3):
 
 
 class Given:
-    """Stands for a network that gives these logits."""
+    """A fake network that returns these logits."""
 
     def __init__(self, *outputs):
         self.outputs = outputs
@@ -85,7 +85,7 @@ class Given:
 
 
 def cross_entropies(logits, labels):
-    """By the definition, in float64, one pixel after the other; 0 where ignored."""
+    """The cross-entropies by definition, in float64, pixel by pixel; 0 where ignored."""
     losses = np.zeros(labels.shape)
     for place in np.ndindex(labels.shape):
         if labels[place] != IGNORED:
@@ -115,7 +115,7 @@ def test_the_loss_is_the_mean_over_the_valid_pixels_of_the_batch(masks):
     }
     assert {name: float(total / weight) for name, (total, weight) in terms.items()} == pytest.approx(expected, rel=1e-5)
 
-    # It is a sum over rows: parts of the batch, weighted as the whole, add up.
+    # The loss is a sum over rows: with the weights of the whole batch, its parts add up.
     parts = []
     for rows_of in (slice(0, 1), slice(1, 4)):
         part = {name: value[rows_of] for name, value in rows.items()}
@@ -213,7 +213,7 @@ def test_crops_need_a_size(masks):
 
 
 def test_colours_are_those_of_pascal_voc():
-    # Of aeroplane, bicycle, bird, person and tv monitor, by the data set's development kit.
+    # Aeroplane, bicycle, bird, person and tv monitor, from the data set's development kit.
     expected = {1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128)}
     colours = palette(21)
     assert {number: tuple(colours[number].tolist()) for number in expected} == expected
@@ -232,7 +232,7 @@ def test_a_byte_holds_the_class_of_a_pixel(masks):
 def test_the_worst_of_many_classes_are_drawn_whatever_their_names():
     names = ["$x_$", "a$", "\u732b" * 85, "\\frac{", "\u202e", *(f"class {n}" for n in range(250))]
     counts = np.diag(np.arange(1, 256))
-    counts[:, 254] += 1  # the IoU grows with the number
+    counts[:, 254] += 1  # the IoU grows with the class index
     evaluator = SegmentationEvaluator(names)
     evaluator.add({"confusion": counts[None]})
     by_class, _ = evaluator.sections()
@@ -317,7 +317,7 @@ def test_every_topology_has_equal_losses_with_ignored_pixels_spread_unevenly(mas
 
 @pytest.mark.slow
 def test_the_recipe_reaches_its_mean_iou(tmp_path):
-    """The recipe of scaled digits, for a fifth of its epochs: two minutes on two cores."""
+    """Runs a fifth of the epochs of the recipe for scaled digits: two minutes on two cores."""
     run = run_python("-m", "train.prepare", "--dataset=scaled_digits", f"--data_dir={tmp_path / 'data'}")
     assert run.returncode == 0, run.stderr
     arguments = [f"--config={ROOT / 'configs/segment_scaled_digits.py'}", f"--config.data.dir={tmp_path / 'data'}"]

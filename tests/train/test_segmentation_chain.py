@@ -1,4 +1,4 @@
-"""The transforms of segmentation against numbers that PyConvSegNet's public code gave."""
+"""The transforms of segmentation, compared with numbers of PyConvSegNet's public code."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,11 @@ from train.errors import UserError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "dense" / "seg_augment.npz"
 SOURCE = Source({}, ("a",), (33, 41, 3), False, IMAGENET_MEAN, IMAGENET_STD)
-CHAIN = {"flip": {}, "random_scale": {}, "blur": {}, "random_rotation": {}}  # in another order, which does not matter
+CHAIN = {"flip": {}, "random_scale": {}, "blur": {}, "random_rotation": {}}  # in any order
 
 
 class Replay:
-    """A generator that gives numbers from a list."""
+    """A generator that returns numbers from a list."""
 
     def __init__(self, numbers):
         self.numbers = list(numbers)

@@ -1,4 +1,4 @@
-"""Sliding windows against a plain loop over all pixels, and on images of awkward sizes."""
+"""Sliding windows, compared with a plain loop over all pixels, and on images of odd sizes."""
 
 import math
 
@@ -13,7 +13,7 @@ MEAN = (120.0, 110.0, 100.0)
 
 
 def colours(windows):
-    """Probabilities that depend on the pixel and on its place in the window."""
+    """Probabilities that depend on the pixel and on its position in the window."""
     count, height, width, _ = windows.shape
     place = np.arange(height)[:, None] * 0.01 + np.arange(width) * 0.02
     scores = np.concatenate([windows / 50, np.broadcast_to(place[None, ..., None], (count, height, width, 1))], -1)

@@ -52,7 +52,7 @@ def test_four_devices_train_like_one():
         np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-5)
 
 
-# It learns nothing, so that a loss differs by what was dropped alone.
+# Without learning, losses differ only by dropout.
 DROPPING = {"optimizer.weight_decay": 0.0, "optimizer.learning_rate": 1e-30}
 
 
@@ -113,7 +113,7 @@ def assert_close(left, right, rtol=1e-5, atol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), left, right)
 
 
-# With these a step takes the gradient of the mean loss from the parameters.
+# With these settings a step subtracts the gradient of the mean loss from the parameters.
 GRADIENT = {
     "optimizer.momentum": 0.0,
     "optimizer.nesterov": False,
@@ -135,7 +135,7 @@ def test_the_reported_norm_is_that_of_the_gradient():
 
 
 def test_the_loss_is_a_plain_sum_so_parts_add_up():
-    """The gradient is that of the mean over the rows, computed here without the engine, in one part or in two."""
+    """In one part or in two, the gradient is that of the mean over the rows, computed without the engine."""
     config = small("Plain", {**GRADIENT, "task.label_smoothing": 0.0})
     source = load_source(config)
     before, whole, report, batch = first_step(config)
@@ -281,7 +281,7 @@ def test_frozen_parameters_have_no_share_in_the_clipped_norm():
 
 
 def test_a_frozen_batch_norm_normalises_by_its_statistics():
-    """Fresh statistics have mean 0 and variance 1, so that a frozen layer divides by sqrt(1 + epsilon) alone."""
+    """With initial statistics, mean 0 and variance 1, a frozen layer only divides by sqrt(1 + epsilon)."""
     config = small("Normalised", {**GRADIENT, "model.frozen": ["norm"], "task.label_smoothing": 0.0})
     source = load_source(config)
     _, _, report, batch = first_step(config)
@@ -330,7 +330,7 @@ def test_four_devices_mix_accumulate_and_normalise_their_own_rows():
         assert run.returncode == 0, run.stderr
         results.append(json.loads(run.stdout))
         assert results[-1]["devices"] == devices
-        assert results[-1]["moved"] == []  # no rows go from device to device
+        assert results[-1]["moved"] == []  # devices do not exchange rows
         parts = np.split(np.asarray(results[-1]["maps"]), devices)
         averages = [0.5 * part.mean(axis=(0, 1, 2)) for part in parts]
         variances = [0.5 + 0.5 * part.var(axis=(0, 1, 2)) for part in parts]

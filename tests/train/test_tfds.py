@@ -31,7 +31,7 @@ from train.data.readers import tfds as module
 from train.errors import UserError
 
 PREPARED = ROOT / "tests" / "data" / "tfds"
-# The labels that ImageNet's authors give the first validation images: snake, alp, sheepdog, soup bowl.
+# ImageNet's labels of the first validation images: snake, alp, sheepdog, soup bowl.
 VALIDATION_CLASSES = ["n01751748", "n09193705", "n02105855", "n04263257"]
 
 
@@ -63,7 +63,7 @@ def edit_json(path, edit):
 
 
 def relabel(path, label):
-    """Gives every record of a shard another label."""
+    """Sets the label of every record of a shard."""
     reader = ArrayRecordReader(str(path))
     records = reader.read_all()
     reader.close()
@@ -87,7 +87,7 @@ def assert_holds_cifar(records, count, first, classes=10):
 
 
 def assert_holds_imagenet(source):
-    """Compares every record with the files that went into the miniature, which Pillow decodes."""
+    """Compares every record with the miniature's source files, decoded by Pillow."""
     validation = {wnid: [name] for wnid, name in zip(VALIDATION_CLASSES, IMAGENET_VALIDATION, strict=True)}
     files = imagenet_files()
     for split, by_class in (("train", IMAGENET_TRAIN), ("validation", validation)):
@@ -97,7 +97,7 @@ def assert_holds_imagenet(source):
             image = decoded(record.image).astype(int)
             distance = {name: np.abs(decoded(files[name]) - image).mean() for name in left}
             name = min(distance, key=lambda name: distance[name])
-            # tfds wrote two files anew; CMYK has been through other colours.
+            # tfds re-encoded two files; CMYK was also converted to another colour space.
             tolerance = {PNG_NAME: 3, CMYK_NAME: 6}.get(name, 0)
             assert distance[name] <= tolerance
             assert source.classes[record.label] == left.pop(name)
@@ -163,7 +163,7 @@ def test_splits_are_expressions_of_tfds():
     assert list(source.splits["validation"]) == list(whole["train"])[15:]
     assert list(source.splits["test"]) == list(whole["test"])
     assert source.note == ""
-    # What a split of one's own leaves out is the data set's, here its one labelled split.
+    # Splits that the config omits are the data set's, here its one labelled split.
     source = load_source(config("imagenet2012", splits=splits | {"validation": "train[9:]"}))
     assert [len(source.splits[name]) for name in ("train", "validation", "test")] == [9, 3, 4]
 
@@ -339,7 +339,7 @@ def test_batches_are_the_pictures():
     assert batch["label"].tolist() == [record.label for record in records]
     shown = batch["image"].astype(int)
     assert shown.shape == (4, 64, 64, 3)
-    # Decoders may differ in the last bits.
+    # Decoders may differ in the lowest bits.
     assert max(np.abs(shown[i] - decoded(records[i].image)).mean() for i in range(4)) < 1.5
     first = first_batches(source, config(threads=0), 6)
     again = first_batches(source, config(threads=3), 6)
@@ -349,7 +349,7 @@ def test_batches_are_the_pictures():
 
 
 class Rooms(tfds.core.GeneratorBasedBuilder):
-    """Images with the class of every pixel and no label, of sizes that vary."""
+    """Images of varying sizes, with the class of every pixel and without a label."""
 
     VERSION = tfds.core.Version("1.0.0")
     CLASSES = ("floor", "wall", "door")

@@ -48,7 +48,7 @@ def test_texts_in_messages_are_escaped_and_shortened():
         deep = [deep]
     assert quoted(deep) == "a value that is too large to print"
     assert quoted(10**5000) == "a value that is too large to print"
-    while deep:  # or Python's own removal of it might go too deep
+    while deep:  # Python's recursive deallocation might go too deep
         deep = deep[0]
 
 
@@ -99,7 +99,7 @@ def test_the_models_are_listed_on_an_ascii_stream():
 
 @pytest.mark.slow
 def test_classes_of_any_names_are_trained_on_and_predicted(tmp_path, capfd):
-    """Dollars, names of 252 bytes, marks alone, and what turns the direction of a line; a path in Cyrillic."""
+    """Dollar signs, names of 252 bytes, combining marks only, bidirectional controls, and a path in Cyrillic."""
     classes = [
         "$x_$",
         "a$",
