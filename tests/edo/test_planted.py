@@ -45,7 +45,8 @@ def trained_supernet(dilations, *, steps, feature_group_count=1):
             return jnp.square(student(x) - target).mean() / jnp.var(target)
 
         value, gradients = nnx.value_and_grad(loss)(student)
-        optimiser.update(student, gradients)
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the number of steps
+            optimiser.update(student, gradients)
         return value
 
     for number in range(steps):
