@@ -129,7 +129,7 @@ def chain(
         image = dense.blur(image)
     if rng.random() < 0.5:
         image, label = dense.flip(image, label)
-    image, label = dense.padded(image, label, size, mean, IGNORED)
+    image, label = dense.pad(image, label, size, mean, IGNORED)
     top, left = (rng.integers(0, whole - part + 1) for whole, part in zip(label.shape, size, strict=True))
     rng.check_empty()
     return dense.crop(image, label, size, (top, left), mean, IGNORED)
