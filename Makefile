@@ -31,7 +31,7 @@ $(VENV)/.docs: pyproject.toml
 
 $(ONNX_VENV)/.onnx: pyproject.toml
 	@test -x $(ONNX_VENV)/bin/python || $(PYTHON) -m venv $(ONNX_VENV)
-	$(ONNX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[onnx]' pytest
+	$(ONNX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[onnx]' pytest beartype
 	@touch $@
 
 train: $(VENV)/.train ## Train a PSConv network on handwritten digits (about a minute)

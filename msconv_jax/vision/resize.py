@@ -78,7 +78,7 @@ def _checked(size: Sequence[int]) -> Sequence[int]:
     return size
 
 
-def _multiply_axes(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+def _multiply_axes(x: jax.Array | np.ndarray, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
     """Multiplies the height by one matrix (new, old) and the width by another."""
     return jnp.einsum(
         "ph,qw,nhwc->npqc", jnp.asarray(rows, x.dtype), jnp.asarray(columns, x.dtype), x, precision="highest"
