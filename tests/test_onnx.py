@@ -37,6 +37,11 @@ class Chain(nnx.Module):
         return x
 
 
+def mean_pooling(x):
+    with jax.numpy_dtype_promotion("standard"):  # Flax divides by counts, which are ints
+        return nnx.avg_pool(x, (3, 3), (2, 2), "SAME")
+
+
 OPERATORS = {
     "plain": lambda: nnx.Conv(16, 8, (4, 3), strides=(2, 1), kernel_dilation=(1, 2), rngs=rngs()),
     "circular": lambda: nnx.Conv(16, 8, (3, 3), padding="CIRCULAR", rngs=rngs()),
@@ -71,7 +76,7 @@ FUNCTIONS = {
     "mish": jax.nn.mish,
     "elu": jax.nn.elu,
     "hard swish": jax.nn.hard_swish,
-    "mean pooling": lambda x: nnx.avg_pool(x, (3, 3), (2, 2), "SAME"),
+    "mean pooling": mean_pooling,
     "maximum pooling": lambda x: nnx.max_pool(x, (3, 3), (2, 2), "SAME"),
     "bilinear": lambda x: jax.image.resize(x, (x.shape[0], 20, 9, 16), "bilinear"),
     "nearest": lambda x: jax.image.resize(x, (x.shape[0], 26, 28, 16), "nearest"),
