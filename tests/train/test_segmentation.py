@@ -1,5 +1,6 @@
 import json
 import os
+import random
 from pathlib import Path
 
 import cv2
@@ -297,10 +298,54 @@ def test_a_stopped_run_goes_on_to_the_same_end(finished, masks, tmp_path, monkey
     assert (workdir / "result.json").read_text() == (finished / "result.json").read_text()
 
 
+KILLED = """
+import os, signal, sys, threading
+from pathlib import Path
+import grain, matplotlib.figure, rich.progress  # here, so that no life spends its time on it
+from tests.train.helpers import register_tiny
+from tests.train.test_segmentation import config_of
+from train.engine import loop
+from train.tasks import Segmentation
+register_tiny()
+
+def live(seconds, masks, workdir):
+    original, calls = loop.shard_batch, []
+    def deadly(*arguments):
+        calls.append(1)
+        if len(calls) == 2 and seconds:  # the step is compiled
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return original(*arguments)
+    loop.shard_batch = deadly
+    return loop.train(config_of(masks, "--config.epochs=6"), Segmentation, workdir, command="again")
+
+masks, whole, workdir = sys.argv[1:4]
+for seconds, folder in [(0, whole)] + [(float(seconds), workdir) for seconds in sys.argv[4:]]:
+    child = os.fork()
+    if not child:
+        sys.exit(live(seconds, masks, Path(folder)))
+    print("status", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kills_by_chance_change_nothing(masks, tmp_path):
+    chance = random.Random(1)
+    lives = [str(chance.uniform(0.01, 0.4)) for _ in range(8)] + ["0"]
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run = run_python("-u", "-c", KILLED, str(masks), str(whole), str(killed), *lives, **environment)
+    assert run.returncode == 0, run.stderr
+    statuses = [line for line in run.stdout.splitlines() if line.startswith("status")]
+    assert statuses[0] == statuses[-1] == "status 0"
+    assert statuses.count("status -9") >= 4
+    assert lines_of(killed) == lines_of(whole)
+    assert (killed / "result.json").read_text() == (whole / "result.json").read_text()
+
+
 @pytest.mark.slow
 def test_every_topology_has_equal_losses_with_ignored_pixels_spread_unevenly(masks, tmp_path):
     results = []
-    for count, devices in ((1, 4), (2, 2)):
+    for count, devices in ((1, 4), (2, 2), (4, 1)):
         workdir = tmp_path / f"{count}x{devices}"
         with processes(workdir, count, devices, f"--config.data.dir={masks}", config=CONFIG) as started:
             ended = endings(started)
