@@ -7,6 +7,7 @@ ordinary mode.
 import contextlib
 import copy
 import functools
+import itertools
 import json
 import os
 import pickle
@@ -274,6 +275,17 @@ def test_operators_of_one_dtype_take_inputs_of_another():
     for name, (make, inputs) in quick_cases().items():
         outputs, _ = traced(make, cast(inputs, jnp.float16), dtype=jnp.bfloat16)
         assert dtypes_of(outputs) == {jnp.dtype(jnp.bfloat16)}, name
+
+
+@pytest.mark.slow
+def test_every_operator_in_every_dtype():
+    """The dtype of the result is the module's, or that of the inputs for a module without one."""
+    floats = (jnp.float32, jnp.bfloat16, jnp.float16)
+    for name, (make, inputs) in operator_cases().items():
+        for dtype, of_inputs in itertools.product((None, *floats), floats):
+            options = {} if dtype is None else {"dtype": dtype}
+            outputs, _ = traced(make, cast(inputs, of_inputs), **options)
+            assert dtypes_of(outputs) == {jnp.dtype(dtype or of_inputs)}, (name, dtype, of_inputs)
 
 
 def test_operators_on_an_explicit_mesh():
